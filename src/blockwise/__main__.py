@@ -1,0 +1,5 @@
+"""`python -m blockwise`."""
+
+from blockwise.cli import main
+
+main()

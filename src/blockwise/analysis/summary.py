@@ -1,0 +1,99 @@
+"""Records -> sweeps: each scope at its own best learning rate, chosen on validation, averaged over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from blockwise.results import Record, sweep_hash
+
+
+@dataclass(frozen=True)
+class Row:
+    """One scope of a sweep at its best learning rate; accuracies are fractions, means over seeds.
+
+    Attributes:
+        records: The finished records of that scope and rate, one a seed; empty if every rate diverged.
+        lr: The learning rate with the highest mean validation accuracy.
+    """
+
+    scope: str
+    blocks: tuple[int, ...]
+    records: tuple[Record, ...]
+    lr: float
+
+    def mean(self, split: str, metric: str = "top1") -> float:
+        """Return the mean of a metric over seeds."""
+        return fmean(record["metrics"][split][metric] for record in self.records)
+
+    def spread(self, split: str, metric: str = "top1") -> float | None:
+        """Return the standard deviation over seeds; None for a single seed."""
+        values = [record["metrics"][split][metric] for record in self.records]
+        return stdev(values) if len(values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Every recorded scope of one backbone on one data set under the same settings."""
+
+    key: str
+    settings: dict[str, object]
+    records: tuple[Record, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def title(self) -> str:
+        """Return `backbone on data, partition`."""
+        record = self.records[0]
+        return f"{record['backbone']['name']} on {record['data']['name']}, partition {record['partition']['name']}"
+
+    def row(self, scope: str) -> Row | None:
+        """Return the row of a scope, unless it is missing or diverged."""
+        return next((row for row in self.rows if row.scope == scope and row.records), None)
+
+    @property
+    def single_blocks(self) -> list[Row]:
+        """The rows of single blocks, best first by validation accuracy (of equals, the one nearer the head)."""
+        rows = [row for row in self.rows if row.records and row.scope.isdigit()]
+        return sorted(rows, key=lambda row: (-row.mean("val"), -row.blocks[0]))
+
+    @property
+    def best(self) -> Row | None:
+        """The best single block by validation accuracy."""
+        return next(iter(self.single_blocks), None)
+
+
+def sweeps(records: Iterable[Record]) -> list[Sweep]:
+    """Group records into sweeps."""
+    groups: dict[tuple[str, ...], list[Record]] = {}
+    for record in records:
+        names = (record["data"]["name"], record["backbone"]["name"], record["partition"]["name"])
+        groups.setdefault((*names, sweep_hash(record["settings"])), []).append(record)
+    return [Sweep(key[-1], group[0]["settings"], tuple(group), _rows(group)) for key, group in sorted(groups.items())]
+
+
+def _rows(records: Sequence[Record]) -> tuple[Row, ...]:
+    scopes: dict[str, list[Record]] = {}
+    for record in sorted(records, key=lambda r: _order(r["cell"]["scope"], r["cell"]["blocks"])):
+        scopes.setdefault(record["cell"]["scope"], []).append(record)
+    return tuple(_best_rate(scope, group) for scope, group in scopes.items())
+
+
+def _best_rate(scope: str, records: Sequence[Record]) -> Row:
+    rates: dict[float, list[Record]] = {}
+    for record in records:
+        rates.setdefault(record["settings"]["lr"], []).append(record)
+    # a rate at which any seed diverged is not one to choose
+    sound = {rate: group for rate, group in rates.items() if all(r["status"] == "finished" for r in group)}
+    blocks = tuple(records[0]["cell"]["blocks"])
+    if not sound:
+        return Row(scope, blocks, (), min(rates))
+    best = max(sound, key=lambda rate: fmean(record["metrics"]["val"]["top1"] for record in sound[rate]))
+    return Row(scope, blocks, tuple(sound[best]), best)
+
+
+def _order(scope: str, blocks: Sequence[int]) -> tuple[int, tuple[int, ...], str]:
+    """Head first, then single blocks from the input on, then joint ones, `full` last."""
+    kind = 0 if scope == "head" else 3 if scope == "full" else 1 if scope.isdigit() else 2
+    return (kind, tuple(blocks), scope)

@@ -1,0 +1,88 @@
+"""A sweep -> a table on the terminal."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.table import Table
+
+from blockwise.analysis.summary import Row, Sweep
+
+
+def sweep_table(sweep: Sweep) -> Table:
+    """Return a table with one line a scope, the best block marked, differences to both baselines in points."""
+    head, full, best = sweep.row("head"), sweep.row("full"), sweep.best
+    rates = len({record["settings"]["lr"] for record in sweep.records}) > 1
+    seeds = len({record["seed"] for record in sweep.records}) > 1
+    table = Table(
+        title=sweep.title,
+        caption=_caption(sweep),
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+    )
+    table.add_column("scope", no_wrap=True)
+    headings = ["layers", "quarter", "trainable", "val", "test", "Δ head", "Δ full", "time"]
+    for heading in [*headings, *(["rate"] if rates else []), *(["seeds"] if seeds else [])]:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in sweep.rows:
+        mark = " *" if best is not None and row.scope == best.scope else ""
+        cells = [row.scope + mark, *_cells(row, head, full)]
+        cells += [f"{row.lr:g}"] if rates else []
+        cells += [str(len(row.records))] if seeds else []
+        table.add_row(*cells, style="bold green" if mark else "" if row.records else "dim")
+    return table
+
+
+def _cells(row: Row, head: Row | None, full: Row | None) -> list[str]:
+    if not row.records:
+        return ["", "", "", "diverged", "", "", "", ""]
+    record = row.records[0]
+    cell = record["cell"]
+    layers = cell["layers"]
+    return [
+        f"{layers[0]}-{layers[1]}" if layers else "",
+        str(cell["quarter"] or ""),
+        f"{cell['trainable_parameters']:,}",
+        _percent(row, "val"),
+        _percent(row, "test"),
+        _difference(row, head),
+        _difference(row, full),
+        f"{sum(record['seconds'] for record in row.records):.1f} s",
+    ]
+
+
+def _percent(row: Row, split: str) -> str:
+    spread = row.spread(split)
+    return f"{100 * row.mean(split):.1f}" + (f" ± {100 * spread:.1f}" if spread is not None else "")
+
+
+def _difference(row: Row, baseline: Row | None) -> str:
+    return (
+        ""
+        if baseline is None or row.scope == baseline.scope
+        else f"{100 * (row.mean('test') - baseline.mean('test')):+.1f}"
+    )
+
+
+def _caption(sweep: Sweep) -> str:
+    data, best = sweep.records[0]["data"], sweep.best
+    lines = [
+        f"{data['classes']} classes, {data['image_size']} px; {data['train']:,} images to train, {data['val']:,} to "
+        f"validate, {data['test']:,} to test; top-1 accuracy in %"
+    ]
+    if best is not None:
+        lines.append(
+            f"* best block by validation accuracy; it tests at {_percent(best, 'test')}{_verdict(sweep, best)}"
+        )
+    return "\n".join(lines)
+
+
+def _verdict(sweep: Sweep, best: Row) -> str:
+    """Say how the chosen block stands to the baselines that were trained."""
+    differences = [
+        f"{_difference(best, baseline)} to {name}"
+        for name, baseline in (("head only", sweep.row("head")), ("full", sweep.row("full")))
+        if baseline is not None
+    ]
+    return f" ({', '.join(differences)})" if differences else ""

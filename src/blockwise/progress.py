@@ -1,0 +1,132 @@
+"""What a user sees while cells train: a bar, and each cell's accuracy so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+from rich.columns import Columns
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from blockwise.cells import Progress as CellProgress
+from blockwise.module import BlockwiseModule
+
+
+def new_bar(console: Console) -> Progress:
+    """Return an empty progress bar in the project's style."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        expand=True,
+    )
+
+
+@contextmanager
+def decoding(console: Console) -> Iterator[Callable[[int], Callable[[], None]]]:
+    """Give what `BlockwiseDataModule.decode` reports to: a bar that is there while images are read."""
+    with new_bar(console) as bar:
+
+        def begin(total: int) -> Callable[[], None]:
+            task = bar.add_task("reading images", total=total)
+            return lambda: bar.advance(task)
+
+        yield begin
+
+
+class ProgressDisplay(L.Callback):
+    """Shows epochs, batches and each cell's validation accuracy; a plain line an epoch where there is no terminal."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        self.console = console
+        self.title = title
+        self.bar = new_bar(console)
+        self.live: Live | None = None
+        self.task: Any = None
+
+    def __enter__(self) -> ProgressDisplay:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give the terminal back, whatever has happened."""
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Open the display."""
+        del trainer
+        if self.console.is_terminal:
+            self.live = Live(Group(self.bar), console=self.console, refresh_per_second=4)
+            self.live.start()
+        self._show(pl_module)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin an epoch's bar."""
+        assert isinstance(pl_module, BlockwiseModule)
+        active = sum(progress.active for progress in pl_module.progress)
+        epochs = trainer.max_epochs or 0
+        if self.task is None:
+            per_epoch = int(trainer.num_training_batches) + sum(int(n) for n in trainer.num_val_batches)
+            self.task = self.bar.add_task("", total=per_epoch * epochs)
+        description = f"{self.title}  epoch {trainer.current_epoch + 1}/{epochs}  {active} cells"
+        self.bar.update(self.task, description=description)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Advance."""
+        self.bar.advance(self.task)
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        """Advance."""
+        self.bar.advance(self.task)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show the epoch's accuracies."""
+        self._show(pl_module)
+        if not self.console.is_terminal:
+            assert isinstance(pl_module, BlockwiseModule)
+            cells = "  ".join(str(text) for text in _cells(pl_module))
+            self.console.print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {cells}", soft_wrap=True)
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin the bar of the test images."""
+        del pl_module
+        self.bar.update(self.task, visible=False)
+        self.task = self.bar.add_task(f"{self.title}  testing", total=sum(int(n) for n in trainer.num_test_batches))
+
+    def on_test_batch_end(self, *_: Any) -> None:
+        """Advance."""
+        self.bar.advance(self.task)
+
+    def _show(self, module: L.LightningModule) -> None:
+        assert isinstance(module, BlockwiseModule)
+        if self.live is not None:
+            self.live.update(Group(self.bar, Columns(_cells(module), padding=(0, 2))))
+
+
+def _cells(module: BlockwiseModule) -> list[Text]:
+    """Return `scope accuracy` of every cell, the best so far in bold."""
+    rates = {cell.lr for cell in module.cells}
+    best = max((progress.best["val"]["top1"] for progress in module.progress if progress.best), default=None)
+    texts = []
+    for cell, progress in zip(module.cells, module.progress, strict=True):
+        name = cell.key if len(rates) > 1 else cell.scope.name
+        top1 = progress.best["val"]["top1"] if progress.best else None
+        texts.append(
+            Text(f"{name} {_state(progress)}", style="bold green" if top1 is not None and top1 == best else "")
+        )
+    return texts
+
+
+def _state(progress: CellProgress) -> str:
+    if progress.status == "diverged":
+        return "diverged"
+    return "..." if progress.best is None else f"{100 * progress.best['val']['top1']:.1f}"

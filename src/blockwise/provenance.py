@@ -1,0 +1,51 @@
+"""Where a record comes from: commit, versions, command, memory."""
+
+from __future__ import annotations
+
+import resource
+import shlex
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("blockwise", "torch", "torchvision", "lightning", "timm", "torchmetrics", "numpy", "pillow")
+
+
+def provenance() -> dict[str, Any]:
+    """Return commit and dirty flag of the checkout that runs (None outside one), versions, and the command."""
+    here = Path(__file__).parent
+    tracked = _git(here, "ls-files", "--error-unmatch", Path(__file__).name) is not None
+    status = _git(here, "status", "--porcelain", "--untracked-files=no") if tracked else None
+    return {
+        "commit": _git(here, "rev-parse", "HEAD") if tracked else None,
+        "dirty": bool(status) if status is not None else None,
+        "versions": {"python": sys.version.split()[0], **{name: _version(name) for name in PACKAGES}},
+        "command": shlex.join(sys.argv),
+    }
+
+
+def peak_memory_bytes() -> int:
+    """Return the most memory used so far: of the GPU where one is used, else of this process."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,77 @@
+"""What is kept of a finished cell (schema 1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from blockwise.backbones import Backbone
+from blockwise.cells import Cell, CellNetwork, Progress
+from blockwise.data import BlockwiseDataModule
+from blockwise.partition import Partition
+from blockwise.provenance import peak_memory_bytes, provenance
+from blockwise.results import SCHEMA, Record
+
+
+def build_record(
+    *,
+    backbone: Backbone,
+    data: BlockwiseDataModule,
+    data_name: str,
+    partition: Partition,
+    cell: Cell,
+    network: CellNetwork,
+    progress: Progress,
+    settings: dict[str, Any],
+    seconds: float,
+) -> Record:
+    """Return the record of a cell; `seconds` is its own time and its share of what all cells needed."""
+    best = progress.best if progress.status == "finished" else None
+    return {
+        "schema": SCHEMA,
+        "status": progress.status,
+        "backbone": {
+            "name": backbone.name,
+            "weights": backbone.weights,
+            "parameters": sum(layer.num_parameters for layer in partition.layers),
+        },
+        "data": {
+            "name": data_name,
+            "classes": len(data.splits.classes),
+            "image_size": data.images.size,
+            **data.counts(),
+            "skipped": data.skipped,
+        },
+        "partition": {"name": partition.name, "num_blocks": len(partition)},
+        "cell": {
+            "scope": cell.scope.name,
+            "blocks": list(cell.scope.blocks),
+            **_layer_range(partition, cell),
+            "trainable_parameters": sum(p.numel() for p in network.parameters() if p.requires_grad),
+        },
+        "seed": settings["seed"],
+        "settings": settings,
+        "metrics": {
+            "train": best["train"] if best else None,
+            "val": best["val"] if best else None,
+            "test": progress.test if best else None,
+        },
+        "best_epoch": progress.best_epoch if best else None,
+        "epochs": len(progress.history),
+        "seconds": round(seconds, 3),
+        "peak_memory_bytes": peak_memory_bytes(),
+        "provenance": provenance(),
+    }
+
+
+def _layer_range(partition: Partition, cell: Cell) -> dict[str, Any]:
+    """Name the first and last layer that a cell trains, and the quarter of the network a single block lies in."""
+    blocks = [partition.blocks[block] for block in cell.scope.blocks]
+    if not blocks:
+        return {"first_layer": None, "last_layer": None, "layers": None, "quarter": None}
+    first, last = min(block.first for block in blocks), max(block.last for block in blocks)
+    return {
+        "first_layer": partition.layers[first].name,
+        "last_layer": partition.layers[last].name,
+        "layers": [first, last],
+        "quarter": partition.quarter(blocks[0].index) if len(blocks) == 1 else None,
+    }

@@ -1,0 +1,124 @@
+"""The record of a finished cell, and the folder tree that keeps records.
+
+`results/<data>/<backbone>/<partition>/<scope>/seed<seed>-<hash>/` holds `record.json`, `history.csv` and
+`weights.safetensors`. `record.json` is written last, atomically: a cell without it is not finished.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from blockwise.errors import InputError
+from blockwise.metrics import METRICS, Metrics
+
+SCHEMA = 1
+Record = dict[str, Any]
+Settings = Mapping[str, Any]
+PER_CELL = ("scope", "blocks", "lr", "seed")
+
+
+def settings_hash(settings: Settings) -> str:
+    """Return a short hash of settings."""
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def sweep_hash(settings: Settings) -> str:
+    """Return the hash of what the cells of a sweep have in common: all but scope, learning rate and seed."""
+    return settings_hash({key: value for key, value in settings.items() if key not in PER_CELL})
+
+
+class ResultStore:
+    """Writes and finds records below one folder.
+
+    Raises:
+        InputError: The folder cannot be written to.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).expanduser()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise InputError(f"results_dir={self.folder} cannot be written to ({error.strerror})") from error
+
+    def cell_folder(self, settings: Settings) -> Path:
+        """Return the folder of the cell with these settings."""
+        name = f"seed{settings['seed']}-{settings_hash(settings)}"
+        return self.sweep_folder(settings) / str(settings["scope"]) / name
+
+    def sweep_folder(self, settings: Settings) -> Path:
+        """Return the folder of the sweep that a cell with these settings belongs to."""
+        return self.folder / settings["data"]["name"] / settings["model"]["name"] / settings["partition"]["name"]
+
+    def find(self, settings: Settings) -> Record | None:
+        """Return the record of the cell with these settings, if it is finished."""
+        return read_record(self.cell_folder(settings) / "record.json")
+
+    def save(self, record: Record, history: list[dict[str, Metrics]], weights: dict[str, Tensor]) -> Path:
+        """Write a cell's files, the record last, and return its folder."""
+        folder = self.cell_folder(record["settings"])
+        folder.mkdir(parents=True, exist_ok=True)
+        with _replacing(folder / "history.csv") as temporary:
+            _write_history(temporary, history)
+        if weights:
+            contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
+            with _replacing(folder / "weights.safetensors") as temporary:
+                save_file(contiguous, temporary)
+        with _replacing(folder / "record.json") as temporary:
+            temporary.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
+        return folder
+
+
+def read_records(folder: str | Path) -> list[Record]:
+    """Return every record below a folder, in a stable order.
+
+    Raises:
+        InputError: There is none.
+    """
+    found = [read_record(path) for path in sorted(Path(folder).expanduser().rglob("record.json"))]
+    records = [record for record in found if record is not None]
+    if not records:
+        raise InputError(f"{folder} holds no records: give a results folder that a training run has written to")
+    return records
+
+
+def read_record(path: Path) -> Record | None:
+    """Return a record, or None where there is none that can be read."""
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and record.get("schema") == SCHEMA else None
+
+
+def _write_history(path: Path, history: list[dict[str, Metrics]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["epoch", *(f"{split}_{metric}" for split in ("train", "val") for metric in METRICS)])
+        for epoch, row in enumerate(history):
+            writer.writerow([epoch, *(row[split][metric] for split in ("train", "val") for metric in METRICS)])
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary file beside `path`, which takes its place when the block ends well."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

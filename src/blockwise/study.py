@@ -1,0 +1,262 @@
+"""Config -> cells -> fit -> records: the main job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import Any
+
+import hydra
+import lightning as L
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from blockwise.analysis.figure import accuracy_by_block
+from blockwise.analysis.summary import Sweep, sweeps
+from blockwise.analysis.table import sweep_table
+from blockwise.backbones import Backbone, load_backbone
+from blockwise.cells import Cell
+from blockwise.checks import as_list, check_config
+from blockwise.data import BlockwiseDataModule
+from blockwise.errors import InputError
+from blockwise.layers import record_layers
+from blockwise.module import BlockwiseModule
+from blockwise.partition import Partition
+from blockwise.progress import ProgressDisplay, decoding
+from blockwise.record import build_record
+from blockwise.results import Record, ResultStore, read_records, sweep_hash
+from blockwise.scopes import Scope, parse_scopes
+from blockwise.stages import CannotStageError, StagedBackbone, stage_backbone, whole_backbone
+
+
+@dataclass
+class Study:
+    """One backbone on one data set, ready to train cells of it.
+
+    Attributes:
+        cfg: The composed config.
+        backbone: The pretrained network.
+        staged: The same, cut at the partition's boundaries.
+        data: The data module.
+        store: Where records go.
+        scopes: What was asked for.
+        console: Where a user reads.
+    """
+
+    cfg: DictConfig
+    backbone: Backbone
+    staged: StagedBackbone
+    data: BlockwiseDataModule
+    store: ResultStore
+    scopes: list[Scope]
+    console: Console
+
+    def settings(self, cell: Cell) -> dict[str, Any]:
+        """Return every setting that changes a cell's result."""
+        own = {"scope": cell.scope.name, "blocks": list(cell.scope.blocks), "lr": cell.lr}
+        return {**self.common_settings(), **own}
+
+    def common_settings(self) -> dict[str, Any]:
+        """Return the settings that all cells share."""
+        cfg = plain(self.cfg)
+        model, images = cfg["model"], self.data.images
+        partition = {key.removeprefix("_"): value for key, value in cfg["partition"].items()}
+        return {
+            "model": {"name": self.backbone.name, "source": model["source"], "weights": self.backbone.weights},
+            "data": {
+                "name": cfg["data"]["name"],
+                "fingerprint": self.data.splits.fingerprint(),
+                "batch_size": cfg["data"]["batch_size"],
+                "augment": cfg["data"]["augment"],
+                "skip_broken": cfg["data"]["skip_broken"],
+                "image_size": images.size,
+                "mean": list(images.mean),
+                "std": list(images.std),
+                "interpolation": images.interpolation,
+                "crop_pct": images.crop_pct,
+            },
+            "partition": {"name": self.staged.partition.name, **partition},
+            "optimizer": {key: value for key, value in cfg["optimizer"].items() if key != "lr"},
+            "freeze": cfg["freeze"],
+            "early_stopping": cfg["early_stopping"],
+            "max_epochs": cfg["trainer"]["max_epochs"],
+            "precision": cfg["trainer"]["precision"],
+            "seed": cfg["seed"],
+        }
+
+    def sweep(self, *, all_seeds: bool = False) -> Sweep | None:
+        """Return what is recorded of this sweep."""
+        folder = self.store.sweep_folder(self.common_settings())
+        records = read_records(folder) if folder.is_dir() else []
+        seed = self.cfg.seed
+        found = sweeps(record for record in records if all_seeds or record["seed"] == seed)
+        return next((sweep for sweep in found if sweep.key == sweep_hash(self.common_settings())), None)
+
+
+def run(cfg: DictConfig, console: Console | None = None) -> list[Record]:
+    """Train every cell that a config names and that is not recorded yet; print the table, draw the picture.
+
+    Returns:
+        The records of all these cells, those recorded before included.
+
+    Raises:
+        InputError: Something in the config, the data or the weights is not as it must be; nothing has trained.
+    """
+    study = prepare(cfg, console or Console())
+    records = train(study, [scope for scope in study.scopes if scope.top is None])
+    for scope in study.scopes:
+        if scope.top is not None:
+            sweep = study.sweep()
+            best = [row.blocks[0] for row in sweep.single_blocks] if sweep else []
+            records += train(study, [scope.resolve(best)])
+    report(study)
+    return records
+
+
+def prepare(cfg: DictConfig, console: Console) -> Study:
+    """Check a config and make everything that training needs; reads no image yet.
+
+    Raises:
+        InputError: Something is not as it must be.
+    """
+    check_config(plain(cfg))
+    store = ResultStore(cfg.results_dir)
+    backbone = load_backbone(cfg.model, image_size=cfg.data.image_size, seed=cfg.seed)
+    if cfg.data.crop_pct is not None:
+        backbone.images = replace(backbone.images, crop_pct=float(cfg.data.crop_pct))
+    size = backbone.images.size
+    partition = _partition(cfg, backbone)
+    scopes = parse_scopes(plain(cfg)["block"], len(partition), backbone.name)
+    data = BlockwiseDataModule(
+        hydra.utils.instantiate(cfg.data.source),
+        backbone.images,
+        batch_size=cfg.data.batch_size,
+        augment=list(cfg.data.augment),
+        seed=cfg.seed,
+        num_workers=cfg.data.num_workers,
+        skip_broken=cfg.data.skip_broken,
+    )
+    example = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    try:
+        staged = stage_backbone(backbone.network, partition, example)
+    except CannotStageError as error:
+        console.print(f"{backbone.name} cannot be cut into stages ({error}): its cells train one at a time.")
+        staged = whole_backbone(backbone.network, partition, example)
+    study = Study(cfg, backbone, staged, data, store, scopes, console)
+    _check_top(study)
+    return study
+
+
+def train(study: Study, scopes: list[Scope]) -> list[Record]:
+    """Train the cells of some scopes that are not recorded yet, and return the records of all of them."""
+    cells = [Cell(scope, float(lr)) for scope in scopes for lr in as_list(study.cfg.optimizer.lr)]
+    missing = [cell for cell in cells if study.store.find(study.settings(cell)) is None]
+    if cells:
+        partition = study.staged.partition
+        console = study.console
+        console.print(
+            f"[bold]{study.backbone.name}[/] on [bold]{study.cfg.data.name}[/], partition [bold]{partition.name}[/] of "
+            f"{len(partition)} blocks: {len(cells)} cells, {len(cells) - len(missing)} of them recorded already",
+            highlight=False,
+        )
+    # a network that cannot be cut is copied whole for every cell: one at a time
+    for group in [[cell] for cell in missing] if study.staged.whole else [missing]:
+        if group:
+            _train_side_by_side(study, group)
+    return [record for cell in cells if (record := study.store.find(study.settings(cell))) is not None]
+
+
+def report(study: Study) -> None:
+    """Print the sweep's table and draw its picture."""
+    sweep = study.sweep(all_seeds=True)
+    if sweep is None:
+        return
+    study.console.print(sweep_table(sweep))
+    if sweep.best is not None:
+        folder = study.store.sweep_folder(study.common_settings())
+        path = accuracy_by_block(sweep, folder / f"accuracy-by-block-{sweep.key}.png")
+        study.console.print(f"Accuracy by block: {path}", soft_wrap=True, highlight=False)
+
+
+def _train_side_by_side(study: Study, cells: list[Cell]) -> None:
+    cfg, data = study.cfg, study.data
+    with decoding(study.console) as begin:
+        data.decode(begin)
+    module = BlockwiseModule(
+        study.staged,
+        cells,
+        num_classes=len(data.splits.classes),
+        optimizer=hydra.utils.instantiate(
+            {key: value for key, value in plain(cfg)["optimizer"].items() if key not in ("lr", "block_lr")}
+        ),
+        block_lr=cfg.optimizer.block_lr,
+        norm=cfg.freeze.norm,
+        patience=cfg.early_stopping.patience,
+        seed=cfg.seed,
+    )
+    display = ProgressDisplay(study.console, f"{study.backbone.name} on {cfg.data.name}")
+    since = perf_counter()
+    with display:
+        _fit_and_test(cfg, module, data, display)
+    shared = perf_counter() - since - sum(progress.seconds for progress in module.progress)
+    for cell, network, progress in zip(cells, module.networks, module.progress, strict=True):
+        record = build_record(
+            backbone=study.backbone,
+            data=data,
+            data_name=cfg.data.name,
+            partition=study.staged.partition,
+            cell=cell,
+            network=network,
+            progress=progress,
+            settings=study.settings(cell),
+            seconds=progress.seconds + shared / len(cells),
+        )
+        study.store.save(record, progress.history, progress.best_state)
+
+
+def _fit_and_test(cfg: DictConfig, module: BlockwiseModule, data: BlockwiseDataModule, display: L.Callback) -> None:
+    logger = hydra.utils.instantiate(cfg.logger) if cfg.logger.get("_target_") else False
+    trainer: L.Trainer = hydra.utils.instantiate(cfg.trainer, logger=logger, callbacks=[display])
+    try:
+        trainer.fit(module, datamodule=data)
+        if any(progress.status != "diverged" for progress in module.progress):
+            trainer.test(module, datamodule=data, verbose=False)
+    except SystemExit:
+        # Lightning turns Ctrl-C into an exit; what is above wants to say what is kept
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
+
+
+def _partition(cfg: DictConfig, backbone: Backbone) -> Partition:
+    size = backbone.images.size
+    try:
+        layers = record_layers(backbone.network, torch.zeros(1, 3, size, size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(
+            f"data.image_size={size} does not fit {backbone.name} ({reason}): choose another, or null for its own size"
+        ) from error
+    partition: Partition = hydra.utils.instantiate(cfg.partition)(layers, backbone.network)
+    return partition
+
+
+def _check_top(study: Study) -> None:
+    """Refuse a `top` scope that will not have enough single blocks to choose from."""
+    sweep = study.sweep()
+    single = {row.scope for row in sweep.single_blocks} if sweep else set()
+    single |= {scope.name for scope in study.scopes if scope.name.isdigit()}
+    for scope in study.scopes:
+        if scope.top is not None and len(single) < scope.top:
+            raise InputError(
+                f"block={scope.name} needs {scope.top} single blocks to choose from, and this sweep has {len(single)}: "
+                f"train them first, or together as 'block=[all,{scope.name}]'"
+            )
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """Return a config as plain dictionaries and lists, interpolations resolved."""
+    container = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
