@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from blockwise.freezing import NormMode, freeze_except, set_mode
-from blockwise.metrics import Metrics
+from blockwise.results import Metrics
 from blockwise.scopes import Scope
 from blockwise.stages import Live, StagedBackbone
 

@@ -5,6 +5,7 @@ Nothing here knows an architecture: a layer is whatever a forward pass calls, be
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -18,35 +19,11 @@ from torch.utils.flop_counter import FlopCounterMode
 Kind = Literal["weighted", "norm", "activation", "pool", "other"]
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-# Gates (sigmoid, hardsigmoid, softmax) scale another branch instead of ending a run of layers: no separators.
-ACTIVATIONS = frozenset(
-    [
-        "celu",
-        "elu",
-        "gelu",
-        "hardshrink",
-        "hardswish",
-        "hardtanh",
-        "leaky_relu",
-        "logsigmoid",
-        "mish",
-        "prelu",
-        "quick_gelu",
-        "relu",
-        "relu6",
-        "rrelu",
-        "selu",
-        "silu",
-        "softplus",
-        "softshrink",
-        "softsign",
-        "swish",
-        "tanh",
-        "tanhshrink",
-        "threshold",
-    ]
+# By how names end: `LeakyReLU`, `quick_gelu`, `HardSwishJit` and `GELUTanh` are all written this way. Gates (sigmoid,
+# hardsigmoid, softmax) are missing on purpose: they scale another branch instead of ending a run of layers.
+ACTIVATION = re.compile(
+    r"(relu6?|elu|glu|silu|swish|mish|tanh|shrink|softplus|softsign|threshold|logsigmoid)(me|jit)?$", re.IGNORECASE
 )
-ACTIVATION_MODULES = frozenset(name.replace("_", "") for name in ACTIVATIONS)
 WEIGHT_FUNCTIONS = frozenset(["linear", "conv1d", "conv2d", "conv3d", "embedding", "bilinear"])
 NORM_FUNCTIONS = frozenset(["batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm"])
 
@@ -104,17 +81,18 @@ def is_norm(module: nn.Module) -> bool:
 
 def module_kind(module: nn.Module) -> Kind:
     """Return what a leaf module is to a partitioner."""
-    name = type(module).__name__.lower()
+    name = type(module).__name__
     if is_norm(module):
         return "norm"
+    if _is_activation(name):  # some, as PReLU, own a parameter
+        return "activation"
     if any(True for _ in module.parameters()):
         return "weighted"
-    if "pool" in name:
-        return "pool"
-    # timm's memory-efficient variants are named SwishMe, HardSwishJit and the like
-    if name.removesuffix("me").removesuffix("jit") in ACTIVATION_MODULES:
-        return "activation"
-    return "other"
+    return "pool" if "pool" in name.lower() else "other"
+
+
+def _is_activation(name: str) -> bool:
+    return ACTIVATION.search(name) is not None
 
 
 def function_kind(function: str, *, has_parameters: bool = True) -> Kind | None:
@@ -122,7 +100,7 @@ def function_kind(function: str, *, has_parameters: bool = True) -> Kind | None:
     name = function.strip("_")
     if "pool" in name:
         return "pool"
-    if name in ACTIVATIONS:
+    if _is_activation(name):
         return "activation"
     if has_parameters and name in WEIGHT_FUNCTIONS:
         return "weighted"
@@ -164,6 +142,8 @@ class _Recorder(TorchFunctionMode):
         self.owner_of: dict[int, str] = {}
         for name, parameter in self.network.named_parameters():
             self.owner_of.setdefault(id(parameter), name)
+        # asked for now: while recording, this very mode would take the question for a use
+        self.sizes = {name: parameter.numel() for name, parameter in self.network.named_parameters()}
         self.flops = FlopCounterMode(display=False)
         self.counted = 0
         self.path: list[str] = []  # the modules that are being called, outermost first
@@ -284,7 +264,7 @@ class _Recorder(TorchFunctionMode):
         return next((layer.index for layer in reversed(self.layers) if layer.kind == "weighted"), 0)
 
     def _count(self, names: Any) -> int:
-        return sum(self.network.get_parameter(name).numel() for name in names)
+        return sum(self.sizes[name] for name in names)
 
     def _add_flops_to_last(self) -> None:
         rest = self.flops.get_total_flops() - self.counted

@@ -13,8 +13,7 @@ from torchmetrics.functional.classification import (
     multiclass_f1_score,
 )
 
-METRICS = ("top1", "top5", "macro_f1", "ece", "loss")
-Metrics = dict[str, float]
+from blockwise.results import Metrics
 
 
 def compute_metrics(logits: Tensor, labels: Tensor) -> Metrics:

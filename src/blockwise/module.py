@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 from blockwise.cells import Cell, CellNetwork, Progress
 from blockwise.data.datamodule import Batch
 from blockwise.freezing import NormMode
-from blockwise.metrics import Metrics, compute_metrics
+from blockwise.metrics import compute_metrics
+from blockwise.results import Metrics
 from blockwise.stages import StagedBackbone
 
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]

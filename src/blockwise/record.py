@@ -67,11 +67,13 @@ def _layer_range(partition: Partition, cell: Cell) -> dict[str, Any]:
     """Name the first and last layer that a cell trains, and the quarter of the network a single block lies in."""
     blocks = [partition.blocks[block] for block in cell.scope.blocks]
     if not blocks:
-        return {"first_layer": None, "last_layer": None, "layers": None, "quarter": None}
+        return {"name": None, "first_layer": None, "last_layer": None, "layers": None, "quarter": None}
     first, last = min(block.first for block in blocks), max(block.last for block in blocks)
+    names = partition.layers[first].name, partition.layers[last].name
     return {
-        "first_layer": partition.layers[first].name,
-        "last_layer": partition.layers[last].name,
+        "name": " to ".join(names),
+        "first_layer": names[0],
+        "last_layer": names[1],
         "layers": [first, last],
         "quarter": partition.quarter(blocks[0].index) if len(blocks) == 1 else None,
     }

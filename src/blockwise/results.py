@@ -14,15 +14,16 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from blockwise.errors import InputError
-from blockwise.metrics import METRICS, Metrics
+
+if TYPE_CHECKING:  # tables are read without waiting for torch
+    from torch import Tensor
 
 SCHEMA = 1
+METRICS = ("top1", "top5", "macro_f1", "ece", "loss")
+Metrics = dict[str, float]
 Record = dict[str, Any]
 Settings = Mapping[str, Any]
 PER_CELL = ("scope", "blocks", "lr", "seed")
@@ -75,9 +76,11 @@ class ResultStore:
         with _replacing(folder / "history.csv") as temporary:
             _write_history(temporary, history)
         if weights:
+            from safetensors.torch import save
+
             contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
             with _replacing(folder / "weights.safetensors") as temporary:
-                save_file(contiguous, temporary)
+                temporary.write_bytes(save(contiguous))
         with _replacing(folder / "record.json") as temporary:
             temporary.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
         return folder

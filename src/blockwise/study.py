@@ -61,9 +61,16 @@ class Study:
         """Return the settings that all cells share."""
         cfg = plain(self.cfg)
         model, images = cfg["model"], self.data.images
-        partition = {key.removeprefix("_"): value for key, value in cfg["partition"].items()}
+        optimizer = {
+            key: value for key, value in cfg["optimizer"].items() if key not in ("lr", "_target_", "_partial_")
+        }
         return {
-            "model": {"name": self.backbone.name, "source": model["source"], "weights": self.backbone.weights},
+            "model": {
+                "name": self.backbone.name,
+                "source": model["source"],
+                "architecture": model["architecture"] or model["name"],
+                "weights": self.backbone.weights,
+            },
             "data": {
                 "name": cfg["data"]["name"],
                 "fingerprint": self.data.splits.fingerprint(),
@@ -76,8 +83,11 @@ class Study:
                 "interpolation": images.interpolation,
                 "crop_pct": images.crop_pct,
             },
-            "partition": {"name": self.staged.partition.name, **partition},
-            "optimizer": {key: value for key, value in cfg["optimizer"].items() if key != "lr"},
+            "partition": {
+                "name": self.staged.partition.name,
+                **{key: value for key, value in cfg["partition"].items() if key != "_target_"},
+            },
+            "optimizer": {"name": cfg["optimizer"]["_target_"], **optimizer},
             "freeze": cfg["freeze"],
             "early_stopping": cfg["early_stopping"],
             "max_epochs": cfg["trainer"]["max_epochs"],

@@ -19,7 +19,8 @@ def sweep_table(sweep: Sweep) -> Table:
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
-        padding=(0, 1),
+        collapse_padding=True,
+        pad_edge=False,
     )
     table.add_column("scope", no_wrap=True)
     headings = ["layers", "quarter", "trainable", "val", "test", "Δ head", "Δ full", "time"]

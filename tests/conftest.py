@@ -1,0 +1,92 @@
+"""Fixtures: a small network with everything that makes cutting hard, and real configs made small."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from blockwise.config import compose_config
+from blockwise.layers import record_layers
+
+
+class StubNetwork(nn.Module):
+    """Residuals, functional activation and pool, an in-place activation, dropout, and a parameter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
+        self.conv1 = nn.Conv2d(8, 8, 3, 1, 1)
+        self.norm1 = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 8, 3, 1, 1)
+        self.norm2 = nn.BatchNorm2d(8)
+        self.scale = nn.Parameter(torch.full((8, 1, 1), 0.5))
+        self.conv3 = nn.Conv2d(8, 16, 3, 2, 1)
+        self.norm3 = nn.GroupNorm(4, 16)
+        self.drop = nn.Dropout(0.2)
+        self.fc = nn.Linear(16, 12)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images)
+        y = F.relu(self.norm1(self.conv1(x)))
+        x = x + self.norm2(self.conv2(y)) * self.scale
+        x = F.max_pool2d(F.relu(x), 2)
+        x = self.norm3(self.conv3(x)).relu()
+        batch = x.shape[0]
+        return self.fc(self.drop(x.mean((2, 3)).reshape(batch, -1))).tanh()
+
+
+@pytest.fixture
+def stub() -> StubNetwork:
+    torch.manual_seed(0)
+    return StubNetwork()
+
+
+@pytest.fixture
+def stub_layers(stub):
+    return record_layers(stub, torch.zeros(1, 3, 16, 16))
+
+
+SMALL = [
+    "model=timm",
+    "model.name=test_resnet",
+    "model.pretrained=false",
+    "data=digits",
+    "data.image_size=32",
+    "data.train_per_class=8",
+    "data.val_per_class=3",
+    "data.test_per_class=5",
+    "data.batch_size=16",
+    "partition.num_blocks=3",
+    "trainer.max_epochs=2",
+    "trainer.accelerator=cpu",
+]
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Compose the real config, made small; results go to a folder of the test's own."""
+
+    def compose(*overrides: str) -> DictConfig:
+        return compose_config([*SMALL, f"results_dir={tmp_path / 'results'}", *overrides])
+
+    return compose
+
+
+@pytest.fixture
+def console():
+    """A terminal that is none, 100 characters wide, and remembers what was printed."""
+    return Console(width=100, record=True, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
+
+
+@pytest.fixture
+def photographs() -> Path:
+    """The folder of real photographs that BLOCKWISE_DATA names."""
+    folder = os.environ.get("BLOCKWISE_DATA")
+    if not folder:
+        pytest.skip("BLOCKWISE_DATA names no folder of photographs")
+    return Path(folder)
