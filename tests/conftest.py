@@ -61,7 +61,6 @@ SMALL = [
     "data.val_per_class=3",
     "data.test_per_class=5",
     "data.batch_size=16",
-    "partition.num_blocks=3",
     "trainer.max_epochs=2",
     "trainer.accelerator=cpu",
 ]
@@ -72,7 +71,8 @@ def small(tmp_path):
     """Compose the real config, made small; results go to a folder of the test's own."""
 
     def compose(*overrides: str) -> DictConfig:
-        return compose_config([*SMALL, f"results_dir={tmp_path / 'results'}", *overrides])
+        partition = [] if any(o.startswith("partition=") for o in overrides) else ["partition.num_blocks=3"]
+        return compose_config([*SMALL, f"results_dir={tmp_path / 'results'}", *partition, *overrides])
 
     return compose
 

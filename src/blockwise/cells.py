@@ -60,7 +60,7 @@ class CellNetwork(nn.Module):
 
     def train(self, mode: bool = True) -> CellNetwork:  # noqa: FBT001, FBT002 (torch's signature)
         """Put what the cell trains into training mode; what is frozen in its stages stays in inference mode."""
-        self.training = mode
+        self.training = self.own.training = mode
         self.head.train(mode)
         for module in self.own.values():
             set_mode(module, self._trained, training=mode, norm=self._norm)

@@ -53,8 +53,9 @@ class BlockwiseDataModule(L.LightningDataModule):
         self.skip_broken = skip_broken
         self.skipped: list[str] = []
         self._decoded: dict[str, _Pixels] = {}
-        self._order = torch.Generator().manual_seed(seed)
-        self._randomness = torch.Generator().manual_seed(seed + 1)
+        self.seed = seed
+        self._order = torch.Generator()
+        self._randomness = torch.Generator()
         known = {"crop": v2.RandomCrop(images.size), "flip": v2.RandomHorizontalFlip()}
         for name in augment:
             if name not in known:
@@ -73,8 +74,10 @@ class BlockwiseDataModule(L.LightningDataModule):
             )
 
     def setup(self, stage: str | None = None) -> None:
-        """Decode every image, unless `decode` was called before."""
-        del stage
+        """Begin the same sequence of batches again; decode every image, unless `decode` was called before."""
+        if stage == "fit":
+            self._order.manual_seed(self.seed)
+            self._randomness.manual_seed(self.seed + 1)
         self.decode()
 
     def decode(self, begin: Callable[[int], Callable[[], None]] = lambda _total: lambda: None) -> None:
