@@ -1,6 +1,7 @@
 """Fixtures: a small network with everything that makes cutting hard, and real configs made small."""
 
 import os
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,7 @@ def small(tmp_path):
 @pytest.fixture
 def console():
     """A terminal that is none, 100 characters wide, and remembers what was printed."""
-    return Console(width=100, record=True, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
+    return Console(width=100, record=True, file=StringIO())
 
 
 @pytest.fixture

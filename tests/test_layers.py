@@ -69,7 +69,9 @@ def test_works_on_the_meta_device():
         network = timm.create_model("test_vit", num_classes=0)
         layers = record_layers(network, torch.zeros(1, 3, 160, 160))
     owned = {name for layer in layers for name in layer.parameters}
-    assert {"cls_token", "pos_embed"} & owned == {n for n in ("cls_token", "pos_embed") if n in dict(network.named_parameters())}
+    assert {"cls_token", "pos_embed"} & owned == {
+        n for n in ("cls_token", "pos_embed") if n in dict(network.named_parameters())
+    }
     assert layers[0].flops > 0
 
 

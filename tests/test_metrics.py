@@ -1,5 +1,7 @@
 """Against scikit-learn, and a plain reading of Guo et al. (2017) for the calibration error."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -29,5 +31,5 @@ def test_metrics_agree_with_independent_ones(classes):
 def calibration_error(probabilities, y, bins=15):
     confidence, right = probabilities.max(1), probabilities.argmax(1) == y
     edges = np.linspace(0, 1, bins + 1)
-    inside = [(confidence > low) & (confidence <= high) for low, high in zip(edges, edges[1:], strict=False)]
+    inside = [(confidence > low) & (confidence <= high) for low, high in itertools.pairwise(edges)]
     return sum(abs(right[i].mean() - confidence[i].mean()) * i.mean() for i in inside if i.any())

@@ -26,12 +26,16 @@ NOTHING = nn.Identity()
 @st.composite
 def layer_lists(draw):
     """Any network a recording may yield: weighted layers, norms joined to them, separators, other layers."""
-    kinds = draw(st.lists(st.sampled_from(["weighted", "norm", "activation", "pool", "other"]), min_size=1, max_size=40))
+    kinds = draw(
+        st.lists(st.sampled_from(["weighted", "norm", "activation", "pool", "other"]), min_size=1, max_size=40)
+    )
     layers, seen = [], False
     for index, kind in enumerate([*kinds, "weighted"]):
         size = draw(st.integers(1, 1000)) if kind in ("weighted", "norm") else 0
         joined = seen and (kind == "norm" or draw(st.integers(0, 9)) == 0)
-        layer = Layer(index, f"l{index}", kind, kind, kind == "activation", (f"l{index}.w",) if size else (), size, size)
+        layer = Layer(
+            index, f"l{index}", kind, kind, kind == "activation", (f"l{index}.w",) if size else (), size, size
+        )
         layers.append(replace(layer, joined=joined))
         seen = seen or kind == "weighted"
     return layers

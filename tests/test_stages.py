@@ -76,7 +76,8 @@ def test_shared_stages_stay_frozen_and_in_inference_mode(stub):
 
 
 @pytest.mark.parametrize(
-    "name", ["test_resnet", "test_efficientnet", "test_vit", "test_convnext", "test_byobnet", "test_mambaout", "test_nfnet"]
+    "name",
+    ["test_resnet", "test_efficientnet", "test_vit", "test_convnext", "test_byobnet", "test_mambaout", "test_nfnet"],
 )
 def test_tiny_relatives_of_real_families(name):
     torch.manual_seed(0)
@@ -93,8 +94,10 @@ def test_tiny_relatives_of_real_families(name):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["vgg11", "resnet50", "resnetv2_50", "inception_v3", "legacy_xception", "mobilenetv3_large_100", "densenet121"]
-    + ["swin_tiny_patch4_window7_224", "convnext_atto", "beit_base_patch16_224", "cait_xxs24_224", "maxvit_tiny_rw_224"],
+    (
+        "vgg11 resnet50 resnetv2_50 inception_v3 legacy_xception mobilenetv3_large_100 densenet121 "
+        "swin_tiny_patch4_window7_224 convnext_atto beit_base_patch16_224 cait_xxs24_224 maxvit_tiny_rw_224"
+    ).split(),
 )
 def test_real_architectures(name):
     network = timm.create_model(name, num_classes=0)

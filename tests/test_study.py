@@ -161,7 +161,9 @@ def test_a_cell_that_diverges_is_recorded_and_disturbs_no_other(small, console, 
     }
     diverged = next(r for r in records if r["status"] == "diverged")
     assert diverged["metrics"] == {"train": None, "val": None, "test": None}
-    calm = study.run(small("block=[head,full]", "optimizer.lr=1e-3", "optimizer=sgd", f"results_dir={tmp_path}"), console)
+    calm = study.run(
+        small("block=[head,full]", "optimizer.lr=1e-3", "optimizer=sgd", f"results_dir={tmp_path}"), console
+    )
     assert [r["metrics"] for r in calm] == [r["metrics"] for r in records if r["status"] == "finished"]
 
 

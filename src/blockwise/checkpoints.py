@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from blockwise.errors import InputError
 
 StateDict = dict[str, Tensor]
+COUNTER = "num_batches_tracked"  # of batch norms; older files lack it
 
 
 def load_checkpoint(network: nn.Module, path: Path, classifier: str = "") -> None:
@@ -63,7 +64,7 @@ def match_names(state: StateDict, wanted: StateDict, classifier: str, source: st
         InputError: Neither the names nor the order of the shapes fit.
     """
     head = {name for name in wanted if classifier and name.startswith(classifier + ".")}
-    counters = {name for name in wanted if name.endswith("num_batches_tracked")}  # older files lack them
+    counters = {name for name in wanted if name.endswith(COUNTER)}
     missing = [name for name in wanted if name not in state and name not in head | counters]
     unexpected = [name for name in state if name not in wanted]
     wrong = [n for n in wanted if n in state and state[n].shape != wanted[n].shape and n not in head]
@@ -102,12 +103,11 @@ def package_file(reference: str) -> Path:
 
 
 def _align(state: StateDict, wanted: StateDict) -> StateDict | None:
-    counted = "num_batches_tracked"
-    if not any(name.endswith(counted) for name in state):
-        wanted = {name: tensor for name, tensor in wanted.items() if not name.endswith(counted)}
-    if [tensor.shape for tensor in state.values()] != [tensor.shape for tensor in wanted.values()]:
-        return None
-    return dict(zip(wanted, state.values(), strict=True))
+    without_counters = {name: tensor for name, tensor in wanted.items() if not name.endswith(COUNTER)}
+    for names in (wanted, without_counters):
+        if [tensor.shape for tensor in state.values()] == [tensor.shape for tensor in names.values()]:
+            return dict(zip(names, state.values(), strict=True))
+    return None
 
 
 def _strip_prefix(state: StateDict, wanted: StateDict) -> StateDict:

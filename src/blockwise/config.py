@@ -73,5 +73,5 @@ def _unknown_option(group: str, name: str) -> str:
     known = options(group)
     sentence = f"{group}={name} is unknown: choose from {', '.join(known)}.{did_you_mean(name, known)}"
     if group == "model":
-        sentence += f" Any other network is model=timm model.name={name} or model=torchvision model.name={name}."
+        sentence += " Any other network is model=timm model.name=<name> or model=torchvision model.name=<name>."
     return sentence

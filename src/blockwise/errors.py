@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 
 
 class InputError(ValueError):
@@ -19,5 +19,11 @@ class JobFailure:
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the known name nearest to `name`, or nothing where none is near."""
-    nearest = get_close_matches(str(name), list(known), n=1, cutoff=0.5)
-    return f" Did you mean {nearest[0]!r}?" if nearest else ""
+    given = str(name).lower()
+
+    def likeness(candidate: str) -> tuple[float, bool]:
+        # of equals, the one with the same letters: vgg61 is a slip for vgg16, not for vgg19
+        return SequenceMatcher(None, given, candidate.lower()).ratio(), sorted(given) == sorted(candidate.lower())
+
+    nearest = max(known, key=likeness, default=None)
+    return f" Did you mean {nearest!r}?" if nearest is not None and likeness(nearest)[0] >= 0.5 else ""

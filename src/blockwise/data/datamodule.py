@@ -64,7 +64,7 @@ class BlockwiseDataModule(L.LightningDataModule):
         self._centre = v2.CenterCrop(images.size)
         for split in ("train", "val", "test"):
             if not getattr(self.splits, split):
-                raise InputError(f"the data set {source.name} has no images to {split} on")
+                raise InputError(f"the data set {source.name} has no images in its {split} split")
         if len(self.splits.classes) < 2:
             raise InputError(f"the data set {source.name} has one class only ({self.splits.classes[0]!r})")
         if not 2 <= batch_size <= len(self.splits.train):

@@ -1,0 +1,120 @@
+import re
+from io import StringIO
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from blockwise.analysis.figure import accuracy_by_block
+from blockwise.analysis.summary import sweeps
+from blockwise.analysis.table import sweep_table
+
+
+def record(scope, val, test, lr=1e-3, seed=0, status="finished", data="digits"):
+    metrics = {split: {"top1": value} for split, value in (("train", 1.0), ("val", val), ("test", test))}
+    blocks = [int(scope)] if scope.isdigit() else []
+    return {
+        "status": status,
+        "backbone": {"name": "net"},
+        "data": {"name": data, "classes": 10, "image_size": 32, "train": 1, "val": 1, "test": 1},
+        "partition": {"name": "segment"},
+        "cell": {
+            "scope": scope,
+            "blocks": blocks,
+            "layers": [4, 9] if blocks else None,
+            "quarter": 2,
+            "trainable_parameters": 1234,
+        },
+        "seed": seed,
+        "settings": {"seed": seed, "scope": scope, "blocks": blocks, "lr": lr, "data": data},
+        "metrics": metrics if status == "finished" else None,
+        "seconds": 2.0,
+    }
+
+
+SWEEP = [
+    record("head", 0.80, 0.81),
+    record("0", 0.85, 0.84),
+    record("1", 0.90, 0.88),
+    record("2", 0.89, 0.95),  # best on test, and never chosen for it
+    record("10", 0.70, 0.70),
+    record("full", 0.60, 0.61),
+]
+
+
+def printed(records, width=120):
+    (sweep,) = sweeps(records)
+    console = Console(width=width, record=True, file=StringIO())
+    console.print(sweep_table(sweep))
+    return console.export_text()
+
+
+def test_the_best_block_is_chosen_on_validation():
+    (sweep,) = sweeps(SWEEP)
+    assert sweep.best.scope == "1"
+    assert [row.scope for row in sweep.rows] == ["head", "0", "1", "2", "10", "full"]
+
+
+def test_the_table_shows_differences_to_both_baselines():
+    lines = {line.split()[0]: line for line in printed(SWEEP).splitlines() if line.strip()}
+    assert re.search(r"1 \*\s+4-9\s+2\s+1,234\s+90\.0\s+88\.0\s+\+7\.0\s+\+27\.0\s+2\.0 s", lines["1"])
+    assert "* best block by validation accuracy; it tests at 88.0 (+7.0 to head only, +27.0 to full)" in " ".join(
+        printed(SWEEP).split()
+    )
+
+
+def test_the_table_fits_eighty_columns():
+    text = printed(SWEEP, 80)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_each_scope_is_compared_at_its_own_best_rate():
+    records = [
+        record("head", 0.8, 0.1, lr=1e-2),
+        record("head", 0.7, 0.9, lr=1e-3),
+        record("0", 0.5, 0.5, lr=1e-2),
+        record("0", 0.6, 0.6, lr=1e-3),
+        record("full", 0.0, 0.0, lr=1e-2, status="diverged"),
+        record("full", 0.3, 0.3, lr=1e-3),
+    ]
+    (sweep,) = sweeps(records)
+    assert {row.scope: row.lr for row in sweep.rows} == {"head": 1e-2, "0": 1e-3, "full": 1e-3}
+    assert "rate" in printed(records)
+
+
+def test_seeds_are_averaged():
+    records = [record("0", 0.5, 0.4, seed=0), record("0", 0.7, 0.6, seed=1), record("1", 0.55, 0.9, seed=0)]
+    (sweep,) = sweeps(records)
+    assert sweep.best.scope == "0"
+    assert sweep.best.mean("test") == pytest.approx(0.5)
+    assert sweep.best.spread("test") == pytest.approx(0.02**0.5)
+    assert "50.0 ± 14.1" in printed(records)
+
+
+def test_a_rate_at_which_a_seed_diverged_is_not_chosen():
+    records = [
+        record("0", 0.9, 0.9, seed=0, lr=1e-2),
+        record("0", 0.0, 0.0, seed=1, lr=1e-2, status="diverged"),
+        record("0", 0.5, 0.5, seed=0, lr=1e-3),
+    ]
+    (sweep,) = sweeps(records)
+    assert sweep.best.lr == 1e-3
+
+
+def test_a_scope_that_diverged_is_shown_as_such():
+    text = printed([*SWEEP, record("3", 0, 0, status="diverged")])
+    assert re.search(r"\n\s*3\s+diverged", text)
+
+
+def test_sweeps_of_other_settings_are_kept_apart():
+    assert len(sweeps([*SWEEP, record("0", 0.5, 0.5, data="flowers")])) == 2
+
+
+@pytest.mark.parametrize("records", [SWEEP, SWEEP[1:2], [record("0", 0.5, 0.4, seed=s) for s in (0, 1)]])
+def test_the_picture(tmp_path, records):
+    (sweep,) = sweeps(records)
+    path = accuracy_by_block(sweep, tmp_path / "picture.png")
+    with Image.open(path) as image:
+        assert image.width > 800
+        assert len(image.convert("RGB").getcolors(1 << 20)) > 20

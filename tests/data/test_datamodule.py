@@ -1,0 +1,153 @@
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from blockwise.backbones import ImageSpec
+from blockwise.data import BlockwiseDataModule, Sample, Source, Splits
+from blockwise.data.datamodule import normalise
+from blockwise.data.digits import Digits
+from blockwise.errors import InputError
+
+SPEC = ImageSpec(size=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), interpolation="bilinear", crop_pct=0.8)
+
+
+class Fake(Source):
+    """Images whose pixels are their number."""
+
+    name = "fake"
+
+    def __init__(self, sizes=(33, 10, 10), classes=2, broken=()):
+        self.sizes, self.classes, self.broken = sizes, classes, broken
+
+    def splits(self):
+        parts, number = [], 0
+        for size in self.sizes:
+            part = []
+            for _ in range(size):
+                image = Path("missing.jpg") if number in self.broken else np.full((20, 20), number, np.uint8)
+                part.append(Sample(f"{number:03d}", number % self.classes, image))
+                number += 1
+            parts.append(tuple(part))
+        return Splits(tuple(map(str, range(self.classes))), *parts)
+
+
+def module(source=None, **options):
+    made = BlockwiseDataModule(source or Fake(), SPEC, **{"batch_size": 8, **options})
+    made.setup("fit")
+    return made
+
+
+class Trainer:
+    training = True
+
+
+def epoch(data):
+    """The numbers of the images of one training epoch, batch by batch."""
+    return [batch[0][:, 0, 0, 0].tolist() for batch in data.train_dataloader()]
+
+
+def test_every_image_once_an_epoch_in_another_order_each_time():
+    data = module(Fake((32, 10, 10)))
+    first, second = epoch(data), epoch(data)
+    assert sorted(chain(*first)) == sorted(chain(*second)) == list(range(32))
+    assert first != second
+
+
+def test_the_same_seed_gives_the_same_batches_however_many_workers():
+    reference = [epoch(module(seed=3)), epoch(module(seed=3, num_workers=1))]
+    assert reference[0] == reference[1]
+    assert reference[0] != epoch(module(seed=4))
+
+
+def test_a_second_fit_begins_again():
+    data = module()
+    first = epoch(data)
+    epoch(data)
+    data.setup("fit")
+    assert epoch(data) == first
+
+
+def test_a_remainder_of_one_is_left_out_since_batch_norm_needs_two():
+    assert [len(batch) for batch in epoch(module(Fake((33, 4, 4))))] == [8, 8, 8, 8]
+    assert [len(batch) for batch in epoch(module(Fake((34, 4, 4))))] == [8, 8, 8, 8, 2]
+
+
+def test_evaluation_keeps_order_and_crops_the_centre():
+    data = module()
+    numbers = [int(n) for batch in data.val_dataloader() for n in batch[0][:, 0, 0, 0]]
+    assert numbers == list(range(33, 43))
+    images, labels = data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
+    assert images.shape == (8, 3, 16, 16)
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert labels.tolist() == [n % 2 for n in range(33, 41)]
+    assert torch.allclose(
+        images[0, :, 0, 0], (torch.full((3,), 33 / 255) - torch.tensor(SPEC.mean)) / torch.tensor(SPEC.std)
+    )
+
+
+def test_augmentation_is_random_and_repeats_with_the_seed():
+    def batches(seed):
+        data = BlockwiseDataModule(Digits(seed=0), SPEC, batch_size=16, augment=["crop", "flip"], seed=seed)
+        data.setup("fit")
+        data.trainer = Trainer()
+        return [data.on_after_batch_transfer(batch, 0)[0] for batch in data.train_dataloader()]
+
+    one, again, other = batches(0), batches(0), batches(1)
+    assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
+    assert not torch.equal(one[0], other[0])
+
+
+def test_without_augmentation_training_sees_what_evaluation_sees():
+    data = module(augment=[])
+    data.trainer = Trainer()
+    batch = next(iter(data.train_dataloader()))
+    training = data.on_after_batch_transfer(batch, 0)[0]
+    data.trainer = None
+    assert torch.equal(training, data.on_after_batch_transfer(batch, 0)[0])
+
+
+def test_normalise_agrees_with_torchvision():
+    from torchvision.transforms.v2.functional import normalize, to_dtype
+
+    pixels = torch.randint(256, (4, 3, 5, 5), dtype=torch.uint8)
+    expected = normalize(to_dtype(pixels, torch.float32, scale=True), SPEC.mean, SPEC.std)
+    assert torch.allclose(normalise(pixels, SPEC), expected, atol=1e-6)
+
+
+def test_broken_images_are_named_before_training():
+    with pytest.raises(InputError, match=r"2 image\(s\) cannot be read: 004 .*; 035 .*data.skip_broken=true"):
+        module(Fake(broken=(4, 35)))
+
+
+def test_broken_images_can_be_left_out():
+    data = module(Fake(broken=(4, 35)), skip_broken=True)
+    assert data.skipped == ["004", "035"]
+    assert data.counts() == {"train": 32, "val": 9, "test": 10}
+    assert 4 not in chain(*epoch(data))
+
+
+def test_too_few_left_is_an_error():
+    with pytest.raises(InputError, match="only 6 readable images are left to train on"):
+        module(Fake((10, 4, 4), broken=(0, 1, 2, 3)), skip_broken=True)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        (
+            Fake((20, 4, 4)),
+            {"batch_size": 21},
+            "data.batch_size=21 does not fit the 20 training images of fake: choose 2",
+        ),
+        (Fake((20, 4, 4)), {"batch_size": 1}, "data.batch_size=1 does not fit"),
+        (Fake((20, 0, 4)), {}, "fake has no images in its val split"),
+        (Fake(classes=1), {}, "one class only"),
+        (Fake(), {"augment": ["rotate"]}, "data.augment=rotate is unknown"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused(source, options, message):
+    with pytest.raises(InputError, match=message):
+        module(source, **options)
