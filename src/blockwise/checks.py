@@ -41,13 +41,8 @@ def check_config(cfg: Mapping[str, Any]) -> None:
         _check_whole(key, _get(cfg, key), least, optional=optional)
     for key, (zero, optional) in POSITIVE.items():
         _check_number(key, _get(cfg, key), zero=zero, optional=optional)
-    rates = as_list(_get(cfg, "optimizer.lr"))
-    if not rates:
-        raise InputError("optimizer.lr=[] trains nothing: give a learning rate, or a list of them")
-    for rate in rates:
-        _check_number("optimizer.lr", rate, zero=False, optional=False)
-    if len({float(rate) for rate in rates}) < len(rates):
-        raise InputError(f"optimizer.lr={rates} names a learning rate twice: name each once")
+    _check_rates(as_list(_get(cfg, "optimizer.lr")))
+    _check_devices(_get(cfg, "trainer.devices"))
     _check_choice("freeze.norm", _get(cfg, "freeze.norm"), NORM_MODES)
     for name in as_list(_get(cfg, "data.augment")):
         _check_choice("data.augment", name, AUGMENTATIONS)
@@ -68,6 +63,23 @@ def _get(cfg: Mapping[str, Any], key: str) -> Any:
         if cfg is None:
             return None
     return cfg
+
+
+def _check_rates(rates: list[Any]) -> None:
+    if not rates:
+        raise InputError("optimizer.lr=[] trains nothing: give a learning rate, or a list of them")
+    for rate in rates:
+        _check_number("optimizer.lr", rate, zero=False, optional=False)
+    if len({float(rate) for rate in rates}) < len(rates):
+        raise InputError(f"optimizer.lr={rates} names a learning rate twice: name each once")
+
+
+def _check_devices(devices: Any) -> None:
+    if devices != 1 and not (isinstance(devices, list) and len(devices) == 1):
+        raise InputError(
+            f"trainer.devices={devices}: a run uses one device, so give 1, or a list with the number of one GPU; "
+            "several runs at a time share out several GPUs"
+        )
 
 
 def _check_whole(key: str, value: Any, least: int, *, optional: bool) -> None:

@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -54,22 +55,28 @@ def train() -> None:
     _or_one_sentence(hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=CONFIG_NAME)(_job))
 
 
-def _job(cfg: DictConfig) -> Any:
+def _job(cfg: DictConfig) -> JobFailure | None:
     """Run one job; in a multirun a failed job is returned, so that the others go on and all are named."""
     from blockwise.study import run  # torch and timm take seconds to import; wrong overrides need not wait
 
     _be_quiet()
-    if HydraConfig.get().mode == RunMode.RUN:
-        return len(run(cfg))
+    multirun = HydraConfig.get().mode == RunMode.MULTIRUN
     overrides = " ".join(HydraConfig.get().overrides.task)
     try:
-        return len(run(cfg))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return JobFailure(overrides, str(error))
+        run(cfg)
+    except (InputError, HydraException, OmegaConfBaseException) as error:
+        # Hydra would print the overrides above the sentence if this were raised through it
+        sentence = str(error if isinstance(error, InputError) else explain(error))
+        if not multirun:
+            _exit(f"error: {sentence}", USAGE_ERROR)
+        print(f"error: {sentence}", file=sys.stderr)
+        return JobFailure(overrides, sentence)
     except Exception as error:
-        logging.getLogger(__name__).exception("job failed: %s", overrides)
+        if not multirun:
+            raise
+        traceback.print_exc()
         return JobFailure(overrides, f"{type(error).__name__}: {error}")
+    return None
 
 
 def _inspect(options: argparse.Namespace) -> None:
@@ -109,6 +116,7 @@ def _exit(sentence: str, code: int) -> None:
 def _be_quiet() -> None:
     """Keep hints off the screen that a user can do nothing about."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries without a network
     for hint in (
         ".*does not have many workers.*",
         ".*smaller than the logging interval.*",

@@ -45,6 +45,8 @@ def explain(error: Exception) -> InputError:
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match[1]
         return InputError(f"there is no setting {key}.{did_you_mean(key, settings())}")
+    if match := re.search(r"[Mm]issing mandatory value: (\S+)", text):
+        return InputError(f"{match[1]} is missing: give it as {match[1]}=<value>")
     if "requires --multirun" in text:
         shown = text.partition("'")[2].partition("'")[0]
         return InputError(f"{shown} names several values: add -m to sweep over them, or give a list as block=[0,1]")

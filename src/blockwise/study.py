@@ -9,6 +9,7 @@ from typing import Any
 import hydra
 import lightning as L
 import torch
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
@@ -131,6 +132,7 @@ def prepare(cfg: DictConfig, console: Console) -> Study:
         InputError: Something is not as it must be.
     """
     check_config(plain(cfg))
+    _trainer(cfg, logger=False)
     store = ResultStore(cfg.results_dir)
     backbone = load_backbone(cfg.model, image_size=cfg.data.image_size, seed=cfg.seed)
     if cfg.data.crop_pct is not None:
@@ -227,7 +229,7 @@ def _train_side_by_side(study: Study, cells: list[Cell]) -> None:
 
 def _fit_and_test(cfg: DictConfig, module: BlockwiseModule, data: BlockwiseDataModule, display: L.Callback) -> None:
     logger = hydra.utils.instantiate(cfg.logger) if cfg.logger.get("_target_") else False
-    trainer: L.Trainer = hydra.utils.instantiate(cfg.trainer, logger=logger, callbacks=[display])
+    trainer = _trainer(cfg, logger=logger, callbacks=[display])
     try:
         trainer.fit(module, datamodule=data)
         if any(progress.status != "diverged" for progress in module.progress):
@@ -237,6 +239,17 @@ def _fit_and_test(cfg: DictConfig, module: BlockwiseModule, data: BlockwiseDataM
         if trainer.interrupted:
             raise KeyboardInterrupt from None
         raise
+
+
+def _trainer(cfg: DictConfig, **options: Any) -> L.Trainer:
+    try:
+        trainer: L.Trainer = hydra.utils.instantiate(cfg.trainer, **options)
+    except InstantiationException as error:
+        reason = str(error.__cause__ or error)
+        raise InputError(
+            f"the trainer cannot be made ({reason}): look at the settings that begin with trainer"
+        ) from error
+    return trainer
 
 
 def _partition(cfg: DictConfig, backbone: Backbone) -> Partition:
