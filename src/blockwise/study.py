@@ -134,6 +134,7 @@ def prepare(cfg: DictConfig, console: Console) -> Study:
     check_config(plain(cfg))
     _trainer(cfg, logger=False)
     store = ResultStore(cfg.results_dir)
+    console.print(f"loading {cfg.model.name}", style="dim", highlight=False)  # a download may take minutes
     backbone = load_backbone(cfg.model, image_size=cfg.data.image_size, seed=cfg.seed)
     if cfg.data.crop_pct is not None:
         backbone.images = replace(backbone.images, crop_pct=float(cfg.data.crop_pct))
@@ -246,9 +247,7 @@ def _trainer(cfg: DictConfig, **options: Any) -> L.Trainer:
         trainer: L.Trainer = hydra.utils.instantiate(cfg.trainer, **options)
     except InstantiationException as error:
         reason = str(error.__cause__ or error)
-        raise InputError(
-            f"the trainer cannot be made ({reason}): look at the settings that begin with trainer"
-        ) from error
+        raise InputError(f"the trainer cannot be made ({reason}): look at the settings of trainer") from error
     return trainer
 
 
