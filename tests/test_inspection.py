@@ -28,6 +28,7 @@ def test_blocks_add_up_to_the_model():
         ("resnet18.a1_in1k", ["partition.num_blocks=4", "data.image_size=64"], 4),
         ("torchvision:resnet18", ["partition=window", "partition.length=5", "partition.stride=5"], 4),
         ("vit_b_16", ["partition=even"], 12),
+        ("vgg11", [], 10),  # has fewer segments than the default number of blocks
     ],
 )
 def test_any_model_and_any_partition(model, overrides, blocks):
@@ -38,7 +39,12 @@ def test_any_model_and_any_partition(model, overrides, blocks):
     ("model", "overrides", "message"),
     [
         ("resnet81", [], "no model is named resnet81.*Did you mean 'resnet"),
-        ("vgg11", [], "partition.num_blocks=12 does not fit: the backbone has 10 segments, so choose 1 to 10, or null"),
+        ("mobilenetv5_300m_enc", [], "is no classifier"),
+        (
+            "vgg11",
+            ["partition.num_blocks=12"],
+            "the backbone has 10 segments, so choose 1 to 10, or null",
+        ),
         ("vgg16", ["partition=windw"], "Did you mean 'window'"),
         ("torchvision:vgg61", [], "no model is named"),
     ],

@@ -178,6 +178,8 @@ class _TimmMaker(_Maker):
         return names if isinstance(names, str) else names[0]
 
     def without_classifier(self, network: nn.Module) -> nn.Module:
+        if not hasattr(network, "reset_classifier"):
+            raise InputError(f"timm's {self.architecture} is no classifier, so there is no head to replace")
         network.reset_classifier(0)  # type: ignore[operator]
         return network
 

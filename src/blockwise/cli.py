@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     table = commands.add_parser("table", help="print the tables of recorded sweeps again")
     table.add_argument("results", nargs="?", default="results", help="a results folder, or one below it")
     table.set_defaults(command=_table)
-    options = parser.parse_args(arguments)
+    options = parser.parse_args([*arguments[:1], *_flags_first(arguments[1:])])
     _or_one_sentence(lambda: options.command(options))
 
 
@@ -52,6 +52,7 @@ def train() -> None:
     """Run what `train.py` runs: Hydra's main over `study.run`."""
     # Hydra would print its own pages of errors and exit; this way they arrive below, where they become a sentence
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    sys.argv[1:] = _flags_first(sys.argv[1:])
     _or_one_sentence(hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=CONFIG_NAME)(_job))
 
 
@@ -77,6 +78,11 @@ def _job(cfg: DictConfig) -> JobFailure | None:
         traceback.print_exc()
         return JobFailure(overrides, f"{type(error).__name__}: {error}")
     return None
+
+
+def _flags_first(arguments: list[str]) -> list[str]:
+    """Move `-m` and `--json` before the overrides: argparse takes no flag between two of them."""
+    return sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun", "--json"))
 
 
 def _inspect(options: argparse.Namespace) -> None:

@@ -9,15 +9,17 @@ import hydra
 import timm
 import torchvision
 from omegaconf import DictConfig
+from rich import box
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from blockwise.backbones import describe_backbone
 from blockwise.checks import check_config
 from blockwise.config import compose_config, options
 from blockwise.errors import InputError, did_you_mean
-from blockwise.layers import record_layers
-from blockwise.partition import Partition
+from blockwise.layers import Layer, record_layers
+from blockwise.partition import Partition, Partitioner, SegmentPartitioner
 from blockwise.study import plain
 
 
@@ -33,11 +35,12 @@ def inspect_model(model: str, overrides: list[str]) -> dict[str, Any]:
     """
     cfg = compose_config([*_model_overrides(model), *overrides])
     check_config(plain(cfg))
-    partition, image_size = partition_of(cfg)
-    layers = partition.layers
+    network, example = describe_backbone(cfg.model, cfg.data.image_size)
+    layers = record_layers(network, example)
+    partition: Partition = _partitioner(cfg, overrides, layers, network)(layers, network)
     return {
         "model": cfg.model.name,
-        "image_size": image_size,
+        "image_size": example.shape[-1],
         "partition": partition.name,
         "num_blocks": len(partition),
         "layers": len(layers),
@@ -45,13 +48,6 @@ def inspect_model(model: str, overrides: list[str]) -> dict[str, Any]:
         "flops": sum(layer.flops for layer in layers),
         "blocks": [_block(partition, index) for index in range(len(partition))],
     }
-
-
-def partition_of(cfg: DictConfig) -> tuple[Partition, int]:
-    """Return the partition that a config describes, without any weights, and the image size in pixels."""
-    network, example = describe_backbone(cfg.model, cfg.data.image_size)
-    partition: Partition = hydra.utils.instantiate(cfg.partition)(record_layers(network, example), network)
-    return partition, example.shape[-1]
 
 
 def print_inspection(found: dict[str, Any], console: Console, *, as_json: bool) -> None:
@@ -64,33 +60,36 @@ def print_inspection(found: dict[str, Any], console: Console, *, as_json: bool) 
         caption="{layers} layers, {parameters:,} parameters, {flops:,} FLOPs an image".format_map(found),
         title_justify="left",
         caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
     )
-    for heading in (
-        "block",
-        "layers",
-        "weighted",
-        "first layer",
-        "last layer",
-        "parameters",
-        "MFLOPs",
-        "output",
-        "quarter",
-    ):
-        left = heading in ("first layer", "last layer")
-        table.add_column(heading, justify="left" if left else "right", overflow="fold")
+    for heading in ("block", "layers"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("first and last layer", overflow="fold")
+    for heading in ("parameters", "MFLOPs", "output", "quarter"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for block in found["blocks"]:
         table.add_row(
             str(block["block"]),
             f"{block['layers'][0]}-{block['layers'][1]}",
-            str(block["weighted_layers"]),
-            block["first_layer"],
-            block["last_layer"],
+            f"{block['first_layer']}\n{block['last_layer']}",
             f"{block['parameters']:,}",
             f"{block['flops'] / 1e6:,.1f}",
             "x".join(map(str, block["output_size"])),
             str(block["quarter"]),
         )
     console.print(table)
+
+
+def _partitioner(cfg: DictConfig, overrides: list[str], layers: list[Layer], network: nn.Module) -> Partitioner:
+    """Return the partitioner that was asked for; of the default one, no more blocks than there are segments."""
+    if not any(override.lstrip("+~").startswith("partition") for override in overrides):
+        every_segment = SegmentPartitioner(cfg.partition.separators, None)
+        if len(every_segment(layers, network)) < cfg.partition.num_blocks:
+            return every_segment
+    partitioner: Partitioner = hydra.utils.instantiate(cfg.partition)
+    return partitioner
 
 
 def _block(partition: Partition, index: int) -> dict[str, Any]:

@@ -1,0 +1,129 @@
+"""Real processes: what a user types, what comes back, and with which exit status."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import SMALL
+
+from blockwise.config import CONFIG_DIR
+
+TRAIN = [sys.executable, "-m", "blockwise", "train"]
+QUICK = [*SMALL, "partition.num_blocks=3", "trainer.max_epochs=1"]
+
+
+def call(*arguments, folder):
+    return subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+
+
+def scopes(folder):
+    return sorted(json.loads(path.read_text())["cell"]["scope"] for path in folder.rglob("record.json"))
+
+
+def test_a_run_its_table_and_its_picture(tmp_path):
+    done = call(*TRAIN, *QUICK, "block=all", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert scopes(tmp_path) == ["0", "1", "2", "full", "head"]
+    assert "best block by validation accuracy" in done.stdout
+    (picture,) = tmp_path.rglob("*.png")
+    assert str(picture.relative_to(tmp_path)) in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results"]
+    again = call(sys.executable, "-m", "blockwise", "table", "results", folder=tmp_path)
+    table = [line.rstrip() for line in again.stdout.splitlines() if line.strip()]
+    assert table
+    assert all(line in done.stdout for line in table)
+
+
+def test_a_multirun_keeps_blocks_together_and_names_every_failure(tmp_path):
+    overrides = ["-m", "block=range(0,2)", "seed=0,1", "partition.num_blocks=3,99"]
+    done = call(*TRAIN, *[o for o in QUICK if not o.startswith("partition")], *overrides, folder=tmp_path)
+    assert done.returncode == 1
+    assert scopes(tmp_path) == ["0", "0", "1", "1"]
+    assert " ".join(done.stdout.split()).count("2 cells, 0 of them recorded") == 2
+    assert "2 of 4 jobs failed:" in done.stderr
+    assert done.stderr.count("partition.num_blocks=99 does not fit") == 4  # when it happened, and in the ledger
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model=vgg61"], "Did you mean 'vgg16'?"),
+        (["data=digit"], "Did you mean 'digits'?"),
+        ([*QUICK, "block=7"], "block=7 is out of range: test_resnet has 3 blocks, so choose 0 to 2"),
+        ([*QUICK, "data.batch_size=51"], "data.batch_size=51 does not fit the 50 training images"),
+        ([*QUICK, "results_dir=/proc/here"], "results_dir=/proc/here cannot be written to"),
+        ([*QUICK, "trainer.precision=fp7"], "Precision 'fp7' is invalid"),
+        (["model=timm"], "model.name is missing"),
+        (["-m", "model=vgg16,vgg61"], "Did you mean 'vgg16'?"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_no_traceback(tmp_path, overrides, message):
+    done = call(*TRAIN, *overrides, folder=tmp_path)
+    assert done.returncode == 2
+    (sentence,) = done.stderr.strip().splitlines()
+    assert sentence.startswith("error: ")
+    assert message in sentence
+    assert not list(tmp_path.rglob("record.json"))
+
+
+def test_ctrl_c_keeps_what_is_recorded_and_says_so(tmp_path):
+    assert call(*TRAIN, *QUICK, "block=head", folder=tmp_path).returncode == 0
+    long = [*(o for o in QUICK if "epochs" not in o), "trainer.max_epochs=5000", "block=head", "seed=1"]
+    with subprocess.Popen(
+        [*TRAIN, *long], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout is not None
+        for line in running.stdout:
+            if line.startswith("epoch 3/"):
+                break
+        running.send_signal(signal.SIGINT)
+        _, errors = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert errors.strip().splitlines()[-1].startswith("interrupted: recorded cells are kept")
+    assert "Traceback" not in errors
+    assert scopes(tmp_path) == ["head"]
+
+
+def test_inspect_and_help(tmp_path):
+    blockwise = [sys.executable, "-m", "blockwise"]
+    done = call(*blockwise, "inspect", "resnet18", "--json", "partition=stage", folder=tmp_path)
+    assert json.loads(done.stdout)["num_blocks"] == 5
+    assert call(*blockwise, "inspect", "resnet81", folder=tmp_path).returncode == 2
+    assert "inspect" in call(*blockwise, "--help", folder=tmp_path).stdout
+    assert "optimizer" in call(*TRAIN, "--help", folder=tmp_path).stdout
+
+
+def test_tables_do_not_wait_for_torch():
+    code = "import sys, blockwise.cli, blockwise.analysis.table, blockwise.results; print('torch' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        == "False"
+    )
+
+
+@pytest.mark.slow
+def test_the_wheel_carries_configs_and_sweeper(tmp_path):
+    """Built, installed without the checkout, run: with the dependencies of this environment, and its code alone."""
+    root = CONFIG_DIR.parent
+    build = [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(root)]
+    assert subprocess.run(build, capture_output=True, check=False).returncode == 0
+    (wheel,) = tmp_path.glob("*.whl")
+    installed = tmp_path / "installed"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(installed), str(wheel)]
+    assert subprocess.run(pip, check=False).returncode == 0
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    where = [sys.executable, "-c", "import blockwise, blockwise.config as c; print(blockwise.__file__, c.CONFIG_DIR)"]
+    found = subprocess.run(where, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
+    assert found.split() == [str(installed / "blockwise/__init__.py"), str(installed / "blockwise/conf")]
+    done = subprocess.run(
+        [*TRAIN, *QUICK, "-m", "block=range(0,2)"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert scopes(tmp_path / "results") == ["0", "1"]
+    assert Path(installed / "hydra_plugins/blockwise_sweeper").is_dir()
