@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from blockwise.folding import fold_norms
 from blockwise.layers import function_kind, is_leaf
 from blockwise.partition import Partition
 
@@ -33,7 +34,8 @@ class StagedBackbone(nn.Module):
     that trains a stage owns a copy of it and passes that to `run`.
 
     Attributes:
-        stages: The stages, input side first.
+        stages: The stages as the network has them, input side first; what a cell copies.
+        frozen: The stages as they run while frozen, batch norms folded away.
         partition: The partition whose edges are the boundaries.
         num_features: Length of the feature vector behind the last stage.
         whole: True if the network could not be cut: one stage, whatever the partition.
@@ -48,6 +50,8 @@ class StagedBackbone(nn.Module):
     ) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages).requires_grad_(requires_grad=False)
+        # what runs while a stage is frozen; `stages` keep the norms, for the cells that train them
+        self.frozen = nn.ModuleList(fold_norms(s) if isinstance(s, fx.GraphModule) else s for s in stages)
         self.partition = partition
         self.num_features = 0
         self.whole = len(stages) == 1 and len(partition.cuts) > 1
@@ -72,7 +76,7 @@ class StagedBackbone(nn.Module):
 
     def run(self, stage: int, live: Live, module: nn.Module | None = None) -> Live:
         """Run stage number `stage`, or a cell's own copy of it, and return what is live behind it."""
-        values = (self.stages[stage] if module is None else module)(*(live[name] for name in self._inputs[stage]))
+        values = (self.frozen[stage] if module is None else module)(*(live[name] for name in self._inputs[stage]))
         values = (values,) if isinstance(values, Tensor) else values  # a whole network returns its features bare
         found = {**live, **dict(zip(self._outputs[stage], values, strict=True))}
         needed = self._needed[stage + 1] if stage + 1 < len(self) else {self._result}
