@@ -1,6 +1,7 @@
 import pytest
 import timm
 import torch
+import torchvision
 
 from blockwise.backbones import describe_backbone, load_backbone
 from blockwise.config import compose_config, options
@@ -83,6 +84,30 @@ def test_a_checkpoint_is_named_in_the_weights(tmp_path):
     assert backbone.weights.startswith("checkpoint mine.pth sha256:")
     own = network.state_dict()
     assert all(torch.equal(tensor, own[name]) for name, tensor in backbone.network.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_checkpoints_with_auxiliary_classifiers(tmp_path, name):
+    """Trained in torchvision, for another number of classes: auxiliary heads are in the file, and not wanted."""
+    source = torchvision.models.get_model(name, weights=None, num_classes=7, init_weights=False)
+    torch.save(source.state_dict(), tmp_path / "mine.pth")
+    cfg = model("model=torchvision", f"model.name={name}", f"model.checkpoint={tmp_path / 'mine.pth'}")
+    network = load_backbone(cfg).network
+    assert network.transform_input
+    own = network.state_dict()
+    assert all(torch.equal(tensor, source.state_dict()[key]) for key, tensor in own.items())
+
+
+def test_a_second_classifier_may_have_another_shape(tmp_path):
+    torch.save(timm.create_model("levit_128s", num_classes=7).state_dict(), tmp_path / "mine.pth")
+    load_backbone(model("model=timm", "model.name=levit_128s", f"model.checkpoint={tmp_path / 'mine.pth'}"))
+
+
+def test_weights_name_the_tag():
+    with pytest.raises(InputError, match="choose from"):
+        load_backbone(model("model=timm", "model.name=resnet18", "model.weights=a9_in1k"))
+    with pytest.raises(InputError, match="contradicts"):
+        load_backbone(model("model=resnet50", "model.weights=a1_in1k"))
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):

@@ -84,7 +84,7 @@ def test_ctrl_c_keeps_what_is_recorded_and_says_so(tmp_path):
         running.send_signal(signal.SIGINT)
         _, errors = running.communicate(timeout=60)
     assert running.returncode == 130
-    assert errors.strip().splitlines()[-1].startswith("interrupted: recorded cells are kept")
+    assert errors.strip().splitlines()[-1].startswith("interrupted: cells that had finished are recorded")
     assert "Traceback" not in errors
     assert scopes(tmp_path) == ["head"]
 

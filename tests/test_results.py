@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from blockwise.errors import InputError
-from blockwise.results import ResultStore, read_records, settings_hash, sweep_hash
+from blockwise.results import KEYS, ResultStore, read_records, settings_hash, sweep_hash
 
 SETTINGS = {
     "data": {"name": "digits"},
@@ -17,7 +17,7 @@ SETTINGS = {
     "lr": 0.001,
 }
 ROW = dict.fromkeys(("top1", "top5", "macro_f1", "ece", "loss"), 0.25)
-RECORD = {"schema": 1, "settings": SETTINGS}
+RECORD = {"schema": 1, "settings": SETTINGS, **dict.fromkeys(KEYS - {"settings"})}
 
 
 def test_files_of_a_cell(tmp_path):
@@ -43,7 +43,7 @@ def test_a_record_that_cannot_be_written_leaves_none(tmp_path):
     assert not list(store.cell_folder(SETTINGS).glob(".*"))
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 2}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 2}', '{"schema": 1}'])
 def test_half_written_and_foreign_records_count_as_missing(tmp_path, content):
     store = ResultStore(tmp_path)
     folder = store.save(RECORD, [], {})

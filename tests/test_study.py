@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from blockwise import study
@@ -111,7 +112,7 @@ def test_the_record_follows_the_schema(small, console):
     assert block["epochs"] == 2
     assert block["seconds"] > 0
     assert block["peak_memory_bytes"] > 1e6
-    assert set(block["provenance"]) == {"commit", "dirty", "versions", "command"}
+    assert set(block["provenance"]) == {"finished", "commit", "dirty", "versions", "command"}
     assert block["settings"]["optimizer"]["weight_decay"] == 0.01
 
 
@@ -128,6 +129,64 @@ def test_finished_cells_are_skipped_and_only_missing_ones_train(small, console, 
     assert [cell.scope.name for cell in trained] == ["1", "head"]
     study.run(small("block=head", "optimizer.weight_decay=0"), console)  # another result: trains
     assert len(trained) == 3
+
+
+def test_seeds_belong_to_one_sweep_though_their_splits_differ(small, console):
+    for seed in (0, 1):
+        study.run(small("block=[head,0]", f"seed={seed}"), console)
+    sweep = study.prepare(small("block=head"), console).sweep(all_seeds=True)
+    assert [len(row.records) for row in sweep.rows] == [2, 2]
+    assert "±" in console.export_text()
+
+
+def test_skipped_images_are_named_and_recorded(small, console, tmp_path):
+    for name in ("x", "y"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(10):
+            Image.new("RGB", (40, 40), (25 * i, 0, 0)).save(tmp_path / "images" / name / f"{i}.png")
+    broken = tmp_path / "images" / "x" / "3.png"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:60])
+    options = ["data=imagefolder", f"data.root={tmp_path / 'images'}", "data.image_size=32", "data.batch_size=4"]
+    cfg = small(*options, "block=head")
+    with pytest.raises(InputError, match=r"1 image\(s\) cannot be read: x/3.png"):
+        study.run(cfg, console)
+    cfg = small(*options, "block=head", "data.skip_broken=true")
+    (record,) = study.run(cfg, console)
+    assert record["data"]["skipped"] == ["x/3.png"]
+    assert sum(record["data"][split] for split in ("train", "val", "test")) == 19
+    assert "left out, since they cannot be read: x/3.png" in console.export_text()
+    broken.write_bytes(whole)  # repaired: another data set
+    (record,) = study.run(cfg, console)
+    assert record["data"]["skipped"] == []
+
+
+def test_a_trainer_setting_that_shortens_training_is_another_result(small, console):
+    short = small("block=head", "+trainer.limit_train_batches=1")
+    assert study.run(short, console)[0]["settings"] != study.run(small("block=head"), console)[0]["settings"]
+
+
+def test_interrupted_runs_keep_the_cells_that_had_stopped(small, console, monkeypatch):
+    """Ctrl-C while some cells still train: those that stopped early are tested and recorded."""
+    original = study.BlockwiseModule.on_validation_epoch_end
+
+    def interrupt(module):
+        original(module)
+        states = [progress.status for progress in module.progress]
+        if "stopped" in states and "running" in states:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(study.BlockwiseModule, "on_validation_epoch_end", interrupt)
+    options = ("block=all", "optimizer.lr=[1e-4,1e-2]", "early_stopping.patience=1", "trainer.max_epochs=6")
+    with pytest.raises(KeyboardInterrupt):
+        study.run(small(*options), console)
+    monkeypatch.undo()
+    kept = study.prepare(small(*options), console).sweep().records
+    assert 0 < len(kept) < 10
+    assert all(record["status"] == "finished" and record["epochs"] < 6 for record in kept)
+    everything = study.run(small(*options), console)
+    assert len(everything) == 10
+    assert [record for record in everything if record in kept]
 
 
 def test_learning_rates_train_side_by_side(small, console):

@@ -17,6 +17,8 @@ from torch import nn
 from blockwise.checkpoints import load_checkpoint, package_file
 from blockwise.errors import InputError, did_you_mean
 
+AUXILIARY = ("AuxLogits", "aux1", "aux2")
+
 
 @dataclass(frozen=True)
 class ImageSpec:
@@ -74,9 +76,10 @@ def load_backbone(model: Mapping[str, Any], *, image_size: int | None = None, se
     network = maker.make(pretrained=bool(model["pretrained"]) and local is None)
     weights = maker.tag if model["pretrained"] else "random"
     if local is not None:
-        load_checkpoint(network, local, maker.classifier(network))
-        if checkpoint is not None:
-            weights = f"checkpoint {local.name} sha256:{hashlib.sha256(local.read_bytes()).hexdigest()[:12]}"
+        mapped = load_checkpoint(network, local, maker.classifiers(network))
+        place = f"checkpoint {local.name}" if checkpoint is not None else f"package {package}"
+        weights = f"{place} sha256:{hashlib.sha256(local.read_bytes()).hexdigest()[:12]}"
+        weights += ", names mapped by order" if mapped else ""
     network = maker.without_classifier(network).eval().requires_grad_(requires_grad=False)
     images = maker.images()
     return Backbone(model["name"], network, weights, replace(images, size=image_size or images.size))
@@ -98,9 +101,12 @@ def describe_backbone(model: Mapping[str, Any], image_size: int | None = None) -
                     network(example)
         except InputError:
             raise
-        except Exception:
+        except Exception as error:
             if device == "cpu":
-                raise
+                raise InputError(
+                    f"data.image_size={size} does not fit {model['name']} ({_first_line(error)}): "
+                    "choose another, or null for its own size"
+                ) from error
         else:
             break
     return network, example
@@ -124,8 +130,8 @@ class _Maker(ABC):
         """Return the network, its classifier in place."""
 
     @abstractmethod
-    def classifier(self, network: nn.Module) -> str:
-        """Return the path of the classifier."""
+    def classifiers(self, network: nn.Module) -> tuple[str, ...]:
+        """Return the paths of the classifier and, in some networks, of further ones: none will be kept."""
 
     @abstractmethod
     def without_classifier(self, network: nn.Module) -> nn.Module:
@@ -143,6 +149,13 @@ class _TimmMaker(_Maker):
         super().__init__(model, image_size)
         architecture = model.get("architecture") or model["name"]
         base, _, tag = architecture.partition(".")
+        if model.get("weights") and not tag:
+            tag = model["weights"]
+            architecture = f"{base}.{tag}"
+        if model.get("weights") not in (None, tag):
+            raise InputError(
+                f"model.weights={model['weights']} contradicts model.architecture={architecture}: name one tag"
+            )
         if not timm.is_model(base):
             raise InputError(f"timm has no model named {architecture}.{did_you_mean(base, timm.list_models())}")
         tags = timm.models.get_arch_pretrained_cfgs(base)
@@ -151,7 +164,7 @@ class _TimmMaker(_Maker):
             raise InputError(f"timm has no weights {tag!r} for {base}: choose from {known}")
         self.config = timm.models.get_pretrained_cfg(architecture) or timm.models.get_pretrained_cfg(base)
         self.architecture = architecture
-        self.tag = model.get("weights") or tag or getattr(self.config, "tag", "") or "default"
+        self.tag = tag or getattr(self.config, "tag", "") or "default"
 
     def make(self, *, pretrained: bool) -> nn.Module:
         options: dict[str, Any] = {}
@@ -173,9 +186,9 @@ class _TimmMaker(_Maker):
                 + f" ({_first_line(error)})"
             ) from error
 
-    def classifier(self, network: nn.Module) -> str:
-        names = network.default_cfg.get("classifier", "")  # type: ignore[union-attr, operator]
-        return names if isinstance(names, str) else names[0]
+    def classifiers(self, network: nn.Module) -> tuple[str, ...]:
+        names = network.default_cfg.get("classifier", ())  # type: ignore[union-attr, operator]
+        return (names,) if isinstance(names, str) else tuple(names)
 
     def without_classifier(self, network: nn.Module) -> nn.Module:
         if not hasattr(network, "reset_classifier"):
@@ -207,25 +220,31 @@ class _TorchvisionMaker(_Maker):
         self.tag = self.weights.name
 
     def make(self, *, pretrained: bool) -> nn.Module:
+        options = {"init_weights": True} if self.name in ("inception_v3", "googlenet") and not pretrained else {}
         try:
-            network = torchvision.models.get_model(self.name, weights=self.weights if pretrained else None)
+            network = torchvision.models.get_model(self.name, weights=self.weights if pretrained else None, **options)
         except Exception as error:
             raise _unreachable(self.name, error) from error
-        # auxiliary classifiers belong to the old task, and only run while training
-        for auxiliary in ("AuxLogits", "aux1", "aux2"):
-            if hasattr(network, auxiliary):
-                setattr(network, auxiliary, None)
-        if hasattr(network, "aux_logits"):
-            network.aux_logits = False
+        if hasattr(network, "transform_input"):
+            # Inception and GoogLeNet: torchvision sets it with its own weights only, but any weights made with
+            # these networks expect what is done there to images normalised as ImageNet's
+            network.transform_input = True
         return network
 
-    def classifier(self, network: nn.Module) -> str:
-        """Return the path of the last linear (SqueezeNet: convolution) layer."""
+    def classifiers(self, network: nn.Module) -> tuple[str, ...]:
+        """Return the last linear (SqueezeNet: convolution) layer that a forward pass runs, and auxiliary ones."""
         kinds = nn.Linear if any(isinstance(m, nn.Linear) for m in network.modules()) else nn.Conv2d
-        return [name for name, module in network.named_modules() if isinstance(module, kinds)][-1]
+        names = [name for name, module in network.named_modules() if isinstance(module, kinds)]
+        last = [name for name in names if not name.startswith(AUXILIARY)][-1]
+        return (last, *(name for name in AUXILIARY if hasattr(network, name)))
 
     def without_classifier(self, network: nn.Module) -> nn.Module:
-        network.set_submodule(self.classifier(network), nn.Identity())
+        classifier, *auxiliary = self.classifiers(network)
+        network.set_submodule(classifier, nn.Identity())
+        for name in auxiliary:  # they belong to the old task, and run only while training
+            setattr(network, name, None)
+        if auxiliary:
+            network.aux_logits = False  # type: ignore[assignment]
         return network
 
     def images(self) -> ImageSpec:

@@ -15,7 +15,7 @@ from blockwise.results import Metrics
 from blockwise.scopes import Scope
 from blockwise.stages import Live, StagedBackbone
 
-Status = Literal["running", "stopped", "finished", "diverged"]
+Status = Literal["running", "stopped", "diverged", "unfinished", "finished"]
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Progress:
     """What has become of a cell so far.
 
     Attributes:
-        status: `running`, `stopped` (early), `diverged`, `finished`.
+        status: `running`; `stopped` early; `diverged`; `unfinished`, given up when interrupted; `finished`, tested.
         history: One row an epoch: `train` and `val` metrics.
         best_epoch: The epoch, from 0, with the highest validation accuracy (the first of equals), or None.
         best_state: What the cell trained, as it was after that epoch.

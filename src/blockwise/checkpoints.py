@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors.torch import load_file
@@ -13,26 +14,42 @@ from blockwise.errors import InputError
 
 StateDict = dict[str, Tensor]
 COUNTER = "num_batches_tracked"  # of batch norms; older files lack it
+ROLES = {name: name for name in ("weight", "bias", "running_mean", "running_var", COUNTER)} | {
+    "gamma": "weight",
+    "kernel": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
 
 
-def load_checkpoint(network: nn.Module, path: Path, classifier: str = "") -> None:
+def load_checkpoint(network: nn.Module, path: Path, classifiers: tuple[str, ...] = ()) -> bool:
     """Load weights from a file into a network, in place.
 
     Names that equal the network's are used as they are, after a common prefix (`module.`, `model.`) is dropped.
     A state dict whose names differ but whose shapes align one to one, in order, is mapped by that order. The
-    classifier may be missing or have another shape: it is replaced by a new head anyway.
+    classifiers may be missing or have another shape: they are replaced by a new head anyway.
 
     Args:
-        network: The network, its own classifier still in place.
+        network: The network, its own classifiers still in place.
         path: A `.safetensors` file, or one written by `torch.save`.
-        classifier: Path of the network's classifier.
+        classifiers: Paths of the network's classifiers.
+
+    Returns:
+        Whether the names were other ones, and mapped by order.
 
     Raises:
         InputError: The file cannot be read, or does not fit; the message lists what is missing, unexpected and
             of another shape.
     """
-    state = _strip_prefix(read_state_dict(path), network.state_dict())
-    network.load_state_dict(match_names(state, network.state_dict(), classifier, str(path)), strict=False)
+    own = network.state_dict()
+    state = _strip_prefix(read_state_dict(path), own)
+    matched, mapped = match_names(state, own, classifiers, str(path))
+    for name, tensor in matched.items():
+        if own[name].is_floating_point() and not (tensor.is_floating_point() and tensor.isfinite().all()):
+            raise InputError(f"the checkpoint {path} is damaged: {name} holds something else than finite real numbers")
+    network.load_state_dict(matched, strict=False)
+    return mapped
 
 
 def read_state_dict(path: Path) -> StateDict:
@@ -44,9 +61,15 @@ def read_state_dict(path: Path) -> StateDict:
     if not path.is_file():
         raise InputError(f"model.checkpoint={path} is no file: give the path of a .safetensors or .pth file")
     try:
-        loaded = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        safe = path.suffix.lower() == ".safetensors"
+        loaded = load_file(path) if safe else torch.load(path, "cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise InputError(
+            f"model.checkpoint={path} cannot be read as weights: it is damaged, or holds more than tensors, as a whole "
+            "model does; save the model's state_dict()"
+        ) from error
     except Exception as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise InputError(f"model.checkpoint={path} cannot be read as weights ({reason})") from error
     for key in ("state_dict", "model", "model_state_dict"):  # what training scripts wrap it in
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
@@ -57,32 +80,31 @@ def read_state_dict(path: Path) -> StateDict:
     return state
 
 
-def match_names(state: StateDict, wanted: StateDict, classifier: str, source: str) -> StateDict:
-    """Return `state` under the names of `wanted`.
+def match_names(
+    state: StateDict, wanted: StateDict, classifiers: tuple[str, ...], source: str
+) -> tuple[StateDict, bool]:
+    """Return `state` under the names of `wanted`, and whether that took mapping by order.
 
     Raises:
         InputError: Neither the names nor the order of the shapes fit.
     """
-    head = {name for name in wanted if classifier and name.startswith(classifier + ".")}
+    heads = tuple(f"{name}." for name in classifiers)
+    head = {name for name in (*wanted, *state) if heads and name.startswith(heads)}
     counters = {name for name in wanted if name.endswith(COUNTER)}
     missing = [name for name in wanted if name not in state and name not in head | counters]
-    unexpected = [name for name in state if name not in wanted]
+    unexpected = [name for name in state if name not in wanted and name not in head]
     wrong = [n for n in wanted if n in state and state[n].shape != wanted[n].shape and n not in head]
     if not (missing or unexpected or wrong):
-        return {name: state[name] for name in wanted if name in state and state[name].shape == wanted[name].shape}
+        fits = {name for name in wanted if name in state and state[name].shape == wanted[name].shape}
+        return {name: state[name] for name in wanted if name in fits}, False
     if not set(state) & (set(wanted) - head):
         aligned = _align(state, wanted)
         if aligned is not None:
-            return aligned
+            return aligned, True
+    shapes = [f"{name} {_shape(state[name])} for {_shape(wanted[name])}" for name in wrong]
     raise InputError(
-        f"the checkpoint {source} is of another architecture: "
-        + "; ".join(
-            [
-                f"missing {_some(missing)}",
-                f"unexpected {_some(unexpected)}",
-                f"of another shape {_some([f'{n} {_shape(state[n])} for {_shape(wanted[n])}' for n in wrong])}",
-            ]
-        )
+        f"the checkpoint {source} is of another architecture: missing {_some(missing)}; unexpected "
+        f"{_some(unexpected)}; of another shape {_some(shapes)}"
     )
 
 
@@ -105,9 +127,16 @@ def package_file(reference: str) -> Path:
 def _align(state: StateDict, wanted: StateDict) -> StateDict | None:
     without_counters = {name: tensor for name, tensor in wanted.items() if not name.endswith(COUNTER)}
     for names in (wanted, without_counters):
-        if [tensor.shape for tensor in state.values()] == [tensor.shape for tensor in names.values()]:
+        same = [tensor.shape for tensor in state.values()] == [tensor.shape for tensor in names.values()]
+        # shapes cannot tell the weight of a norm from its bias: where the names can, they must agree
+        if same and all(_role(a) in (None, _role(b)) for a, b in zip(state, names, strict=True)):
             return dict(zip(names, state.values(), strict=True))
     return None
+
+
+def _role(name: str) -> str | None:
+    """Return what a tensor is to its layer, as far as its name tells."""
+    return ROLES.get(name.rpartition(".")[2].lower())
 
 
 def _strip_prefix(state: StateDict, wanted: StateDict) -> StateDict:

@@ -1,9 +1,11 @@
-"""Numbers in a config that cannot be right, refused in one sentence before anything is loaded."""
+"""Values in a config that cannot be right, refused in one sentence before anything is loaded."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from blockwise.data.datamodule import AUGMENTATIONS
@@ -11,24 +13,12 @@ from blockwise.data.decode import INTERPOLATIONS
 from blockwise.errors import InputError, did_you_mean
 from blockwise.freezing import NORM_MODES
 
-# key -> the smallest whole number it takes, and whether it may be null
-WHOLE = {
-    "seed": (0, False),
-    "data.batch_size": (2, False),
-    "data.image_size": (1, True),
-    "data.num_workers": (0, False),
-    "data.train_per_class": (2, True),
-    "data.val_per_class": (1, True),
-    "data.test_per_class": (1, True),
-    "trainer.max_epochs": (1, False),
-    "early_stopping.patience": (1, True),
-}
-# key -> whether zero is allowed, and null
-POSITIVE = {
-    "optimizer.block_lr": (False, True),
-    "optimizer.weight_decay": (True, False),
-    "data.crop_pct": (False, True),
-}
+GROUPS = ("model", "data", "partition", "optimizer", "trainer", "logger", "freeze", "early_stopping")
+# weights of what trains stay in float32; mixed means that arithmetic is done in half the bits
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+MAX_SEED = 2**32 - 1
+# part of a path, and shown to the user
+NAME = re.compile(r"[\w][\w.+-]*", re.ASCII)
 
 
 def check_config(cfg: Mapping[str, Any]) -> None:
@@ -37,19 +27,11 @@ def check_config(cfg: Mapping[str, Any]) -> None:
     Raises:
         InputError: One of them is not what it must be.
     """
-    for key, (least, optional) in WHOLE.items():
-        _check_whole(key, _get(cfg, key), least, optional=optional)
-    for key, (zero, optional) in POSITIVE.items():
-        _check_number(key, _get(cfg, key), zero=zero, optional=optional)
-    _check_rates(as_list(_get(cfg, "optimizer.lr")))
-    _check_devices(_get(cfg, "trainer.devices"))
-    _check_choice("freeze.norm", _get(cfg, "freeze.norm"), NORM_MODES)
-    for name in as_list(_get(cfg, "data.augment")):
-        _check_choice("data.augment", name, AUGMENTATIONS)
-    if (crop := _get(cfg, "data.crop_pct")) is not None and crop > 1:
-        raise InputError(f"data.crop_pct={crop} is larger than the image: choose a number above 0, at most 1")
-    if (name := _get(cfg, "model.interpolation")) is not None:
-        _check_choice("model.interpolation", name, tuple(INTERPOLATIONS))
+    for group in GROUPS:
+        if not isinstance(cfg.get(group), dict):
+            raise InputError(f"{group}={cfg.get(group)} is no group of settings: name one of conf/{group}")
+    for key, check in CHECKS.items():
+        check(key, _get(cfg, key))
 
 
 def as_list(value: Any) -> list[Any]:
@@ -58,40 +40,24 @@ def as_list(value: Any) -> list[Any]:
 
 
 def _get(cfg: Mapping[str, Any], key: str) -> Any:
-    for part in key.split("."):
-        cfg = cfg.get(part)  # type: ignore[assignment]
-        if cfg is None:
-            return None
-    return cfg
+    *groups, name = key.split(".")
+    for group in groups:
+        cfg = cfg[group]
+    return cfg.get(name)
 
 
-def _check_rates(rates: list[Any]) -> None:
-    if not rates:
-        raise InputError("optimizer.lr=[] trains nothing: give a learning rate, or a list of them")
-    for rate in rates:
-        _check_number("optimizer.lr", rate, zero=False, optional=False)
-    if len({float(rate) for rate in rates}) < len(rates):
-        raise InputError(f"optimizer.lr={rates} names a learning rate twice: name each once")
-
-
-def _check_devices(devices: Any) -> None:
-    if devices != 1 and not (isinstance(devices, list) and len(devices) == 1):
-        raise InputError(
-            f"trainer.devices={devices}: a run uses one device, so give 1, or a list with the number of one GPU; "
-            "several runs at a time share out several GPUs"
-        )
-
-
-def _check_whole(key: str, value: Any, least: int, *, optional: bool) -> None:
+def _whole(key: str, value: Any, least: int, *, most: int | None = None, optional: bool = False) -> None:
     if value is None and optional:
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InputError(
             f"{key}={value} must be a whole number of at least {least}" + (", or null" if optional else "")
         )
+    if most is not None and value > most:
+        raise InputError(f"{key}={value} is too large: choose {least} to {most}")
 
 
-def _check_number(key: str, value: Any, *, zero: bool, optional: bool) -> None:
+def _number(key: str, value: Any, *, zero: bool = False, optional: bool = False) -> None:
     if value is None and optional:
         return
     wrong = isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value)
@@ -100,6 +66,96 @@ def _check_number(key: str, value: Any, *, zero: bool, optional: bool) -> None:
         raise InputError(f"{key}={value} must be {valid}" + (", or null" if optional else ""))
 
 
-def _check_choice(key: str, value: Any, known: tuple[str, ...]) -> None:
-    if value not in known:
+def _share(key: str, value: Any) -> None:
+    _number(key, value, optional=True)
+    if value is not None and value > 1:
+        raise InputError(f"{key}={value} is larger than the image: choose a number above 0, at most 1")
+
+
+def _rates(key: str, value: Any) -> None:
+    rates = as_list(value)
+    if not rates:
+        raise InputError(f"{key}=[] trains nothing: give a learning rate, or a list of them")
+    for rate in rates:
+        _number(key, rate)
+    if len({float(rate) for rate in rates}) < len(rates):
+        raise InputError(f"{key}={rates} names a learning rate twice: name each once")
+
+
+def _choice(key: str, value: Any, known: tuple[str, ...], *, optional: bool = False) -> None:
+    if value not in known and not (value is None and optional):
         raise InputError(f"{key}={value} is unknown: choose {' or '.join(known)}.{did_you_mean(value, known)}")
+
+
+def _choices(key: str, values: Any, known: tuple[str, ...]) -> None:
+    for value in as_list(values):
+        _choice(key, value, known)
+
+
+def _flag(key: str, value: Any) -> None:
+    if value is not None and not isinstance(value, bool):  # None: this option of the group has no such setting
+        raise InputError(f"{key}={value} must be true or false")
+
+
+def _name(key: str, value: Any) -> None:
+    if not isinstance(value, str) or not NAME.fullmatch(value):
+        raise InputError(f"{key}={value} must be a name of letters, digits, and . _ + -")
+
+
+def _text(key: str, value: Any, *, optional: bool = False) -> None:
+    if not (isinstance(value, str) and value) and not (value is None and optional):
+        raise InputError(f"{key}={value} must be text" + (", or null" if optional else ""))
+
+
+def _channels(key: str, values: Any, *, positive: bool = False) -> None:
+    if values is None:
+        return
+    numbers = isinstance(values, list) and all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
+    if not numbers or len(values) != 3 or (positive and min(values) <= 0):
+        kind = "numbers greater than 0" if positive else "numbers"
+        raise InputError(f"{key}={values} must be three {kind}, one a channel, or null")
+
+
+def _devices(key: str, devices: Any) -> None:
+    if devices != 1 and not (isinstance(devices, list) and len(devices) == 1):
+        raise InputError(
+            f"{key}={devices}: a run uses one device, so give 1, or a list with the number of one GPU; several "
+            "runs at a time share out several GPUs"
+        )
+
+
+CHECKS: dict[str, Callable[[str, Any], None]] = {
+    "seed": partial(_whole, least=0, most=MAX_SEED),
+    "results_dir": _text,
+    "model.source": partial(_choice, known=("timm", "torchvision")),
+    "model.name": _name,
+    "model.architecture": partial(_text, optional=True),
+    "model.weights": partial(_text, optional=True),
+    "model.checkpoint": partial(_text, optional=True),
+    "model.pretrained": _flag,
+    "model.input_size": partial(_whole, least=1, optional=True),
+    "model.mean": _channels,
+    "model.std": partial(_channels, positive=True),
+    "model.interpolation": partial(_choice, known=tuple(INTERPOLATIONS), optional=True),
+    "model.crop_pct": _share,
+    "data.name": _name,
+    "data.image_size": partial(_whole, least=1, optional=True),
+    "data.crop_pct": _share,
+    "data.batch_size": partial(_whole, least=2),
+    "data.augment": partial(_choices, known=AUGMENTATIONS),
+    "data.num_workers": partial(_whole, least=0),
+    "data.skip_broken": _flag,
+    "data.download": _flag,
+    "data.train_per_class": partial(_whole, least=2, optional=True),
+    "data.val_per_class": partial(_whole, least=1, optional=True),
+    "data.test_per_class": partial(_whole, least=1, optional=True),
+    "optimizer.lr": _rates,
+    "optimizer.block_lr": partial(_number, optional=True),
+    "optimizer.weight_decay": partial(_number, zero=True),
+    "optimizer.nesterov": _flag,
+    "freeze.norm": partial(_choice, known=NORM_MODES),
+    "early_stopping.patience": partial(_whole, least=1, optional=True),
+    "trainer.max_epochs": partial(_whole, least=1),
+    "trainer.precision": partial(_choice, known=PRECISIONS),
+    "trainer.devices": _devices,
+}

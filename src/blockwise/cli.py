@@ -89,7 +89,7 @@ def _inspect(options: argparse.Namespace) -> None:
     from blockwise.inspection import inspect_model, print_inspection
 
     _be_quiet()
-    print_inspection(inspect_model(options.model, options.overrides), Console(), as_json=options.json)
+    print_inspection(inspect_model(options.model, options.overrides), Console(markup=False), as_json=options.json)
 
 
 def _table(options: argparse.Namespace) -> None:
@@ -97,7 +97,7 @@ def _table(options: argparse.Namespace) -> None:
     from blockwise.analysis.table import sweep_table
     from blockwise.results import read_records
 
-    console = Console()
+    console = Console(markup=False)
     for sweep in sweeps(read_records(options.results)):
         console.print(sweep_table(sweep))
 
@@ -111,11 +111,11 @@ def _or_one_sentence(command: Callable[[], Any]) -> None:
     except (HydraException, OmegaConfBaseException) as error:
         _exit(f"error: {explain(error)}", USAGE_ERROR)
     except KeyboardInterrupt:
-        _exit("interrupted: recorded cells are kept, and the same command trains the rest", INTERRUPTED)
+        _exit("interrupted: cells that had finished are recorded, and the same command trains the rest", INTERRUPTED)
 
 
 def _exit(sentence: str, code: int) -> None:
-    print(sentence, file=sys.stderr)
+    print(" ".join(sentence.split()), file=sys.stderr)
     sys.exit(code)
 
 

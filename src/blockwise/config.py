@@ -38,6 +38,8 @@ def options(group: str) -> list[str]:
 
 def explain(error: Exception) -> InputError:
     """Turn what Hydra says of a command line into one sentence that names what was meant."""
+    if isinstance(error.__cause__, InputError):  # raised by something that Hydra made
+        return error.__cause__
     text = str(error)
     if match := re.search(r"Could not find '([^'/]+)/([^']+)'", text):
         group, name = match.groups()
@@ -47,12 +49,10 @@ def explain(error: Exception) -> InputError:
         return InputError(f"there is no setting {key}.{did_you_mean(key, settings())}")
     if match := re.search(r"[Mm]issing mandatory value: (\S+)", text):
         return InputError(f"{match[1]} is missing: give it as {match[1]}=<value>")
-    if "requires --multirun" in text:
+    if "requires --multirun" in text or "Ambiguous value for argument" in text:
         shown = text.partition("'")[2].partition("'")[0]
-        return InputError(f"{shown} names several values: add -m to sweep over them, or give a list as block=[0,1]")
-    if "Ambiguous value for argument" in text:
-        shown = text.partition("'")[2].partition("'")[0]
-        return InputError(f"{shown} names several values: add -m to sweep over them, or write a list as block=[0,1]")
+        key = shown.partition("=")[0]
+        return InputError(f"{shown} names several values: add -m to sweep over them, or write a list as {key}=[...]")
     return InputError(" ".join(text.split("\nSee https")[0].split()))
 
 

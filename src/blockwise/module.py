@@ -117,6 +117,8 @@ class BlockwiseModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Close the epoch of every active cell: metrics, best epoch, early stopping."""
         train, val = self._metrics("train"), self._metrics("val")
+        if not train:  # Lightning's sanity check, before any training
+            return
         for index, progress in enumerate(self.progress):
             if not progress.active:
                 continue
@@ -142,6 +144,12 @@ class BlockwiseModule(L.LightningModule):
         for index, metrics in self._metrics("test").items():
             self.progress[index].test = metrics
             self.progress[index].status = "finished"
+
+    def drop_unfinished(self) -> None:
+        """Give up the cells that still train; those that have stopped or diverged can be tested and recorded."""
+        for progress in self.progress:
+            if progress.active:
+                progress.status = "unfinished"
 
     def _cells_at_boundaries(self, images: Tensor) -> Iterator[tuple[int, Any]]:
         """Yield each active cell with what is live at its boundary, input side first; keeps the time of each."""

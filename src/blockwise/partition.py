@@ -118,11 +118,11 @@ class SegmentPartitioner(Partitioner):
 
     def __init__(
         self,
-        separators: Sequence[str] = ("pool", "activation"),
+        separators: str | Sequence[str] = ("pool", "activation"),
         num_blocks: int | None = 12,
         balance: Weight = "layers",
     ) -> None:
-        self.separators = tuple(separators)
+        self.separators = (separators,) if isinstance(separators, str) else tuple(separators)
         self.num_blocks = num_blocks
         self.balance = _one_of("partition.balance", balance, ("layers", "parameters", "flops"))
         for separator in self.separators:

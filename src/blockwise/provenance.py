@@ -6,6 +6,7 @@ import resource
 import shlex
 import subprocess
 import sys
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ def provenance() -> dict[str, Any]:
     tracked = _git(here, "ls-files", "--error-unmatch", Path(__file__).name) is not None
     status = _git(here, "status", "--porcelain", "--untracked-files=no") if tracked else None
     return {
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _git(here, "rev-parse", "HEAD") if tracked else None,
         "dirty": bool(status) if status is not None else None,
         "versions": {"python": sys.version.split()[0], **{name: _version(name) for name in PACKAGES}},

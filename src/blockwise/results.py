@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # tables are read without waiting for torch
     from torch import Tensor
 
 SCHEMA = 1
+KEYS = frozenset("status backbone data partition cell seed settings metrics seconds provenance".split())
 METRICS = ("top1", "top5", "macro_f1", "ece", "loss")
 Metrics = dict[str, float]
 Record = dict[str, Any]
@@ -92,11 +93,16 @@ def read_records(folder: str | Path) -> list[Record]:
     Raises:
         InputError: There is none.
     """
-    found = [read_record(path) for path in sorted(Path(folder).expanduser().rglob("record.json"))]
-    records = [record for record in found if record is not None]
+    records = find_records(Path(folder).expanduser())
     if not records:
         raise InputError(f"{folder} holds no records: give a results folder that a training run has written to")
     return records
+
+
+def find_records(folder: Path) -> list[Record]:
+    """Return every record below a folder, in a stable order; none is fine."""
+    found = (read_record(path) for path in sorted(folder.rglob("record.json")))
+    return [record for record in found if record is not None]
 
 
 def read_record(path: Path) -> Record | None:
@@ -105,7 +111,8 @@ def read_record(path: Path) -> Record | None:
         record = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-    return record if isinstance(record, dict) and record.get("schema") == SCHEMA else None
+    whole = isinstance(record, dict) and record.get("schema") == SCHEMA and set(record) >= KEYS
+    return record if whole else None
 
 
 def _write_history(path: Path, history: list[dict[str, Metrics]]) -> None:

@@ -76,7 +76,7 @@ def _parse(text: str, num_blocks: int, backbone: str) -> list[Scope]:
         top = int(match[1])
         if not 2 <= top <= num_blocks:
             raise InputError(f"block={text}: {backbone} has {num_blocks} blocks, so choose top2 to top{num_blocks}")
-        return [Scope(text, (), top)]
+        return [Scope(f"top{top}", (), top)]
     known = [*WORDS, *(f"from{i}" for i in everything), *(f"top{i}" for i in everything[2:])]
     raise InputError(f"block={text} is no scope: give {GRAMMAR}.{did_you_mean(text, known)}")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
@@ -10,6 +12,7 @@ import hydra
 import lightning as L
 import torch
 from hydra.errors import InstantiationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
@@ -22,13 +25,20 @@ from blockwise.checks import as_list, check_config
 from blockwise.data import BlockwiseDataModule
 from blockwise.errors import InputError
 from blockwise.layers import record_layers
-from blockwise.module import BlockwiseModule
+from blockwise.module import BlockwiseModule, OptimizerFactory
 from blockwise.partition import Partition
 from blockwise.progress import ProgressDisplay, decoding
 from blockwise.record import build_record
-from blockwise.results import Record, ResultStore, read_records, sweep_hash
+from blockwise.results import Record, ResultStore, find_records, sweep_hash
 from blockwise.scopes import Scope, parse_scopes
 from blockwise.stages import CannotStageError, StagedBackbone, stage_backbone, whole_backbone
+
+PER_CLASS = ("train_per_class", "val_per_class", "test_per_class")
+# what a trainer may be told without changing what comes out
+NO_EFFECT = frozenset(
+    "_target_ accelerator devices logger callbacks default_root_dir enable_checkpointing enable_progress_bar "
+    "enable_model_summary num_sanity_val_steps log_every_n_steps profiler".split()
+)
 
 
 @dataclass
@@ -74,7 +84,8 @@ class Study:
             },
             "data": {
                 "name": cfg["data"]["name"],
-                "fingerprint": self.data.splits.fingerprint(),
+                "fingerprint": self.data.splits.fingerprint,
+                **{key: cfg["data"].get(key) for key in PER_CLASS},
                 "batch_size": cfg["data"]["batch_size"],
                 "augment": cfg["data"]["augment"],
                 "skip_broken": cfg["data"]["skip_broken"],
@@ -91,15 +102,14 @@ class Study:
             "optimizer": {"name": cfg["optimizer"]["_target_"], **optimizer},
             "freeze": cfg["freeze"],
             "early_stopping": cfg["early_stopping"],
-            "max_epochs": cfg["trainer"]["max_epochs"],
-            "precision": cfg["trainer"]["precision"],
+            "trainer": {key: value for key, value in cfg["trainer"].items() if key not in NO_EFFECT},
             "seed": cfg["seed"],
         }
 
     def sweep(self, *, all_seeds: bool = False) -> Sweep | None:
         """Return what is recorded of this sweep."""
         folder = self.store.sweep_folder(self.common_settings())
-        records = read_records(folder) if folder.is_dir() else []
+        records = find_records(folder)
         seed = self.cfg.seed
         found = sweeps(record for record in records if all_seeds or record["seed"] == seed)
         return next((sweep for sweep in found if sweep.key == sweep_hash(self.common_settings())), None)
@@ -114,7 +124,7 @@ def run(cfg: DictConfig, console: Console | None = None) -> list[Record]:
     Raises:
         InputError: Something in the config, the data or the weights is not as it must be; nothing has trained.
     """
-    study = prepare(cfg, console or Console())
+    study = prepare(cfg, console or Console(markup=False))
     records = train(study, [scope for scope in study.scopes if scope.top is None])
     for scope in study.scopes:
         if scope.top is not None:
@@ -133,6 +143,7 @@ def prepare(cfg: DictConfig, console: Console) -> Study:
     """
     check_config(plain(cfg))
     _trainer(cfg, logger=False)
+    _optimizer(cfg)
     store = ResultStore(cfg.results_dir)
     console.print(f"loading {cfg.model.name}", style="dim", highlight=False)  # a download may take minutes
     backbone = load_backbone(cfg.model, image_size=cfg.data.image_size, seed=cfg.seed)
@@ -145,7 +156,7 @@ def prepare(cfg: DictConfig, console: Console) -> Study:
         hydra.utils.instantiate(cfg.data.source),
         backbone.images,
         batch_size=cfg.data.batch_size,
-        augment=list(cfg.data.augment),
+        augment=as_list(plain(cfg)["data"]["augment"]),
         seed=cfg.seed,
         num_workers=cfg.data.num_workers,
         skip_broken=cfg.data.skip_broken,
@@ -169,8 +180,8 @@ def train(study: Study, scopes: list[Scope]) -> list[Record]:
         partition = study.staged.partition
         console = study.console
         console.print(
-            f"[bold]{study.backbone.name}[/] on [bold]{study.cfg.data.name}[/], partition [bold]{partition.name}[/] of "
-            f"{len(partition)} blocks: {len(cells)} cells, {len(cells) - len(missing)} of them recorded already",
+            f"{study.backbone.name} on {study.cfg.data.name}, partition {partition.name} of {len(partition)} blocks: "
+            f"{len(cells)} cells, {len(cells) - len(missing)} of them recorded already",
             highlight=False,
         )
     # a network that cannot be cut is copied whole for every cell: one at a time
@@ -196,50 +207,80 @@ def _train_side_by_side(study: Study, cells: list[Cell]) -> None:
     cfg, data = study.cfg, study.data
     with decoding(study.console) as begin:
         data.decode(begin)
+    if data.skipped:
+        study.console.print(f"left out, since they cannot be read: {', '.join(data.skipped)}", highlight=False)
     module = BlockwiseModule(
         study.staged,
         cells,
         num_classes=len(data.splits.classes),
-        optimizer=hydra.utils.instantiate(
-            {key: value for key, value in plain(cfg)["optimizer"].items() if key not in ("lr", "block_lr")}
-        ),
+        optimizer=_optimizer(cfg),
         block_lr=cfg.optimizer.block_lr,
         norm=cfg.freeze.norm,
         patience=cfg.early_stopping.patience,
         seed=cfg.seed,
     )
-    display = ProgressDisplay(study.console, f"{study.backbone.name} on {cfg.data.name}")
     since = perf_counter()
-    with display:
-        _fit_and_test(cfg, module, data, display)
+    with ProgressDisplay(study.console, f"{study.backbone.name} on {cfg.data.name}") as display:
+        logger = hydra.utils.instantiate(cfg.logger) if cfg.logger.get("_target_") else False
+        trainer = _trainer(cfg, logger=logger, callbacks=[display])
+        try:
+            _call(trainer, trainer.fit, module, data)
+            _test_and_record(study, trainer, module, since)
+        except KeyboardInterrupt:
+            # cells that had stopped by themselves are finished: they are tested and kept, the others are lost
+            module.drop_unfinished()
+            _test_and_record(study, _trainer(cfg, logger=False, callbacks=[display]), module, since)
+            raise
+
+
+def _test_and_record(study: Study, trainer: L.Trainer, module: BlockwiseModule, since: float) -> None:
+    if any(progress.status in ("running", "stopped") for progress in module.progress):
+        _call(trainer, trainer.test, module, study.data)
     shared = perf_counter() - since - sum(progress.seconds for progress in module.progress)
-    for cell, network, progress in zip(cells, module.networks, module.progress, strict=True):
+    for cell, network, progress in zip(module.cells, module.networks, module.progress, strict=True):
+        if progress.status == "unfinished":
+            continue
         record = build_record(
             backbone=study.backbone,
-            data=data,
-            data_name=cfg.data.name,
+            data=study.data,
+            data_name=study.cfg.data.name,
             partition=study.staged.partition,
             cell=cell,
             network=network,
             progress=progress,
             settings=study.settings(cell),
-            seconds=progress.seconds + shared / len(cells),
+            seconds=progress.seconds + shared / len(module.cells),
         )
         study.store.save(record, progress.history, progress.best_state)
 
 
-def _fit_and_test(cfg: DictConfig, module: BlockwiseModule, data: BlockwiseDataModule, display: L.Callback) -> None:
-    logger = hydra.utils.instantiate(cfg.logger) if cfg.logger.get("_target_") else False
-    trainer = _trainer(cfg, logger=logger, callbacks=[display])
+def _call(trainer: L.Trainer, entry: Callable[..., Any], module: BlockwiseModule, data: BlockwiseDataModule) -> None:
+    options = {"verbose": False} if entry == trainer.test else {}
     try:
-        trainer.fit(module, datamodule=data)
-        if any(progress.status != "diverged" for progress in module.progress):
-            trainer.test(module, datamodule=data, verbose=False)
+        entry(module, datamodule=data, **options)
+    except MisconfigurationException as error:
+        raise InputError(f"Lightning's trainer refuses its settings: {error}") from error
     except SystemExit:
         # Lightning turns Ctrl-C into an exit; what is above wants to say what is kept
         if trainer.interrupted:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt from None
         raise
+
+
+def _optimizer(cfg: DictConfig) -> OptimizerFactory:
+    """Return what makes an optimizer of parameter groups.
+
+    Raises:
+        InputError: The optimizer does not take its settings.
+    """
+    options = {key: value for key, value in plain(cfg)["optimizer"].items() if key not in ("lr", "block_lr")}
+    try:
+        factory: OptimizerFactory = hydra.utils.instantiate(options)
+        factory([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 1e-3}])
+    except (InstantiationException, TypeError, ValueError) as error:
+        raise InputError(f"the optimizer cannot be made ({error}): look at the settings of optimizer") from error
+    return factory
 
 
 def _trainer(cfg: DictConfig, **options: Any) -> L.Trainer:
@@ -248,6 +289,8 @@ def _trainer(cfg: DictConfig, **options: Any) -> L.Trainer:
     except InstantiationException as error:
         reason = str(error.__cause__ or error)
         raise InputError(f"the trainer cannot be made ({reason}): look at the settings of trainer") from error
+    if cfg.trainer.precision == "16-mixed" and trainer.strategy.root_device.type == "cpu":
+        raise InputError("trainer.precision=16-mixed needs a GPU: choose bf16-mixed or 32-true on the CPU")
     return trainer
 
 

@@ -6,13 +6,13 @@ from PIL import Image
 from rich.console import Console
 
 from blockwise.analysis.figure import accuracy_by_block
-from blockwise.analysis.summary import sweeps
+from blockwise.analysis.summary import Row, sweeps
 from blockwise.analysis.table import sweep_table
 
 
-def record(scope, val, test, lr=1e-3, seed=0, status="finished", data="digits"):
+def record(scope, val, test, lr=1e-3, seed=0, status="finished", data="digits", blocks=None, finished="2026-01-01"):
     metrics = {split: {"top1": value} for split, value in (("train", 1.0), ("val", val), ("test", test))}
-    blocks = [int(scope)] if scope.isdigit() else []
+    blocks = blocks or ([int(scope)] if scope.isdigit() else [])
     return {
         "status": status,
         "backbone": {"name": "net"},
@@ -29,6 +29,7 @@ def record(scope, val, test, lr=1e-3, seed=0, status="finished", data="digits"):
         "settings": {"seed": seed, "scope": scope, "blocks": blocks, "lr": lr, "data": data},
         "metrics": metrics if status == "finished" else None,
         "seconds": 2.0,
+        "provenance": {"finished": finished},
     }
 
 
@@ -105,6 +106,29 @@ def test_a_rate_at_which_a_seed_diverged_is_not_chosen():
 def test_a_scope_that_diverged_is_shown_as_such():
     text = printed([*SWEEP, record("3", 0, 0, status="diverged")])
     assert re.search(r"\n\s*3\s+diverged", text)
+
+
+def test_differences_are_taken_over_common_seeds():
+    records = [record("head", 0.9, 0.9, seed=0), record("head", 0.5, 0.5, seed=1), record("0", 0.7, 0.7, seed=1)]
+    (sweep,) = sweeps(records)
+    assert sweep.best.difference(sweep.row("head")) == pytest.approx(0.2)
+    assert sweep.row("0").difference(Row("x", (), (), 0.1)) is None
+
+
+def test_a_rate_with_fewer_seeds_is_not_compared():
+    records = [record("0", 0.5, 0.5, seed=s) for s in (0, 1)] + [record("0", 0.9, 0.9, lr=1e-2)]
+    (sweep,) = sweeps(records)
+    assert sweep.best.lr == 1e-3
+
+
+def test_of_two_joint_scopes_of_one_seed_the_newest_counts():
+    records = [
+        record("top2", 0.5, 0.5, blocks=[1, 2], finished="2026-01-02"),
+        record("top2", 0.9, 0.9, blocks=[0, 1], finished="2026-01-01"),
+    ]
+    (sweep,) = sweeps(records)
+    assert [row.blocks for row in sweep.rows] == [(1, 2)]
+    assert sweep.rows[0].mean("test") == 0.5
 
 
 def test_sweeps_of_other_settings_are_kept_apart():

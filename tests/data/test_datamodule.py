@@ -31,7 +31,7 @@ class Fake(Source):
                 part.append(Sample(f"{number:03d}", number % self.classes, image))
                 number += 1
             parts.append(tuple(part))
-        return Splits(tuple(map(str, range(self.classes))), *parts)
+        return Splits(tuple(map(str, range(self.classes))), *parts, "fingerprint")
 
 
 def module(source=None, **options):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockwise.data.samples import Sample, cap, split_by_seed
+from blockwise.data.samples import Sample, cap, fingerprint, split_by_seed
 from blockwise.errors import InputError
 
 PIXELS = np.zeros((2, 2), np.uint8)
@@ -70,8 +70,16 @@ def test_cap_keeps_the_same_few_whatever_the_order():
 
 
 def test_the_fingerprint_tells_data_sets_apart():
-    one = split().fingerprint()
-    assert one == split().fingerprint()
-    assert one != split(seed=1).fingerprint()
-    changed = [Sample(s.name, s.label, PIXELS + 1) for s in SAMPLES]
-    assert one != split(changed).fingerprint()
+    one = split().fingerprint
+    assert one == split(seed=1, train=5).fingerprint == split(SAMPLES[::-1]).fingerprint
+    swapped = [Sample(s.name, s.label, PIXELS + (s.name == "a/003")) for s in SAMPLES]
+    assert one != split(swapped).fingerprint
+
+
+def test_the_fingerprint_follows_the_content_of_files(tmp_path):
+    path = tmp_path / "x.png"
+    marks = []
+    for content in (b"same length", b"SAME LENGTH", None):
+        path.unlink() if content is None else path.write_bytes(content)
+        marks.append(fingerprint([Sample("x.png", 0, path)]))
+    assert len(set(marks)) == 3

@@ -125,11 +125,16 @@ def test_flowers102_official_counts(photographs, tmp_path, monkeypatch):
 def test_imagefolder_split_by_seed(tmp_path):
     fill(tmp_path, {"x": 10, "y": 20})
     assert counts(ImageFolder(tmp_path).splits()) == [6 + 12, 2 + 4, 2 + 4]
+    hidden = tmp_path / "x" / ".thumbnails"
+    hidden.mkdir()
+    Image.new("L", (3, 3)).save(hidden / "copy.png")
     nested = tmp_path / "x" / "more"
     nested.mkdir()
     Image.new("L", (3, 3)).save(nested / "deep.PNG")
     everything = ImageFolder(tmp_path).splits()
-    assert "x/more/deep.PNG" in {s.name for part in (everything.train, everything.val, everything.test) for s in part}
+    names = {s.name for part in (everything.train, everything.val, everything.test) for s in part}
+    assert "x/more/deep.PNG" in names
+    assert "x/.thumbnails/copy.png" not in names
 
 
 def test_imagefolder_with_given_splits(tmp_path):
@@ -138,6 +143,7 @@ def test_imagefolder_with_given_splits(tmp_path):
     assert counts(ImageFolder(tmp_path).splits()) == [12, 4, 6]
     assert counts(ImageFolder(tmp_path, train_per_class=5, test_per_class=1).splits()) == [10, 4, 2]
     shutil.rmtree(tmp_path / "val")
+    (tmp_path / "test").rename(tmp_path / "Test")  # whatever the case
     held = ImageFolder(tmp_path, val_per_class=2).splits()
     assert counts(held) == [8, 4, 6]
     assert not {s.name for s in held.train} & {s.name for s in held.val}
@@ -146,7 +152,7 @@ def test_imagefolder_with_given_splits(tmp_path):
 @pytest.mark.parametrize(
     ("layout", "options", "message"),
     [
-        ({"train": {"x": 4}}, {}, "has a folder train but no folder test"),
+        ({"train": {"x": 4}}, {}, "has train but no test"),
         ({"train": {"x": 4, "y": 4}, "test": {"x": 4, "z": 1}}, {}, "differ in their classes: y, z"),
         ({"train": {"x": 4, "y": 1}, "test": {"x": 4, "y": 1}}, {}, "data.val_per_class=1 does not fit"),
         ({"x": {}}, {}, "holds no images"),

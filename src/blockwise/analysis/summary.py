@@ -27,6 +27,14 @@ class Row:
         """Return the mean of a metric over seeds."""
         return fmean(record["metrics"][split][metric] for record in self.records)
 
+    def difference(self, other: Row, split: str = "test") -> float | None:
+        """Return how much higher the accuracy is than another row's, over the seeds that both have; None if none."""
+        mine, theirs = (
+            {record["seed"]: record["metrics"][split]["top1"] for record in row.records} for row in (self, other)
+        )
+        common = mine.keys() & theirs.keys()
+        return fmean(mine[seed] - theirs[seed] for seed in common) if common else None
+
     def spread(self, split: str, metric: str = "top1") -> float | None:
         """Return the standard deviation over seeds; None for a single seed."""
         values = [record["metrics"][split][metric] for record in self.records]
@@ -75,9 +83,15 @@ def sweeps(records: Iterable[Record]) -> list[Sweep]:
 
 def _rows(records: Sequence[Record]) -> tuple[Row, ...]:
     scopes: dict[str, list[Record]] = {}
-    for record in sorted(records, key=lambda r: _order(r["cell"]["scope"], r["cell"]["blocks"])):
+    for record in sorted(_newest(records), key=lambda r: _order(r["cell"]["scope"], r["cell"]["blocks"])):
         scopes.setdefault(record["cell"]["scope"], []).append(record)
     return tuple(_best_rate(scope, group) for scope, group in scopes.items())
+
+
+def _newest(records: Sequence[Record]) -> list[Record]:
+    """Keep one record a scope, rate and seed: `top3` may have been trained before other blocks turned out best."""
+    ordered = sorted(records, key=lambda record: record["provenance"]["finished"])
+    return list({(r["cell"]["scope"], r["settings"]["lr"], r["seed"]): r for r in ordered}.values())
 
 
 def _best_rate(scope: str, records: Sequence[Record]) -> Row:
@@ -89,6 +103,9 @@ def _best_rate(scope: str, records: Sequence[Record]) -> Row:
     blocks = tuple(records[0]["cell"]["blocks"])
     if not sound:
         return Row(scope, blocks, (), min(rates))
+    # rates are compared over equally many seeds
+    most = max(len(group) for group in sound.values())
+    sound = {rate: group for rate, group in sound.items() if len(group) == most}
     best = max(sound, key=lambda rate: fmean(record["metrics"]["val"]["top1"] for record in sound[rate]))
     return Row(scope, blocks, tuple(sound[best]), best)
 

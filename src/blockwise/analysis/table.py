@@ -59,11 +59,8 @@ def _percent(row: Row, split: str) -> str:
 
 
 def _difference(row: Row, baseline: Row | None) -> str:
-    return (
-        ""
-        if baseline is None or row.scope == baseline.scope
-        else f"{100 * (row.mean('test') - baseline.mean('test')):+.1f}"
-    )
+    difference = None if baseline is None or row.scope == baseline.scope else row.difference(baseline)
+    return "" if difference is None else f"{100 * difference:+.1f}"
 
 
 def _caption(sweep: Sweep) -> str:
@@ -81,9 +78,6 @@ def _caption(sweep: Sweep) -> str:
 
 def _verdict(sweep: Sweep, best: Row) -> str:
     """Say how the chosen block stands to the baselines that were trained."""
-    differences = [
-        f"{_difference(best, baseline)} to {name}"
-        for name, baseline in (("head only", sweep.row("head")), ("full", sweep.row("full")))
-        if baseline is not None
-    ]
+    baselines = (("head only", sweep.row("head")), ("full", sweep.row("full")))
+    differences = [f"{difference} to {name}" for name, row in baselines if (difference := _difference(best, row))]
     return f" ({', '.join(differences)})" if differences else ""

@@ -103,6 +103,9 @@ class BlockwiseDataModule(L.LightningDataModule):
             self._decoded[split] = _Pixels(pixels[kept] if reasons else pixels, labels)
         self.skipped = [name for name, _ in broken]
         self._check(broken)
+        trained = set(self._decoded["train"].labels.tolist())
+        if lost := [name for label, name in enumerate(self.splits.classes) if label not in trained]:
+            raise InputError(f"no readable image is left to train on in the classes {', '.join(lost)}")
 
     def _check(self, broken: list[tuple[str, str]]) -> None:
         if broken and not self.skip_broken:

@@ -59,7 +59,9 @@ def decode(image: Path | np.ndarray, size: int, interpolation: str) -> np.ndarra
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return an image of any mode as RGB."""
-    if image.mode.startswith("I"):  # 16 bits a pixel: Pillow would clip, not scale
+    if image.mode in ("I", "F"):  # nothing tells what is white
+        raise ValueError(f"mode {image.mode}: save it with 8 or 16 bits a channel")
+    if image.mode.startswith("I;16"):  # Pillow would clip, not scale
         image = Image.fromarray((np.asarray(image) / 256).clip(0, 255).astype(np.uint8))
     if image.mode == "P":  # a palette may hold transparency
         image = image.convert("RGBA")

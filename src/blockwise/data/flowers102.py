@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torchvision import datasets
 
-from blockwise.data.samples import Sample, Source, Splits, cap
+from blockwise.data.samples import Sample, Source, Splits, cap, fingerprint
 from blockwise.errors import InputError
 
 
@@ -44,13 +44,12 @@ class Flowers102(Source):
                 "setid.mat from https://www.robots.ox.ac.uk/~vgg/data/flowers/102/ into that folder and unpack the "
                 "archive there (to jpg/), or name another place with data.root=<folder that holds flowers-102>"
             ) from error
-        parts = [self._split(split) for split in ("train", "val", "test")]
-        return Splits(tuple(str(label) for label in range(102)), *parts)
+        found = {split: self._official(split) for split in self.sizes}
+        train, val, test = (cap(found[split], self.sizes[split], self.seed) for split in ("train", "val", "test"))
+        everything = [sample for part in found.values() for sample in part]
+        return Splits(tuple(str(label) for label in range(102)), train, val, test, fingerprint(everything))
 
-    def _split(self, split: str) -> tuple[Sample, ...]:
+    def _official(self, split: str) -> list[Sample]:
         dataset = datasets.Flowers102(self.root, split=split)
-        samples = [
-            Sample(file.name, label, Path(file))
-            for file, label in zip(dataset._image_files, dataset._labels, strict=True)
-        ]
-        return cap(samples, self.sizes[split], self.seed)
+        files = [Path(file) for file in dataset._image_files]
+        return [Sample(file.name, label, file) for file, label in zip(files, dataset._labels, strict=True)]

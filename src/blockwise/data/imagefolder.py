@@ -7,9 +7,10 @@ from pathlib import Path
 
 from torchvision.datasets.utils import download_and_extract_archive
 
-from blockwise.data.samples import Sample, Source, Splits, cap, samples_in, split_by_seed
+from blockwise.data.samples import Sample, Source, Splits, cap, fingerprint, samples_in, split_by_seed
 from blockwise.errors import InputError
 
+SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 LAYOUT = "one folder of images a class, or the folders train, val (optional) and test with these inside"
 
 
@@ -55,8 +56,8 @@ class ImageFolder(Source):
         """Find the images."""
         if not self.root.is_dir():
             self._fetch()
-        if (self.root / "train").is_dir():
-            return self._given_splits()
+        if folders := self._split_folders():
+            return self._given_splits(folders)
         samples, classes = samples_in(self.root)
         if not samples:
             raise InputError(f"data.root={self.root} holds no images: it must hold {LAYOUT}")
@@ -69,23 +70,36 @@ class ImageFolder(Source):
             seed=self.seed,
         )
 
-    def _given_splits(self) -> Splits:
-        train, classes = samples_in(self.root / "train")
-        if not (self.root / "test").is_dir():
-            raise InputError(f"data.root={self.root} has a folder train but no folder test: it must hold {LAYOUT}")
-        test = self._samples("test", classes)
-        if (self.root / "val").is_dir():
-            val: Sequence[Sample] = cap(self._samples("val", classes), self.val_per_class, self.seed)
+    def _split_folders(self) -> dict[str, Path]:
+        """Return the folders of the splits, whatever case they are written in; none where `root` holds classes."""
+        entries = {entry.name.lower(): entry for entry in self.root.iterdir() if entry.is_dir()}
+        found = {s: entries[name] for s, names in SPLIT_NAMES.items() for name in names if name in entries}
+        if found and not {"train", "test"} <= set(found):
+            have, lacks = ", ".join(found), " and ".join(sorted({"train", "test"} - set(found)))
+            raise InputError(f"data.root={self.root} has {have} but no {lacks}: it must hold {LAYOUT}")
+        return found
+
+    def _given_splits(self, folders: dict[str, Path]) -> Splits:
+        train, classes = samples_in(folders["train"], below=self.root)
+        if not train:
+            raise InputError(f"{folders['train']} holds no images: data.root must hold {LAYOUT}")
+        test = self._samples(folders["test"], classes)
+        everything = [*train, *test]
+        if "val" in folders:
+            val: Sequence[Sample] = self._samples(folders["val"], classes)
+            everything += val
+            val = cap(val, self.val_per_class, self.seed)
             train = list(cap(train, self.train_per_class, self.seed))
         else:
             train, val = self._hold_out(train, classes)
-        return Splits(tuple(classes), tuple(train), tuple(val), cap(test, self.test_per_class, self.seed))
+        capped = cap(test, self.test_per_class, self.seed)
+        return Splits(tuple(classes), tuple(train), tuple(val), capped, fingerprint(everything))
 
-    def _samples(self, split: str, classes: Sequence[str]) -> list[Sample]:
-        samples, own = samples_in(self.root / split)
+    def _samples(self, folder: Path, classes: Sequence[str]) -> list[Sample]:
+        samples, own = samples_in(folder, below=self.root)
         if own != list(classes):
             odd = sorted(set(own) ^ set(classes))
-            raise InputError(f"{self.root / split} and {self.root / 'train'} differ in their classes: {', '.join(odd)}")
+            raise InputError(f"{folder} and the train folder differ in their classes: {', '.join(odd)}")
         return samples
 
     def _hold_out(self, samples: Sequence[Sample], classes: Sequence[str]) -> tuple[list[Sample], list[Sample]]:
@@ -94,7 +108,7 @@ class ImageFolder(Source):
         val_per_class = max(1, smallest // 4) if self.val_per_class is None else self.val_per_class
         if not 0 < val_per_class < smallest:
             raise InputError(
-                f"data.val_per_class={val_per_class} does not fit: the smallest class of {self.root / 'train'} has "
+                f"data.val_per_class={val_per_class} does not fit: the smallest class to train on has "
                 f"{smallest} images, so choose 1 to {max(smallest - 1, 1)}, or give a val folder"
             )
         val = cap(capped, val_per_class, self.seed)

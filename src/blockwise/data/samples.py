@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import zlib
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from blockwise.errors import InputError
 
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
+IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".jfif", ".png", ".gif", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
 
 
 @dataclass(frozen=True)
@@ -39,17 +40,30 @@ class Splits:
     train: tuple[Sample, ...]
     val: tuple[Sample, ...]
     test: tuple[Sample, ...]
+    fingerprint: str
 
-    def fingerprint(self) -> str:
-        """Return a hash of every sample's name, label and size in bytes: another data set, another hash."""
-        digest = hashlib.sha256(repr(self.classes).encode())
-        for split in (self.train, self.val, self.test):
-            for sample in split:
-                image = sample.image
-                size = image.stat().st_size if isinstance(image, Path) else zlib.crc32(image.tobytes())
-                digest.update(f"{sample.name}\0{sample.label}\0{size}\n".encode())
-            digest.update(b"---\n")
-        return digest.hexdigest()[:16]
+
+def fingerprint(samples: Iterable[Sample]) -> str:
+    """Return a hash of every sample's name, label and content: another data set, another hash.
+
+    It is taken of all samples that were found, before they are split: it does not depend on the seed.
+    """
+    ordered = sorted(samples, key=lambda sample: (sample.name, sample.label))
+    with ThreadPoolExecutor() as pool:
+        contents = pool.map(_content, ordered)
+        lines = [f"{sample.name}\0{sample.label}\0{content}" for sample, content in zip(ordered, contents, strict=True)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def _content(sample: Sample) -> str:
+    image = sample.image
+    if not isinstance(image, Path):
+        return hashlib.blake2b(image.tobytes()).hexdigest()
+    try:
+        with image.open("rb") as file:
+            return hashlib.file_digest(file, "blake2b").hexdigest()
+    except OSError as error:  # named when it is decoded; once it can be read, this is another data set
+        return f"unreadable: {error.strerror}"
 
 
 class Source(ABC):
@@ -92,7 +106,7 @@ def split_by_seed(
     for label, name in enumerate(classes):
         own = shuffled([sample for sample in samples if sample.label == label], seed)
         train = int(0.8 * len(own)) if train_per_class is None else train_per_class
-        val = train // 4 if val_per_class is None else val_per_class
+        val = max(1, train // 4) if val_per_class is None else val_per_class
         if not 0 < val < train:
             raise InputError(
                 f"data.val_per_class={val} of data.train_per_class={train} images of class {name!r}: "
@@ -106,7 +120,7 @@ def split_by_seed(
         rest = own[train:] if test_per_class is None else own[train : train + test_per_class]
         for part, members in zip(parts, (own[: train - val], own[train - val : train], rest), strict=True):
             part.extend(members)
-    return Splits(tuple(classes), *(tuple(part) for part in parts))
+    return Splits(tuple(classes), tuple(parts[0]), tuple(parts[1]), tuple(parts[2]), fingerprint(samples))
 
 
 def shuffled(samples: Sequence[Sample], seed: int) -> list[Sample]:
@@ -124,17 +138,45 @@ def cap(samples: Sequence[Sample], per_class: int | None, seed: int) -> tuple[Sa
     return tuple(s for label in labels for s in shuffled([s for s in samples if s.label == label], seed)[:per_class])
 
 
-def samples_in(folder: Path, *, without: Sequence[str] = ()) -> tuple[list[Sample], list[str]]:
-    """Return the images in `folder/<class>/...` and the classes, both sorted by name."""
+def samples_in(
+    folder: Path, *, without: Sequence[str] = (), below: Path | None = None
+) -> tuple[list[Sample], list[str]]:
+    """Return the images in `folder/<class>/...` and the classes, both sorted by name.
+
+    Hidden files and folders are passed over, links are followed.
+
+    Args:
+        folder: Holds one folder a class.
+        without: Folders that are no classes.
+        below: What the samples' names are relative to; None means `folder`.
+
+    Raises:
+        InputError: A class has no images.
+    """
     classes = sorted(
         entry.name
         for entry in folder.iterdir()
         if entry.is_dir() and entry.name[0] != "." and entry.name not in without
     )
-    samples = [
-        Sample(file.relative_to(folder).as_posix(), label, file)
-        for label, name in enumerate(classes)
-        for file in sorted((folder / name).rglob("*"))
-        if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "." and file.is_file()
-    ]
+    samples = []
+    for label, name in enumerate(classes):
+        files = sorted(_images_in(folder / name))
+        if not files:
+            raise InputError(
+                f"{folder / name} holds no images: remove the folder, or fill it (known are {_suffixes()})"
+            )
+        samples += [Sample(file.relative_to(below or folder).as_posix(), label, file) for file in files]
     return samples, classes
+
+
+def _images_in(folder: Path) -> Iterator[Path]:
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if name[0] != "."]
+        for name in files:
+            path = Path(place, name)
+            if name[0] != "." and path.suffix.lower() in IMAGE_SUFFIXES and (path.is_file() or path.is_symlink()):
+                yield path
+
+
+def _suffixes() -> str:
+    return " ".join(sorted(IMAGE_SUFFIXES))
