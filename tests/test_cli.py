@@ -57,7 +57,7 @@ def test_a_multirun_keeps_blocks_together_and_names_every_failure(tmp_path):
         ([*QUICK, "block=7"], "block=7 is out of range: test_resnet has 3 blocks, so choose 0 to 2"),
         ([*QUICK, "data.batch_size=51"], "data.batch_size=51 does not fit the 50 training images"),
         ([*QUICK, "results_dir=/proc/here"], "results_dir=/proc/here cannot be written to"),
-        ([*QUICK, "trainer.precision=fp7"], "Precision 'fp7' is invalid"),
+        ([*QUICK, "trainer.precision=fp7"], "trainer.precision=fp7 is unknown: choose 32-true"),
         (["model=timm"], "model.name is missing"),
         (["-m", "model=vgg16,vgg61"], "Did you mean 'vgg16'?"),
     ],

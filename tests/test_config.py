@@ -54,6 +54,7 @@ def test_the_keys_of_the_contract_are_there():
         (["modle=vgg16"], r"there is no setting modle. Did you mean 'model'\?"),
         (["block=range(0,12)"], r"block=range\(0,12\) names several values: add -m"),
         (["block=1,2"], "names several values: add -m"),
+        (["optimizer=null"], "optimizer=null leaves out a group of settings: choose from adamw, sgd"),
         (["block"], "Error parsing override 'block'"),
     ],
 )
@@ -98,7 +99,7 @@ def test_overrides_that_do_not_compose(overrides, message):
         ("model.source=foo", "model.source=foo is unknown: choose timm or torchvision"),
         ("trainer.precision=64-true", "trainer.precision=64-true is unknown: choose 32-true or bf16-mixed"),
         ("trainer.devices=2", "trainer.devices=2: a run uses one device"),
-        ("optimizer=null", "optimizer=None is no group of settings"),
+        ("early_stopping=null", "early_stopping=None is no group of settings"),
         ("early_stopping.patience=0", "early_stopping.patience=0 must be"),
         ("model.interpolation=cubic", r"model.interpolation=cubic is unknown.*Did you mean 'bicubic'"),
     ],

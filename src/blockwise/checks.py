@@ -31,7 +31,10 @@ def check_config(cfg: Mapping[str, Any]) -> None:
         if not isinstance(cfg.get(group), dict):
             raise InputError(f"{group}={cfg.get(group)} is no group of settings: name one of conf/{group}")
     for key, check in CHECKS.items():
-        check(key, _get(cfg, key))
+        value = _get(cfg, key)
+        if value == "???":  # what a config says of a value that only the user knows
+            raise InputError(f"{key} is missing: give it as {key}=<value>")
+        check(key, value)
 
 
 def as_list(value: Any) -> list[Any]:

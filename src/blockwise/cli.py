@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from blockwise.config import CONFIG_DIR, CONFIG_NAME, explain
+from blockwise.config import CONFIG_DIR, CONFIG_NAME, check_groups, explain
 from blockwise.errors import InputError, JobFailure
 
 USAGE_ERROR = 2
@@ -53,7 +53,12 @@ def train() -> None:
     # Hydra would print its own pages of errors and exit; this way they arrive below, where they become a sentence
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     sys.argv[1:] = _flags_first(sys.argv[1:])
-    _or_one_sentence(hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=CONFIG_NAME)(_job))
+
+    def command() -> None:
+        check_groups(sys.argv[1:])
+        hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=CONFIG_NAME)(_job)()
+
+    _or_one_sentence(command)
 
 
 def _job(cfg: DictConfig) -> JobFailure | None:
@@ -94,12 +99,12 @@ def _inspect(options: argparse.Namespace) -> None:
 
 def _table(options: argparse.Namespace) -> None:
     from blockwise.analysis.summary import sweeps
-    from blockwise.analysis.table import sweep_table
+    from blockwise.analysis.table import print_table, sweep_table
     from blockwise.results import read_records
 
     console = Console(markup=False)
     for sweep in sweeps(read_records(options.results)):
-        console.print(sweep_table(sweep))
+        print_table(console, sweep_table(sweep))
 
 
 def _or_one_sentence(command: Callable[[], Any]) -> None:
@@ -110,6 +115,8 @@ def _or_one_sentence(command: Callable[[], Any]) -> None:
         _exit(f"error: {error}", USAGE_ERROR)
     except (HydraException, OmegaConfBaseException) as error:
         _exit(f"error: {explain(error)}", USAGE_ERROR)
+    except (NotADirectoryError, FileExistsError, PermissionError) as error:  # a folder that Hydra cannot make
+        _exit(f"error: {error.filename} cannot be written to ({error.strerror})", USAGE_ERROR)
     except KeyboardInterrupt:
         _exit("interrupted: cells that had finished are recorded, and the same command trains the rest", INTERRUPTED)
 

@@ -18,12 +18,26 @@ CONFIG_DIR = next(folder for folder in (PACKAGE / "conf", PACKAGE.parents[1] / "
 CONFIG_NAME = "train"
 
 
+def check_groups(overrides: list[str]) -> None:
+    """Refuse a config group that is set to nothing, which Hydra answers with a traceback.
+
+    Raises:
+        InputError: One is.
+    """
+    groups = {entry.name for entry in CONFIG_DIR.iterdir() if entry.is_dir()}
+    for override in overrides:
+        group, _, value = override.partition("=")
+        if group in groups and value in ("", "null"):
+            raise InputError(f"{override} leaves out a group of settings: choose from {', '.join(options(group))}")
+
+
 def compose_config(overrides: list[str]) -> DictConfig:
     """Compose the config of a run from Python.
 
     Raises:
         InputError: An override names something that does not exist.
     """
+    check_groups(overrides)
     try:
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             return compose(CONFIG_NAME, overrides)

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from blockwise.analysis.table import print_table
 from blockwise.backbones import describe_backbone
 from blockwise.checks import check_config
 from blockwise.config import compose_config, options
@@ -79,7 +80,7 @@ def print_inspection(found: dict[str, Any], console: Console, *, as_json: bool) 
             "x".join(map(str, block["output_size"])),
             str(block["quarter"]),
         )
-    console.print(table)
+    print_table(console, table)
 
 
 def _partitioner(cfg: DictConfig, overrides: list[str], layers: list[Layer], network: nn.Module) -> Partitioner:

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from blockwise.analysis.figure import accuracy_by_block
 from blockwise.analysis.summary import Sweep, sweeps
-from blockwise.analysis.table import sweep_table
+from blockwise.analysis.table import print_table, sweep_table
 from blockwise.backbones import Backbone, load_backbone
 from blockwise.cells import Cell
 from blockwise.checks import as_list, check_config
@@ -196,7 +196,7 @@ def report(study: Study) -> None:
     sweep = study.sweep(all_seeds=True)
     if sweep is None:
         return
-    study.console.print(sweep_table(sweep))
+    print_table(study.console, sweep_table(sweep))
     if sweep.best is not None:
         folder = study.store.sweep_folder(study.common_settings())
         path = accuracy_by_block(sweep, folder / f"accuracy-by-block-{sweep.key}.png")

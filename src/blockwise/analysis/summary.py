@@ -90,7 +90,7 @@ def _rows(records: Sequence[Record]) -> tuple[Row, ...]:
 
 def _newest(records: Sequence[Record]) -> list[Record]:
     """Keep one record a scope, rate and seed: `top3` may have been trained before other blocks turned out best."""
-    ordered = sorted(records, key=lambda record: record["provenance"]["finished"])
+    ordered = sorted(records, key=lambda record: record["provenance"].get("finished", ""))
     return list({(r["cell"]["scope"], r["settings"]["lr"], r["seed"]): r for r in ordered}.values())
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from rich import box
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from blockwise.analysis.summary import Row, Sweep
@@ -35,15 +37,23 @@ def sweep_table(sweep: Sweep) -> Table:
     return table
 
 
+def print_table(console: Console, table: Table) -> None:
+    """Print a table whole: where the terminal is too narrow its lines wrap, instead of losing columns."""
+    width = console.width
+    console.width = max(width, Measurement.get(console, console.options.update(max_width=200), table).maximum)
+    console.print(table)
+    console.width = width
+
+
 def _cells(row: Row, head: Row | None, full: Row | None) -> list[str]:
     if not row.records:
         return ["", "", "", "diverged", "", "", "", ""]
     record = row.records[0]
     cell = record["cell"]
-    layers = cell["layers"]
+    layers = cell.get("layers")
     return [
         f"{layers[0]}-{layers[1]}" if layers else "",
-        str(cell["quarter"] or ""),
+        str(cell.get("quarter") or ""),
         f"{cell['trainable_parameters']:,}",
         _percent(row, "val"),
         _percent(row, "test"),
