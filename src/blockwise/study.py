@@ -31,14 +31,8 @@ from blockwise.progress import ProgressDisplay, decoding
 from blockwise.record import build_record
 from blockwise.results import Record, ResultStore, find_records, sweep_hash
 from blockwise.scopes import Scope, parse_scopes
+from blockwise.settings import common_settings
 from blockwise.stages import CannotStageError, StagedBackbone, stage_backbone, whole_backbone
-
-PER_CLASS = ("train_per_class", "val_per_class", "test_per_class")
-# what a trainer may be told without changing what comes out
-NO_EFFECT = frozenset(
-    "_target_ accelerator devices logger callbacks default_root_dir enable_checkpointing enable_progress_bar "
-    "enable_model_summary num_sanity_val_steps log_every_n_steps profiler".split()
-)
 
 
 @dataclass
@@ -70,41 +64,7 @@ class Study:
 
     def common_settings(self) -> dict[str, Any]:
         """Return the settings that all cells share."""
-        cfg = plain(self.cfg)
-        model, images = cfg["model"], self.data.images
-        optimizer = {
-            key: value for key, value in cfg["optimizer"].items() if key not in ("lr", "_target_", "_partial_")
-        }
-        return {
-            "model": {
-                "name": self.backbone.name,
-                "source": model["source"],
-                "architecture": model["architecture"] or model["name"],
-                "weights": self.backbone.weights,
-            },
-            "data": {
-                "name": cfg["data"]["name"],
-                "fingerprint": self.data.splits.fingerprint,
-                **{key: cfg["data"].get(key) for key in PER_CLASS},
-                "batch_size": cfg["data"]["batch_size"],
-                "augment": cfg["data"]["augment"],
-                "skip_broken": cfg["data"]["skip_broken"],
-                "image_size": images.size,
-                "mean": list(images.mean),
-                "std": list(images.std),
-                "interpolation": images.interpolation,
-                "crop_pct": images.crop_pct,
-            },
-            "partition": {
-                "name": self.staged.partition.name,
-                **{key: value for key, value in cfg["partition"].items() if key != "_target_"},
-            },
-            "optimizer": {"name": cfg["optimizer"]["_target_"], **optimizer},
-            "freeze": cfg["freeze"],
-            "early_stopping": cfg["early_stopping"],
-            "trainer": {key: value for key, value in cfg["trainer"].items() if key not in NO_EFFECT},
-            "seed": cfg["seed"],
-        }
+        return common_settings(plain(self.cfg), self.backbone, self.data, self.staged.partition.name)
 
     def sweep(self, *, all_seeds: bool = False) -> Sweep | None:
         """Return what is recorded of this sweep."""
