@@ -42,7 +42,6 @@ class BlockwiseModule(L.LightningModule):
     Attributes:
         networks: The cells' own networks, in the order of `cells`.
         progress: What has become of each cell.
-        shared_seconds: Time spent on what all cells share.
     """
 
     def __init__(
@@ -64,7 +63,6 @@ class BlockwiseModule(L.LightningModule):
         networks = [CellNetwork(backbone, cell.scope, num_classes, norm=norm, seed=seed) for cell in cells]
         self.networks: Sequence[CellNetwork] = nn.ModuleList(networks)  # type: ignore[assignment]
         self.progress = [Progress() for _ in cells]
-        self.shared_seconds = 0.0
         self.to(memory_format=torch.channels_last)
         self._make_optimizer = optimizer
         self._block_lr = block_lr
@@ -157,14 +155,11 @@ class BlockwiseModule(L.LightningModule):
         for index, (network, progress) in enumerate(zip(self.networks, self.progress, strict=True)):
             if progress.active:
                 at.setdefault(network.start, []).append(index)
-        since = perf_counter()
         for boundary, live in self.backbone.boundaries(images, set(at)):
-            self.shared_seconds += perf_counter() - since
             for index in at[boundary]:
                 since = perf_counter()
                 yield index, live
                 self.progress[index].seconds += perf_counter() - since
-            since = perf_counter()
 
     def _collect_labels(self, split: str, labels: Tensor) -> None:
         self._logits.setdefault(split, [[] for _ in self.cells])
