@@ -137,6 +137,12 @@ def test_imagefolder_split_by_seed(tmp_path):
     assert "x/.thumbnails/copy.png" not in names
 
 
+def test_a_link_back_yields_no_image_twice(tmp_path):
+    fill(tmp_path, {"x": 10, "y": 10})
+    (tmp_path / "x" / "loop").symlink_to(tmp_path / "x")
+    assert counts(ImageFolder(tmp_path).splits()) == [12, 4, 4]
+
+
 def test_imagefolder_with_given_splits(tmp_path):
     for split, size in (("train", 6), ("val", 2), ("test", 3)):
         fill(tmp_path / split, {"x": size, "y": size})

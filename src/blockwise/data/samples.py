@@ -170,7 +170,13 @@ def samples_in(
 
 
 def _images_in(folder: Path) -> Iterator[Path]:
+    seen: set[str] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link back to a folder above would yield the same images again and again
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = [name for name in folders if name[0] != "."]
         for name in files:
             path = Path(place, name)
