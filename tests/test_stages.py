@@ -151,3 +151,19 @@ def test_a_network_that_cannot_be_cut_is_one_stage(stub, stub_layers):
     assert backbone.whole
     assert len(backbone) == 1
     assert torch.equal(backbone(example), expected)
+
+
+def test_frozen_weights_stored_in_bfloat16_compute_what_autocast_does(stub):
+    backbone = staged(stub, LayerPartitioner(), 16)
+    images = torch.randn(3, 3, 16, 16)
+    before = {name: tensor.clone() for name, tensor in backbone.stages.state_dict().items()}
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        expected = backbone(images)
+        backbone.freeze(torch.bfloat16)
+        assert torch.equal(backbone(images), expected)
+    assert {p.dtype for p in backbone.frozen.parameters()} >= {torch.bfloat16}
+    assert all(
+        torch.equal(t, before[name]) and t.dtype == before[name].dtype
+        for name, t in backbone.stages.state_dict().items()
+    )
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())

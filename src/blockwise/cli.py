@@ -21,6 +21,7 @@ from rich.console import Console
 
 from blockwise.config import CONFIG_DIR, CONFIG_NAME, check_groups, explain
 from blockwise.errors import InputError, JobFailure
+from blockwise.memory import keep_freed_memory
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -66,6 +67,7 @@ def _job(cfg: DictConfig) -> JobFailure | None:
     from blockwise.study import run  # torch and timm take seconds to import; wrong overrides need not wait
 
     _be_quiet()
+    keep_freed_memory()
     multirun = HydraConfig.get().mode == RunMode.MULTIRUN
     overrides = " ".join(HydraConfig.get().overrides.task)
     try:

@@ -16,8 +16,10 @@ from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from blockwise.depthwise import DepthwiseConv2d
+
 # exactly these: a subclass may compute something else (weight standardisation, for one)
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv2dSame)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv2dSame, DepthwiseConv2d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, BatchNormAct2d)
 
 
@@ -57,7 +59,7 @@ def fold_norms(stage: fx.GraphModule) -> fx.GraphModule:
         return graph.call_module(name, (value,))
 
     for node in stage.graph.nodes:
-        norm = _called(stage, node)
+        norm = called(stage, node)
         if type(norm) not in NORMS or norm.running_mean is None:
             copies[node] = graph.node_copy(node, copies.__getitem__)
             if node.op in ("call_module", "get_attr"):
@@ -65,7 +67,7 @@ def fold_norms(stage: fx.GraphModule) -> fx.GraphModule:
             continue
         before = node.args[0]
         if _takes_norm(stage, before):
-            objects[before.target] = fuse_conv_bn_eval(_called(stage, before), norm)
+            objects[before.target] = fuse_conv_bn_eval(called(stage, before), norm)
             copies[node] = copies[before]
         else:
             copies[node] = call(f"{node.target}_affine", Affine(norm), copies[before])
@@ -75,11 +77,12 @@ def fold_norms(stage: fx.GraphModule) -> fx.GraphModule:
     return fx.GraphModule(objects, graph).eval().requires_grad_(requires_grad=False)
 
 
-def _called(stage: fx.GraphModule, node: fx.Node) -> Any:
+def called(stage: fx.GraphModule, node: fx.Node) -> Any:
+    """Return the module that a node calls, or None."""
     return stage.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
 def _takes_norm(stage: fx.GraphModule, node: fx.Node) -> bool:
     """Tell whether a node is a convolution that nothing but one norm reads, called this once."""
     calls = sum(other.target == node.target for other in stage.graph.nodes if other.op == "call_module")
-    return type(_called(stage, node)) in CONVOLUTIONS and len(node.users) == 1 and calls == 1
+    return type(called(stage, node)) in CONVOLUTIONS and len(node.users) == 1 and calls == 1

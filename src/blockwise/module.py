@@ -19,6 +19,8 @@ from blockwise.metrics import compute_metrics
 from blockwise.results import Metrics
 from blockwise.stages import StagedBackbone
 
+# Lightning's mixed precisions
+HALF: dict[Any, torch.dtype] = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
 
 
@@ -63,13 +65,18 @@ class BlockwiseModule(L.LightningModule):
         networks = [CellNetwork(backbone, cell.scope, num_classes, norm=norm, seed=seed) for cell in cells]
         self.networks: Sequence[CellNetwork] = nn.ModuleList(networks)  # type: ignore[assignment]
         self.progress = [Progress() for _ in cells]
-        self.to(memory_format=torch.channels_last)
         self._make_optimizer = optimizer
         self._block_lr = block_lr
         self._patience = patience
         self._seed = seed
         self._logits: dict[str, list[list[Tensor]]] = {}
         self._labels: dict[str, list[Tensor]] = {}
+
+    def setup(self, stage: str) -> None:
+        """Store frozen weights in the precision that the trainer computes in."""
+        del stage
+        self.backbone.freeze(HALF.get(self.trainer.precision, torch.float32))
+        self.to(memory_format=torch.channels_last)
 
     def configure_optimizers(self) -> list[Optimizer]:
         """Return one optimizer a cell, over what it trains and nothing else."""

@@ -8,6 +8,7 @@ it is used.
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -15,7 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from blockwise.folding import fold_norms
+from blockwise.depthwise import replace_depthwise
+from blockwise.folding import CONVOLUTIONS, fold_norms
+from blockwise.inplace import allow_inplace, forbid_inplace
 from blockwise.layers import function_kind, is_leaf
 from blockwise.partition import Partition
 
@@ -35,7 +38,7 @@ class StagedBackbone(nn.Module):
 
     Attributes:
         stages: The stages as the network has them, input side first; what a cell copies.
-        frozen: The stages as they run while frozen, batch norms folded away.
+        frozen: The stages as they run while frozen; see `freeze`.
         partition: The partition whose edges are the boundaries.
         num_features: Length of the feature vector behind the last stage.
         whole: True if the network could not be cut: one stage, whatever the partition.
@@ -50,8 +53,6 @@ class StagedBackbone(nn.Module):
     ) -> None:
         super().__init__()
         self.stages = nn.ModuleList(stages).requires_grad_(requires_grad=False)
-        # what runs while a stage is frozen; `stages` keep the norms, for the cells that train them
-        self.frozen = nn.ModuleList(fold_norms(s) if isinstance(s, fx.GraphModule) else s for s in stages)
         self.partition = partition
         self.num_features = 0
         self.whole = len(stages) == 1 and len(partition.cuts) > 1
@@ -60,6 +61,16 @@ class StagedBackbone(nn.Module):
         # needed[i]: what the stages from i on take in
         self._needed = [{name for later in self._inputs[i:] for name in later} for i in range(len(stages) + 1)]
         self._result = self._outputs[-1][0]
+        self.freeze()
+
+    def freeze(self, dtype: torch.dtype = torch.float32) -> None:
+        """Make what runs while a stage is frozen, from `stages`, which keep their norms for the cells that train them.
+
+        Args:
+            dtype: What the weights of convolutions and linear layers are stored in. Autocast to that type computes
+                the same, but need not cast them anew each time.
+        """
+        self.frozen = nn.ModuleList(_frozen(stage, dtype) for stage in self.stages)
         self.eval()
 
     def train(self, mode: bool = True) -> StagedBackbone:  # noqa: FBT001, FBT002 (torch's signature)
@@ -122,7 +133,7 @@ def stage_backbone(network: nn.Module, partition: Partition, example: Tensor) ->
         CannotStageError: The forward pass cannot be traced, or the traced network computes something else.
     """
     network.eval()
-    _forbid_inplace(network)
+    forbid_inplace(network)
     if len(partition.cuts) == 1:
         return whole_backbone(network, partition, example)
     # one image more than it is traced with: a graph with the batch size baked in gives itself away
@@ -142,6 +153,18 @@ def stage_backbone(network: nn.Module, partition: Partition, example: Tensor) ->
     return staged
 
 
+def _frozen(stage: nn.Module, dtype: torch.dtype) -> nn.Module:
+    if not isinstance(stage, fx.GraphModule):  # a whole network
+        return stage
+    folded = fold_norms(stage)
+    if dtype != torch.float32:
+        for name, module in list(folded.named_modules()):
+            if type(module) in (*CONVOLUTIONS, nn.Linear):
+                # a copy: what needed no folding is shared with the stage
+                folded.set_submodule(name, copy.deepcopy(module).to(dtype))
+    return folded
+
+
 def _agree(expected: Tensor, found: Tensor) -> bool:
     """Tell whether two outputs are the same up to rounding, measured against the largest of them.
 
@@ -158,13 +181,6 @@ def whole_backbone(network: nn.Module, partition: Partition, example: Tensor) ->
     with torch.no_grad():
         staged.num_features = staged(example).shape[1]
     return staged
-
-
-def _forbid_inplace(network: nn.Module) -> None:
-    """An in-place activation at the start of a stage would overwrite what other cells read."""
-    for module in network.modules():
-        if getattr(module, "inplace", False) is True:
-            module.inplace = False  # type: ignore[assignment]
 
 
 class _ExampleProxy(fx.Proxy):
@@ -331,4 +347,7 @@ def _extract(
     for node in nodes:
         copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(tuple(copies[node] for node in given))
-    return fx.GraphModule(network, graph)
+    stage = fx.GraphModule(network, graph)
+    replace_depthwise(stage)
+    allow_inplace(stage)
+    return stage

@@ -1,0 +1,114 @@
+"""Depthwise convolutions whose backward pass in bfloat16 is fast on a CPU.
+
+oneDNN, which runs PyTorch's convolutions on a CPU, has no fast kernel for two gradients of depthwise convolutions in
+bfloat16 (measured with torch 2.14): the input's, where the stride is more than one, takes 30 to 80 times as long as it
+need; the weights', where the kernel is larger than 3x3, three times as long as in float32. Both are computed here in
+another way, by kernels that are fast. Everywhere else PyTorch's own convolution runs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.padding import pad_same
+from torch import Tensor, nn
+from torch.nn.functional import conv2d
+
+Pair = tuple[int, int]
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """Computes what a depthwise convolution does, with the very same parameters.
+
+    Args:
+        conv: The convolution that it takes the place of.
+    """
+
+    def __init__(self, conv: Any) -> None:
+        super().__init__(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            conv.stride,
+            conv.padding,
+            groups=conv.groups,
+            bias=conv.bias is not None,
+            device="meta",
+        )
+        self.weight, self.bias = conv.weight, conv.bias
+        self.same = isinstance(conv, Conv2dSame)
+        self.train(conv.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the convolution of x, shape (batch, channels, height, width)."""
+        if self.same:  # TensorFlow's padding, which depends on the size of x
+            x = pad_same(x, list(self.kernel_size), list(self.stride))
+        if torch.is_grad_enabled() and _in_bfloat16(x):
+            return _Bfloat16Depthwise.apply(x, self.weight, self.bias, self.stride, self.padding)
+        return conv2d(x, self.weight, self.bias, self.stride, self.padding, groups=self.groups)
+
+
+def replace_depthwise(stage: nn.Module) -> None:
+    """Put `DepthwiseConv2d` in the place of the depthwise convolutions of a stage; the parameters stay the same."""
+    for name, module in list(stage.named_modules()):
+        if type(module) in (nn.Conv2d, Conv2dSame) and _is_depthwise(module):
+            stage.set_submodule(name, DepthwiseConv2d(module))
+
+
+def _is_depthwise(conv: Any) -> bool:
+    simple = conv.dilation == (1, 1) and conv.padding_mode == "zeros" and isinstance(conv.padding, tuple)
+    # more padding than the kernel reaches leaves no room for the transposed convolution
+    fits = simple and all(padding < side for padding, side in zip(conv.padding, conv.kernel_size, strict=True))
+    return fits and 1 < conv.in_channels == conv.out_channels == conv.groups
+
+
+def _in_bfloat16(x: Tensor) -> bool:
+    if x.device.type != "cpu":
+        return False
+    autocast = torch.is_autocast_enabled("cpu")
+    return (torch.get_autocast_dtype("cpu") if autocast else x.dtype) == torch.bfloat16
+
+
+class _Bfloat16Depthwise(torch.autograd.Function):
+    @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.bfloat16)  # type: ignore[untyped-decorator]
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Pair, padding: Pair) -> Tensor:
+        ctx.stride, ctx.padding, ctx.size = stride, padding, x.shape
+        # frozen weights need no input: it is not kept alive
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        return conv2d(x, weight, bias, stride, padding, groups=x.shape[1])
+
+    @staticmethod
+    @torch.amp.custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        return (
+            _input_gradient(grad, weight, ctx.size, ctx.stride, ctx.padding) if wanted[0] else None,
+            _weight_gradient(grad, x, weight, ctx.stride, ctx.padding) if wanted[1] else None,
+            grad.sum((0, 2, 3), dtype=torch.float32) if wanted[2] else None,
+            None,
+            None,
+        )
+
+
+def _input_gradient(grad: Tensor, weight: Tensor, size: torch.Size, stride: Pair, padding: Pair) -> Tensor:
+    """Convolve the gradient, zeros put between its pixels, with the kernel turned around."""
+    batch, channels, *sides = size
+    kernel = weight.shape[2:]
+    if stride != (1, 1):
+        steps = [side + 2 * pad - k + 1 for side, pad, k in zip(sides, padding, kernel, strict=True)]
+        spread = torch.empty((batch, channels, *steps), dtype=grad.dtype, memory_format=torch.channels_last).zero_()
+        spread[:, :, :: stride[0], :: stride[1]] = grad
+        grad = spread
+    around = [k - 1 - pad for k, pad in zip(kernel, padding, strict=True)]
+    return conv2d(grad, weight.flip(2, 3), padding=around, groups=channels)
+
+
+def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
+    if max(weight.shape[2:]) > 3:
+        grad, x, weight = grad.float(), x.float(), weight.float()
+    rest = (stride, padding, (1, 1), False, (0, 0), x.shape[1], (False, True, False))
+    return torch.ops.aten.convolution_backward(grad, x, weight, None, *rest)[1]
