@@ -52,6 +52,24 @@ def stub_layers(stub):
     return record_layers(stub, torch.zeros(1, 3, 16, 16))
 
 
+@pytest.fixture
+def realistic():
+    """Give the norms of a network statistics and weights that a trained network might have."""
+
+    def change(network: nn.Module) -> nn.Module:
+        torch.manual_seed(1)
+        for module in network.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.running_mean.normal_(0, 0.3)
+                module.running_var.uniform_(0.5, 2)
+                if module.affine:
+                    nn.init.uniform_(module.weight, 0.5, 1.5)
+                    nn.init.normal_(module.bias, 0, 0.3)
+        return network.eval()
+
+    return change
+
+
 SMALL = [
     "model=timm",
     "model.name=test_resnet",

@@ -11,23 +11,10 @@ from blockwise.partition import EvenPartitioner
 from blockwise.stages import stage_backbone
 
 
-def realistic(network):
-    """Give the norms statistics and weights that a trained network might have."""
-    torch.manual_seed(1)
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.running_mean.normal_(0, 0.3)
-            module.running_var.uniform_(0.5, 2)
-            if module.affine:
-                nn.init.uniform_(module.weight, 0.5, 1.5)
-                nn.init.normal_(module.bias, 0, 0.3)
-    return network.eval()
-
-
 @pytest.mark.parametrize(
     "name", ["stub", "test_resnet", "test_efficientnet", "resnetv2_18", "densenet121", "mobilenetv3_small_050"]
 )
-def test_outputs_and_gradients_are_the_same(name, stub):
+def test_outputs_and_gradients_are_the_same(name, stub, realistic):
     network = realistic(stub if name == "stub" else timm.create_model(name, num_classes=0))
     partition = EvenPartitioner(3)(record_layers(network, torch.zeros(1, 3, 64, 64)), network)
     backbone = stage_backbone(network, partition, torch.randn(2, 3, 64, 64))
@@ -46,7 +33,7 @@ def test_outputs_and_gradients_are_the_same(name, stub):
     assert any(type(module) in NORMS for module in backbone.stages.modules())
 
 
-def test_what_needs_no_folding_is_shared_and_nothing_is_changed():
+def test_what_needs_no_folding_is_shared_and_nothing_is_changed(realistic):
     network = realistic(
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(16, 2))
     )
@@ -58,7 +45,7 @@ def test_what_needs_no_folding_is_shared_and_nothing_is_changed():
     assert folded.get_submodule("0") is not stage.get_submodule("0")
 
 
-def test_a_convolution_whose_output_is_read_elsewhere_keeps_its_weights():
+def test_a_convolution_whose_output_is_read_elsewhere_keeps_its_weights(realistic):
     class Fork(nn.Module):
         def __init__(self):
             super().__init__()

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from blockwise import study
 from blockwise.errors import InputError
+from blockwise.fusion import can_fuse
 from blockwise.results import METRICS
 
 
@@ -28,15 +29,21 @@ def weights_of(cfg, record):
     return load_file(folder_of(cfg, record) / "weights.safetensors")
 
 
-def test_alone_equals_among_bit_for_bit(small, console, tmp_path):
+# test_efficientnet has depthwise convolutions and clips; test_resnet has residuals
+@pytest.mark.parametrize(
+    ("precision", "model"),
+    [("32-true", "test_resnet"), ("32-true", "test_efficientnet"), ("bf16-mixed", "test_efficientnet")],
+)
+def test_alone_equals_among_bit_for_bit(small, console, tmp_path, precision, model):
     """Weights, metrics and history of a cell do not depend on what trains beside it, nor on the worker count."""
-    together = small("block=[all,0+2,from1]", "early_stopping.patience=1", "trainer.max_epochs=4")
+    options = (f"trainer.precision={precision}", f"model.name={model}", "early_stopping.patience=1")
+    together = small("block=[all,0+2,from1]", *options, "trainer.max_epochs=4")
     among = {record["cell"]["scope"]: record for record in study.run(together, console)}
     assert list(among) == ["head", "0", "1", "2", "full", "0+2", "from1"]
     for scope, record in among.items():
         alone = small(
             f"block={scope}",
-            "early_stopping.patience=1",
+            *options,
             "trainer.max_epochs=4",
             "data.num_workers=1",
             f"results_dir={tmp_path / 'alone'}",
@@ -64,10 +71,15 @@ def test_dropout_draws_the_same_numbers_alone_and_among(small, console, tmp_path
 def test_what_is_frozen_is_bit_identical_after_training(small, console):
     cfg = small("block=[all,0+2]")
     prepared = study.prepare(cfg, console)
-    before = {name: tensor.clone() for name, tensor in prepared.staged.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in prepared.staged.stages.state_dict().items()}
     study.train(prepared, prepared.scopes)
-    after = prepared.staged.state_dict()
+    after = prepared.staged.stages.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    ran = prepared.staged.frozen.state_dict()
+    prepared.staged.freeze(fuse=can_fuse())  # anew from what has not changed
+    fresh = prepared.staged.frozen.state_dict()
+    assert fresh.keys() == ran.keys()
+    assert all(torch.equal(tensor, fresh[name]) for name, tensor in ran.items())
 
 
 def test_stored_weights_rebuild_the_tested_network(small, console):

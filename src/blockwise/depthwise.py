@@ -8,6 +8,7 @@ another way, by kernels that are fast. Everywhere else PyTorch's own convolution
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -53,11 +54,14 @@ class DepthwiseConv2d(nn.Conv2d):
 def replace_depthwise(stage: nn.Module) -> None:
     """Put `DepthwiseConv2d` in the place of the depthwise convolutions of a stage; the parameters stay the same."""
     for name, module in list(stage.named_modules()):
-        if type(module) in (nn.Conv2d, Conv2dSame) and _is_depthwise(module):
+        if type(module) is not DepthwiseConv2d and is_depthwise(module):
             stage.set_submodule(name, DepthwiseConv2d(module))
 
 
-def _is_depthwise(conv: Any) -> bool:
+def is_depthwise(conv: Any) -> bool:
+    """Tell whether a module is a depthwise convolution of the common kind: one filter a channel, no dilation."""
+    if type(conv) not in (nn.Conv2d, Conv2dSame, DepthwiseConv2d):
+        return False
     simple = conv.dilation == (1, 1) and conv.padding_mode == "zeros" and isinstance(conv.padding, tuple)
     # more padding than the kernel reaches leaves no room for the transposed convolution
     fits = simple and all(padding < side for padding, side in zip(conv.padding, conv.kernel_size, strict=True))
@@ -96,15 +100,29 @@ class _Bfloat16Depthwise(torch.autograd.Function):
 
 def _input_gradient(grad: Tensor, weight: Tensor, size: torch.Size, stride: Pair, padding: Pair) -> Tensor:
     """Convolve the gradient, zeros put between its pixels, with the kernel turned around."""
-    batch, channels, *sides = size
     kernel = weight.shape[2:]
-    if stride != (1, 1):
-        steps = [side + 2 * pad - k + 1 for side, pad, k in zip(sides, padding, kernel, strict=True)]
-        spread = torch.empty((batch, channels, *steps), dtype=grad.dtype, memory_format=torch.channels_last).zero_()
-        spread[:, :, :: stride[0], :: stride[1]] = grad
-        grad = spread
+    if max(stride) > 1:
+        grad = put_zeros_between(grad, size, kernel, stride, padding)
     around = [k - 1 - pad for k, pad in zip(kernel, padding, strict=True)]
-    return conv2d(grad, weight.flip(2, 3), padding=around, groups=channels)
+    return conv2d(grad, weight.flip(2, 3), padding=around, groups=size[1])
+
+
+def put_zeros_between(
+    grad: Tensor, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
+) -> Tensor:
+    """Return the gradient that a convolution with stride 1 would have had, from that of one with a larger stride.
+
+    Args:
+        grad: Gradient of the output, shape (batch, channels, height, width).
+        size: Shape of the input.
+        kernel: Sides of the kernel.
+        stride: Steps of the convolution.
+        padding: Zeros around its input.
+    """
+    sides = [side + 2 * pad - k + 1 for side, pad, k in zip(size[2:], padding, kernel, strict=True)]
+    spread = torch.empty((*size[:2], *sides), dtype=grad.dtype, memory_format=torch.channels_last).zero_()
+    spread[:, :, :: stride[0], :: stride[1]] = grad
+    return spread
 
 
 def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from blockwise.cells import Cell, CellNetwork, Progress
 from blockwise.data.datamodule import Batch
 from blockwise.freezing import NormMode
+from blockwise.fusion import can_fuse
 from blockwise.metrics import compute_metrics
 from blockwise.results import Metrics
 from blockwise.stages import StagedBackbone
@@ -73,9 +74,10 @@ class BlockwiseModule(L.LightningModule):
         self._labels: dict[str, list[Tensor]] = {}
 
     def setup(self, stage: str) -> None:
-        """Store frozen weights in the precision that the trainer computes in."""
+        """Make the frozen stages fast where and how the trainer computes."""
         del stage
-        self.backbone.freeze(HALF.get(self.trainer.precision, torch.float32))
+        on_cpu = self.trainer.strategy.root_device.type == "cpu"
+        self.backbone.freeze(HALF.get(self.trainer.precision, torch.float32), fuse=on_cpu and can_fuse())
         self.to(memory_format=torch.channels_last)
 
     def configure_optimizers(self) -> list[Optimizer]:

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from blockwise.depthwise import replace_depthwise
 from blockwise.folding import CONVOLUTIONS, fold_norms
+from blockwise.fusion import fuse_convolutions
 from blockwise.inplace import allow_inplace, forbid_inplace
 from blockwise.layers import function_kind, is_leaf
 from blockwise.partition import Partition
@@ -63,14 +64,15 @@ class StagedBackbone(nn.Module):
         self._result = self._outputs[-1][0]
         self.freeze()
 
-    def freeze(self, dtype: torch.dtype = torch.float32) -> None:
+    def freeze(self, dtype: torch.dtype = torch.float32, *, fuse: bool = False) -> None:
         """Make what runs while a stage is frozen, from `stages`, which keep their norms for the cells that train them.
 
         Args:
             dtype: What the weights of convolutions and linear layers are stored in. Autocast to that type computes
                 the same, but need not cast them anew each time.
+            fuse: Run convolutions together with their activations; on a CPU only, see `fusion.can_fuse`.
         """
-        self.frozen = nn.ModuleList(_frozen(stage, dtype) for stage in self.stages)
+        self.frozen = nn.ModuleList(_frozen(stage, dtype, fuse=fuse) for stage in self.stages)
         self.eval()
 
     def train(self, mode: bool = True) -> StagedBackbone:  # noqa: FBT001, FBT002 (torch's signature)
@@ -153,7 +155,7 @@ def stage_backbone(network: nn.Module, partition: Partition, example: Tensor) ->
     return staged
 
 
-def _frozen(stage: nn.Module, dtype: torch.dtype) -> nn.Module:
+def _frozen(stage: nn.Module, dtype: torch.dtype, *, fuse: bool) -> nn.Module:
     if not isinstance(stage, fx.GraphModule):  # a whole network
         return stage
     folded = fold_norms(stage)
@@ -162,6 +164,8 @@ def _frozen(stage: nn.Module, dtype: torch.dtype) -> nn.Module:
             if type(module) in (*CONVOLUTIONS, nn.Linear):
                 # a copy: what needed no folding is shared with the stage
                 folded.set_submodule(name, copy.deepcopy(module).to(dtype))
+    if fuse:
+        fuse_convolutions(folded)
     return folded
 
 
