@@ -91,7 +91,8 @@ def small(tmp_path):
 
     def compose(*overrides: str) -> DictConfig:
         partition = [] if any(o.startswith("partition=") for o in overrides) else ["partition.num_blocks=3"]
-        return compose_config([*SMALL, f"results_dir={tmp_path / 'results'}", *partition, *overrides])
+        places = [f"results_dir={tmp_path / 'results'}", f"cache.folder={tmp_path / 'cache'}"]
+        return compose_config([*SMALL, *places, *partition, *overrides])
 
     return compose
 

@@ -36,7 +36,14 @@ def test_what_changes_the_result_is_covered(small, console, override):
 
 @pytest.mark.parametrize(
     "override",
-    ["data.num_workers=2", "logger=csv", "block=head", "trainer.accelerator=auto", "optimizer.lr=[1e-4,1e-3]"],
+    [
+        "data.num_workers=2",
+        "logger=csv",
+        "block=head",
+        "trainer.accelerator=auto",
+        "optimizer.lr=[1e-4,1e-3]",
+        "cache.folder=null",
+    ],
 )
 def test_what_changes_nothing_is_not(small, console, override):
     assert settings(small(), console) == settings(small(override), console)

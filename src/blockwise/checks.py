@@ -13,7 +13,7 @@ from blockwise.data.decode import INTERPOLATIONS
 from blockwise.errors import InputError, did_you_mean
 from blockwise.freezing import NORM_MODES
 
-GROUPS = ("model", "data", "partition", "optimizer", "trainer", "logger", "freeze", "early_stopping")
+GROUPS = ("model", "data", "partition", "optimizer", "trainer", "logger", "freeze", "early_stopping", "cache")
 # weights of what trains stay in float32; mixed means that arithmetic is done in half the bits
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 MAX_SEED = 2**32 - 1
@@ -156,8 +156,11 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "optimizer.block_lr": partial(_number, optional=True),
     "optimizer.weight_decay": partial(_number, zero=True),
     "optimizer.nesterov": _flag,
+    "optimizer.fused": _flag,
     "freeze.norm": partial(_choice, known=NORM_MODES),
     "early_stopping.patience": partial(_whole, least=1, optional=True),
+    "cache.folder": partial(_text, optional=True),
+    "cache.max_gb": partial(_number, zero=True),
     "trainer.max_epochs": partial(_whole, least=1),
     "trainer.precision": partial(_choice, known=PRECISIONS),
     "trainer.devices": _devices,

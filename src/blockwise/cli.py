@@ -21,7 +21,6 @@ from rich.console import Console
 
 from blockwise.config import CONFIG_DIR, CONFIG_NAME, check_groups, explain
 from blockwise.errors import InputError, JobFailure
-from blockwise.memory import keep_freed_memory
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -64,6 +63,7 @@ def train() -> None:
 
 def _job(cfg: DictConfig) -> JobFailure | None:
     """Run one job; in a multirun a failed job is returned, so that the others go on and all are named."""
+    from blockwise.cpu import keep_freed_memory
     from blockwise.study import run  # torch and timm take seconds to import; wrong overrides need not wait
 
     _be_quiet()

@@ -22,7 +22,9 @@ from blockwise.analysis.table import print_table, sweep_table
 from blockwise.backbones import Backbone, load_backbone
 from blockwise.cells import Cell
 from blockwise.checks import as_list, check_config
+from blockwise.cpu import has_bfloat16
 from blockwise.data import BlockwiseDataModule
+from blockwise.data.cache import PixelCache
 from blockwise.errors import InputError
 from blockwise.layers import record_layers
 from blockwise.module import BlockwiseModule, OptimizerFactory
@@ -102,8 +104,8 @@ def prepare(cfg: DictConfig, console: Console) -> Study:
         InputError: Something is not as it must be.
     """
     check_config(plain(cfg))
-    _trainer(cfg, logger=False)
-    _optimizer(cfg)
+    _hint(console, _trainer(cfg, logger=False))
+    make_optimizer(cfg)
     store = ResultStore(cfg.results_dir)
     console.print(f"loading {cfg.model.name}", style="dim", highlight=False)  # a download may take minutes
     backbone = load_backbone(cfg.model, image_size=cfg.data.image_size, seed=cfg.seed)
@@ -120,6 +122,7 @@ def prepare(cfg: DictConfig, console: Console) -> Study:
         seed=cfg.seed,
         num_workers=cfg.data.num_workers,
         skip_broken=cfg.data.skip_broken,
+        cache=None if cfg.cache.folder is None else PixelCache(cfg.cache.folder, int(1e9 * cfg.cache.max_gb)),
     )
     example = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     try:
@@ -173,7 +176,7 @@ def _train_side_by_side(study: Study, cells: list[Cell]) -> None:
         study.staged,
         cells,
         num_classes=len(data.splits.classes),
-        optimizer=_optimizer(cfg),
+        optimizer=make_optimizer(cfg),
         block_lr=cfg.optimizer.block_lr,
         norm=cfg.freeze.norm,
         patience=cfg.early_stopping.patience,
@@ -228,7 +231,7 @@ def _call(trainer: L.Trainer, entry: Callable[..., Any], module: BlockwiseModule
         raise
 
 
-def _optimizer(cfg: DictConfig) -> OptimizerFactory:
+def make_optimizer(cfg: DictConfig) -> OptimizerFactory:
     """Return what makes an optimizer of parameter groups.
 
     Raises:
@@ -252,6 +255,11 @@ def _trainer(cfg: DictConfig, **options: Any) -> L.Trainer:
     if cfg.trainer.precision == "16-mixed" and trainer.strategy.root_device.type == "cpu":
         raise InputError("trainer.precision=16-mixed needs a GPU: choose bf16-mixed or 32-true on the CPU")
     return trainer
+
+
+def _hint(console: Console, trainer: L.Trainer) -> None:
+    if trainer.precision == "bf16-mixed" and trainer.strategy.root_device.type == "cpu" and not has_bfloat16():
+        console.print("this CPU has no instructions for bfloat16: trainer.precision=32-true is faster on it")
 
 
 def _partition(cfg: DictConfig, backbone: Backbone) -> Partition:

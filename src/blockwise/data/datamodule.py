@@ -13,6 +13,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 from torchvision.transforms import v2
 
 from blockwise.backbones import ImageSpec
+from blockwise.data.cache import Decoded, PixelCache
 from blockwise.data.decode import decode_all
 from blockwise.data.samples import Sample, Source
 from blockwise.errors import InputError
@@ -32,6 +33,7 @@ class BlockwiseDataModule(L.LightningDataModule):
         seed: Decides order and augmentation.
         num_workers: Processes that collect batches; decoded images lie in memory, so 0 is fast.
         skip_broken: Go on without images that cannot be read.
+        cache: Keeps decoded images for the next run.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class BlockwiseDataModule(L.LightningDataModule):
         seed: int = 0,
         num_workers: int = 0,
         skip_broken: bool = False,
+        cache: PixelCache | None = None,
     ) -> None:
         super().__init__()
         self.splits = source.splits()
@@ -51,6 +54,7 @@ class BlockwiseDataModule(L.LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.skip_broken = skip_broken
+        self.cache = cache
         self.skipped: list[str] = []
         self._decoded: dict[str, _Pixels] = {}
         self.seed = seed
@@ -96,7 +100,7 @@ class BlockwiseDataModule(L.LightningDataModule):
         report = begin(sum(len(part) for part in parts.values()))
         broken: list[tuple[str, str]] = []
         for split, samples in parts.items():
-            pixels, reasons = decode_all(samples, side, self.images.interpolation, report)
+            pixels, reasons = self._decode(samples, side, report)
             broken += [(samples[index].name, reason) for index, reason in sorted(reasons.items())]
             kept = [index for index in range(len(samples)) if index not in reasons]
             labels = np.array([samples[index].label for index in kept])
@@ -106,6 +110,11 @@ class BlockwiseDataModule(L.LightningDataModule):
         trained = set(self._decoded["train"].labels.tolist())
         if lost := [name for label, name in enumerate(self.splits.classes) if label not in trained]:
             raise InputError(f"no readable image is left to train on in the classes {', '.join(lost)}")
+
+    def _decode(self, samples: Sequence[Sample], side: int, report: Callable[[], None]) -> Decoded:
+        if self.cache is None:
+            return decode_all(samples, side, self.images.interpolation, report)
+        return self.cache.decode(samples, self.splits.fingerprint, side, self.images.interpolation, report)
 
     def _check(self, broken: list[tuple[str, str]]) -> None:
         if broken and not self.skip_broken:

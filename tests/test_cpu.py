@@ -5,7 +5,7 @@ import pytest
 
 PROGRAM = """
 import resource, torch
-from blockwise.memory import keep_freed_memory
+from blockwise.cpu import keep_freed_memory
 {call}
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

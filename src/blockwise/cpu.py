@@ -1,9 +1,12 @@
-"""Memory that training frees and needs again a moment later stays with the process."""
+"""What a CPU needs to be fast: memory that stays with the process, and arithmetic that it has instructions for."""
 
 from __future__ import annotations
 
 import ctypes
+import platform
 import sys
+
+import torch
 
 # of glibc's <malloc.h>
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -24,3 +27,9 @@ def keep_freed_memory() -> None:
         return
     mallopt(M_MMAP_MAX, 0)
     mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def has_bfloat16() -> bool:
+    """Tell whether this CPU has instructions for bfloat16; where PyTorch cannot tell, it is assumed."""
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return supported is None or platform.machine() not in ("x86_64", "AMD64") or supported()
