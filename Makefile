@@ -2,10 +2,11 @@
 SHELL := /bin/sh
 PYTHON ?= python3
 BIN := .venv/bin
+DATA ?= $(or $(BLOCKWISE_DATA),data)
 
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test test-all lint format clean
+.PHONY: help demo bench profile test test-all lint format clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -23,6 +24,12 @@ help: ## list these targets
 
 demo: .venv/.demo ## train every block of EfficientNet-Lite0 on digits, beside both baselines (about a minute)
 	$(BIN)/python train.py model=efficientnet_lite0 data=digits block=all
+
+bench: .venv/.demo ## time a sweep against plain and tuned Lightning (5 minutes; FULL=1: hours; DATA: holds caltech101/)
+	$(BIN)/python experiments/speed/bench.py --data $(DATA) $(if $(FULL),--full)
+
+profile: .venv/.demo ## show where the time of one training step goes
+	$(BIN)/python experiments/speed/profile_step.py model=efficientnet_lite0
 
 test: .venv/.dev ## run the tests
 	$(BIN)/python -m pytest

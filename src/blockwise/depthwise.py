@@ -1,9 +1,9 @@
 """Depthwise convolutions whose backward pass in bfloat16 is fast on a CPU.
 
 oneDNN, which runs PyTorch's convolutions on a CPU, has no fast kernel for two gradients of depthwise convolutions in
-bfloat16 (measured with torch 2.14): the input's, where the stride is more than one, takes 30 to 80 times as long as it
-need; the weights', where the kernel is larger than 3x3, three times as long as in float32. Both are computed here in
-another way, by kernels that are fast. Everywhere else PyTorch's own convolution runs.
+bfloat16 (measured with torch 2.15): the input's, where the stride is more than one, takes 30 to 80 times as long as it
+need; the weights', where the kernel is larger than 3x3 or than the image, two to five times as long as in float32. Both
+are computed here in another way, by kernels that are fast. Everywhere else PyTorch's own convolution runs.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def put_zeros_between(
 
 
 def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
-    if max(weight.shape[2:]) > 3:
+    if max(weight.shape[2:]) > min(3, *grad.shape[2:]):
         grad, x, weight = grad.float(), x.float(), weight.float()
     rest = (stride, padding, (1, 1), False, (0, 0), x.shape[1], (False, True, False))
     return torch.ops.aten.convolution_backward(grad, x, weight, None, *rest)[1]

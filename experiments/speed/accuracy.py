@@ -1,0 +1,69 @@
+"""Whether bfloat16 costs accuracy: every cell at three seeds, in float32 and in bfloat16.
+
+    python experiments/speed/accuracy.py         # about five minutes, nothing is downloaded
+
+What follows are overrides of the config: model=..., data=..., and so on.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+
+from bench import HERE, machine
+from blockwise.provenance import provenance
+from blockwise.results import read_records
+
+PRECISIONS = ("32-true", "bf16-mixed")
+SEEDS = (0, 1, 2)
+FOLDER = Path("results") / "precision"
+
+
+def main() -> None:
+    """Train what is not recorded yet, and write the table."""
+    root = HERE.parents[1]
+    for precision in PRECISIONS:
+        command = [sys.executable, "train.py", "-m", f"seed={','.join(map(str, SEEDS))}", "trainer=cpu"]
+        settings = [f"trainer.precision={precision}", f"results_dir={FOLDER / precision}"]
+        subprocess.run([*command, *settings, *sys.argv[1:]], check=True, cwd=root)
+    text = table({precision: read_records(root / FOLDER / precision) for precision in PRECISIONS})
+    about = provenance()
+    text += f"\n`python experiments/speed/accuracy.py {' '.join(sys.argv[1:])}`".rstrip("` ") + "`; "
+    text += f"{machine()}; commit {about['commit']}{' with changes' if about['dirty'] else ''}.\n"
+    out = HERE / "results" / "accuracy.md"
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(text)
+    print(text)
+
+
+def table(records: dict[str, list[dict]]) -> str:
+    """Return the test accuracies as Markdown: mean and standard deviation over the seeds."""
+    found = {
+        p: {(r["cell"]["scope"], r["seed"]): 100 * r["metrics"]["test"]["top1"] for r in records[p]} for p in PRECISIONS
+    }
+    scopes = list(dict.fromkeys(sorted((scope for scope, _ in found[PRECISIONS[0]]), key=_order)))
+    lines = ["| cell | float32 | bfloat16 | difference |", "| --- | --- | --- | --- |"]
+    differences, within = [], 0
+    for scope in scopes:
+        tops = [[found[p][scope, seed] for seed in SEEDS] for p in PRECISIONS]
+        difference = mean(tops[1]) - mean(tops[0])
+        differences.append(difference)
+        within += abs(difference) <= max(map(stdev, tops))
+        lines.append(f"| {scope} | {' | '.join(f'{mean(t):.1f} ± {stdev(t):.1f}' for t in tops)} | {difference:+.1f} |")
+    lines += [
+        "",
+        f"Test accuracy in %, mean and standard deviation over seeds {', '.join(map(str, SEEDS))}. Of {len(scopes)} "
+        f"cells, {within} differ by no more than the standard deviation over the seeds; over all of them bfloat16 is "
+        f"{mean(differences):+.2f} points off.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _order(scope: str) -> tuple[bool, bool, int]:
+    return scope != "head", scope == "full", int(scope) if scope.isdigit() else -1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""Measures a whole sweep against its peers, interleaved, and writes the figures, a table and a picture.
+
+    python experiments/speed/bench.py            # minutes: EfficientNet-Lite0, one epoch, once
+    python experiments/speed/bench.py --full     # hours: ResNet-50 too, three epochs, three times
+
+Every run is a process of its own, timed from its first line to its last: imports, images, training, validation after
+each epoch, test. Nothing else should run on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from blockwise.provenance import provenance
+
+HERE = Path(__file__).parent
+CONTENDERS = ("plain", "tuned", "ours-fp32", "ours", "full", "floor")
+NAMES = {
+    "plain": "plain Lightning, one fit a cell",
+    "tuned": "tuned Lightning, one fit a cell",
+    "ours-fp32": "blockwise, float32",
+    "ours": "blockwise",
+}
+MODELS = {
+    "efficientnet_lite0": ["model=efficientnet_lite0"],
+    # speed does not depend on the weights, and these cost no download
+    "resnet50": ["model=resnet50", "model.pretrained=false"],
+}
+DATA = "data=caltech101 data.image_size=160 data.batch_size=32 data.val_per_class=1 data.test_per_class=1".split()
+COMMON = ["trainer=cpu", "trainer.precision=bf16-mixed", "block=all", "data.train_per_class=5"]
+
+Run = dict[str, Any]
+
+
+def main() -> None:
+    """Run the benchmark that the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="all models, three epochs, three times")
+    parser.add_argument("--models", nargs="+", choices=MODELS, help="which backbones")
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--repetitions", type=int)
+    parser.add_argument("--data", default=os.environ.get("BLOCKWISE_DATA", "data"), help="folder with caltech101/")
+    parser.add_argument("--out", type=Path, help="where figures go; results/small or results/full beside this file")
+    options = parser.parse_args()
+    models = options.models or (list(MODELS) if options.full else ["efficientnet_lite0"])
+    epochs = options.epochs or (3 if options.full else 1)
+    repetitions = options.repetitions or (3 if options.full else 1)
+    out = options.out or HERE / "results" / ("full" if options.full else "small")
+    out.mkdir(parents=True, exist_ok=True)
+    settings = [*DATA, *COMMON, f"trainer.max_epochs={epochs}"]
+    runs: list[Run] = []
+    for repetition in range(repetitions):
+        for model in models:
+            for contender in CONTENDERS:
+                figures = measure(contender, [*settings, *MODELS[model], f"data.root={options.data}"])
+                runs.append({"model": model, "contender": contender, "repetition": repetition, **figures})
+                print(f"{repetition + 1}/{repetitions} {model} {contender}: {figures['seconds']:.1f} s", flush=True)
+                report(runs, settings, out)
+    print((out / "speed.md").read_text())
+
+
+def measure(contender: str, overrides: list[str]) -> Run:
+    """Run one contender in a process of its own and return its figures."""
+    command = [sys.executable, str(HERE / "contender.py"), contender, *overrides]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr.strip() or f"{contender} failed")
+    figures: Run = json.loads(done.stdout.strip().splitlines()[-1])
+    return figures
+
+
+def report(runs: list[Run], settings: list[str], out: Path) -> None:
+    """Write what was measured so far: speed.json, speed.md, speed.png."""
+    about = {"settings": settings, "machine": machine(), **provenance()}
+    del about["command"]
+    (out / "speed.json").write_text(json.dumps({**about, "runs": runs}, indent=2) + "\n")
+    (out / "speed.md").write_text(table(runs, about))
+    picture(runs, out / "speed.png")
+
+
+def machine() -> str:
+    """Describe the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores, {platform.system()}"
+
+
+def values(runs: list[Run], model: str, contender: str, figure: str = "seconds") -> list[float]:
+    """Return a figure of all runs of a contender."""
+    found = [run.get(figure) for run in runs if run["model"] == model and run["contender"] == contender]
+    return [value for value in found if value is not None]
+
+
+def table(runs: list[Run], about: dict[str, Any]) -> str:
+    """Return the table as Markdown."""
+    lines = [
+        "| backbone | 14 cells by | seconds (lowest to highest) | blockwise is faster by | peak memory |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for model in dict.fromkeys(run["model"] for run in runs):
+        ours = values(runs, model, "ours")
+        for contender, name in NAMES.items():
+            if times := values(runs, model, contender):
+                ratio = f"{median(times) / median(ours):.1f} x" if ours and contender != "ours" else ""
+                lines.append(f"| {model} | {name} | {_spread(times)} | {ratio} | {_memory(runs, model, contender)} |")
+        lines += _against_floor(runs, model)
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
+    commit = f"{about['commit']}{' with changes' if about['dirty'] else ''}"
+    epochs = next(s.partition("=")[2] for s in about["settings"] if s.startswith("trainer.max_epochs"))
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"Caltech-101, 160 px, batches of 32, crop and flip, 404 training and 101 validation images, {epochs} "
+            "epoch(s); medians. Each row is a whole process. "
+            f"{about['machine']}; commit {commit}; {versions}.",
+            "",
+        ]
+    )
+
+
+def _against_floor(runs: list[Run], model: str) -> list[str]:
+    """Two rows: a step against the sum of its parts, and the memory of a sweep against that of its `full` cell."""
+    lines = []
+    floors = values(runs, model, "floor", "floor_step_seconds")
+    trained = [(r["training_seconds"], r["steps"]) for r in runs if r["model"] == model and r["contender"] == "ours"]
+    if floors and trained:
+        steps = [seconds / count for seconds, count in trained]
+        lines.append(
+            f"| {model} | a step of blockwise, against the sum of its parts, each timed alone | {_spread(steps, 2)}, "
+            f"against {_spread(floors, 2)} | {median(steps) / median(floors):.2f} of the floor | |"
+        )
+    full, ours = (values(runs, model, name, "peak_memory_bytes") for name in ("full", "ours"))
+    if full and ours:
+        lines.append(
+            f"| {model} | the cell `full` alone | {_spread(values(runs, model, 'full'))} | | "
+            f"{_memory(runs, model, 'full')}: the sweep needs {median(ours) / median(full):.2f} times that |"
+        )
+    return lines
+
+
+def _spread(times: list[float], digits: int = 0) -> str:
+    middle = f"{median(times):.{digits}f}"
+    return middle if len(times) == 1 else f"{middle} ({min(times):.{digits}f} to {max(times):.{digits}f})"
+
+
+def _memory(runs: list[Run], model: str, contender: str) -> str:
+    return f"{median(values(runs, model, contender, 'peak_memory_bytes')) / 1e9:.2f} GB"
+
+
+def picture(runs: list[Run], path: Path) -> None:
+    """Draw the contenders' times, one panel a backbone."""
+    models = list(dict.fromkeys(run["model"] for run in runs))
+    figure = Figure(figsize=(8, 0.6 + 1.9 * len(models)), layout="constrained")
+    for axes, model in zip(figure.subplots(len(models), squeeze=False)[:, 0], models, strict=True):
+        names = [contender for contender in NAMES if values(runs, model, contender)]
+        times = [values(runs, model, contender) for contender in names]
+        middle = [median(t) for t in times]
+        below = [m - min(t) for m, t in zip(middle, times, strict=True)]
+        above = [max(t) - m for m, t in zip(middle, times, strict=True)]
+        colours = ["tab:blue" if name.startswith("ours") else "lightgrey" for name in names]
+        bars = axes.barh([NAMES[name] for name in names], middle, xerr=[below, above], color=colours, capsize=3)
+        ours = values(runs, model, "ours")
+        labels = [f"{m:.0f} s" + (f"  ({m / median(ours):.1f} x)" if ours else "") for m in middle]
+        axes.bar_label(bars, labels, padding=6)
+        axes.invert_yaxis()
+        axes.margins(x=0.2)
+        axes.set_title(f"{model}: 14 cells", loc="left", fontsize="medium")
+        axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel("seconds, whole process: median, lowest and highest")
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""One contender in a process of its own: trains a sweep, or one cell, and prints a line of JSON.
+
+    python experiments/speed/contender.py plain model=resnet50 ...
+
+Contenders are `plain` and `tuned` (see peers.py), `ours`, `ours-fp32`, `full` (ours, the cell `full` alone) and `floor`
+(the parts of one training step, each timed alone). What follows are overrides of the config, the same for all.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import resource
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from functools import partial
+from io import StringIO
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+BEGIN = perf_counter()
+
+import lightning as L  # noqa: E402 (imports are part of what a user waits for)
+import torch  # noqa: E402
+from rich.console import Console  # noqa: E402
+
+import blockwise.study  # noqa: E402
+from blockwise.backbones import load_backbone  # noqa: E402
+from blockwise.config import compose_config  # noqa: E402
+from blockwise.cpu import keep_freed_memory  # noqa: E402
+from blockwise.module import BlockwiseModule  # noqa: E402
+from blockwise.scopes import Scope  # noqa: E402
+from blockwise.study import Study, prepare  # noqa: E402
+from peers import FineTuning, loaders  # noqa: E402
+from step import Step  # noqa: E402
+
+Figures = dict[str, float]
+
+
+def main() -> None:
+    """Run the contender that the command line names."""
+    contender, *overrides = sys.argv[1:]
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore")
+    run = {"plain": plain, "tuned": tuned, "floor": floor}.get(contender, ours)
+    if contender == "ours-fp32":
+        overrides.append("trainer.precision=32-true")
+    if contender == "full":
+        overrides.append("block=full")
+    with tempfile.TemporaryDirectory() as folder:
+        cfg = compose_config([*overrides, f"results_dir={folder}"])
+        since = perf_counter()
+        study = prepare(cfg, Console(file=StringIO()))
+        # the peers need its splits and blocks, but not the time that it takes to cut a network into stages
+        free = perf_counter() - since if contender in ("plain", "tuned") else 0.0
+        figures = run(study)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"seconds": perf_counter() - BEGIN - free, "peak_memory_bytes": peak, **figures}))
+
+
+def plain(study: Study) -> Figures:
+    """One fit a cell, as it is written by default."""
+    return _fits(study, decoded=False)
+
+
+def tuned(study: Study) -> Figures:
+    """One fit a cell, with what is known to be fast."""
+    return _fits(study, decoded=True, precision="bf16-mixed")
+
+
+def _fits(study: Study, *, decoded: bool, **options: Any) -> Figures:
+    backbone = load_backbone(study.cfg.model, image_size=study.cfg.data.image_size, seed=study.cfg.seed)
+    batches = loaders(study.data.splits, study.data.images, study.data.batch_size, decoded=decoded)
+    for scope in study.scopes:
+        L.seed_everything(study.cfg.seed, verbose=False)
+        module = FineTuning(
+            copy.deepcopy(backbone.network),
+            _trained(study, scope),
+            num_features=study.staged.num_features,
+            num_classes=len(study.data.splits.classes),
+            lr=study.cfg.optimizer.lr,
+            weight_decay=study.cfg.optimizer.weight_decay,
+            fused=decoded,
+        )
+        if decoded:
+            module.to(memory_format=torch.channels_last)
+        trainer = L.Trainer(
+            accelerator="cpu",
+            max_epochs=study.cfg.trainer.max_epochs,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            **options,
+        )
+        trainer.fit(module, batches["train"], batches["val"])
+        trainer.test(module, batches["test"], verbose=False)
+    return {}
+
+
+def _trained(study: Study, scope: Scope) -> list[str]:
+    modules = {name for name, _ in study.backbone.network.named_modules()}
+    partition = study.staged.partition
+    layers = [layer.name for block in scope.blocks for layer in partition.layers_of(block)]
+    return [name for name in layers if name in modules]
+
+
+class TimedModule(BlockwiseModule):
+    """Takes the time of training, without validation and start-up."""
+
+    training_seconds = 0.0
+    steps = 0
+
+    def on_train_epoch_start(self) -> None:
+        """Begin."""
+        self.since = perf_counter()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Count."""
+        TimedModule.steps += 1
+
+    def on_validation_epoch_start(self) -> None:
+        """End: validation comes behind the last step of each epoch."""
+        TimedModule.training_seconds += perf_counter() - self.since
+
+
+def ours(study: Study) -> Figures:
+    """Train all cells side by side: what `train.py` does."""
+    keep_freed_memory()
+    blockwise.study.BlockwiseModule = TimedModule  # type: ignore[misc]
+    blockwise.study.train(study, study.scopes)
+    return {"training_seconds": TimedModule.training_seconds, "steps": TimedModule.steps}
+
+
+def floor(study: Study) -> Figures:
+    """Time, alone, one frozen forward pass, and each cell's forward, backward and optimizer step from its boundary."""
+    step = Step(study)
+    parts = {"frozen stages": _time(step.frozen)}
+    for index, name in enumerate(step.names):
+        parts[name] = _time(partial(step.cell, index))
+    return {"floor_step_seconds": sum(parts.values()), **{f"floor of {name}": t for name, t in parts.items()}}
+
+
+def _time(action: Callable[[], None], repetitions: int = 5) -> float:
+    action()
+    times = []
+    for _ in range(repetitions):
+        since = perf_counter()
+        action()
+        times.append(perf_counter() - since)
+    return median(times)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""One training step of a sweep, to be taken apart: what `contender.py floor` times and `profile_step.py` profiles."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from blockwise.cells import Cell
+from blockwise.cpu import keep_freed_memory
+from blockwise.fusion import can_fuse
+from blockwise.module import HALF, BlockwiseModule
+from blockwise.study import Study, make_optimizer
+
+
+class Step:
+    """The parts of a step on one real batch, on the CPU.
+
+    Attributes:
+        names: The cells' scopes.
+    """
+
+    def __init__(self, study: Study) -> None:
+        keep_freed_memory()
+        study.data.setup("fit")
+        cells = [Cell(scope, float(study.cfg.optimizer.lr)) for scope in study.scopes]
+        self.names = [cell.scope.name for cell in cells]
+        classes = len(study.data.splits.classes)
+        self._module = BlockwiseModule(study.staged, cells, classes, make_optimizer(study.cfg))
+        dtype = HALF.get(study.cfg.trainer.precision)
+        study.staged.freeze(dtype or torch.float32, fuse=can_fuse())
+        self._module.to(memory_format=torch.channels_last).train()
+        self._optimizers = self._module.configure_optimizers()
+        self._autocast: Any = torch.autocast("cpu", dtype) if dtype else contextlib.nullcontext()
+        batch = next(iter(study.data.train_dataloader()))
+        self._images, self._labels = study.data.on_after_batch_transfer(batch, 0)
+        self._wanted = {network.start for network in self._module.networks}
+        with self._autocast:
+            self._at = dict(study.staged.boundaries(self._images, self._wanted))
+
+    def frozen(self) -> None:
+        """Run the frozen stages, without gradients."""
+        with self._autocast:
+            for _ in self._module.backbone.boundaries(self._images, self._wanted):
+                pass
+
+    def cell(self, index: int) -> None:
+        """Run one cell on from its boundary: forward, backward, optimizer."""
+        network = self._module.networks[index]
+        with self._autocast:
+            logits = network(self._module.backbone, self._at[network.start])
+            loss = cross_entropy(logits, self._labels)
+        loss.backward()
+        self._optimizers[index].step()
+        self._optimizers[index].zero_grad()
+
+    def whole(self) -> None:
+        """Run everything."""
+        self.frozen()
+        for index in range(len(self.names)):
+            self.cell(index)
