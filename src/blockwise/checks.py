@@ -161,6 +161,7 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "early_stopping.patience": partial(_whole, least=1, optional=True),
     "cache.folder": partial(_text, optional=True),
     "cache.max_gb": partial(_number, zero=True),
+    "cache.activations_gb": partial(_number, zero=True),
     "trainer.max_epochs": partial(_whole, least=1),
     "trainer.precision": partial(_choice, known=PRECISIONS),
     "trainer.devices": _devices,

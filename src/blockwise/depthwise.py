@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from timm.layers.conv2d_same import Conv2dSame
-from timm.layers.padding import pad_same
+from timm.layers.padding import get_same_padding, pad_same
 from torch import Tensor, nn
-from torch.nn.functional import conv2d
+from torch.nn.functional import conv2d, pad
 
 Pair = tuple[int, int]
 
@@ -44,11 +44,26 @@ class DepthwiseConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the convolution of x, shape (batch, channels, height, width)."""
-        if self.same:  # TensorFlow's padding, which depends on the size of x
+        if self.same:
             x = pad_same(x, list(self.kernel_size), list(self.stride))
         if torch.is_grad_enabled() and _in_bfloat16(x):
             return _Bfloat16Depthwise.apply(x, self.weight, self.bias, self.stride, self.padding)
         return conv2d(x, self.weight, self.bias, self.stride, self.padding, groups=self.groups)
+
+    def weight_and_padding(self, sides: Sequence[int]) -> tuple[Tensor, Pair]:
+        """Return a kernel and a padding that make up the convolution without a padded copy of the images.
+
+        TensorFlow's padding depends on the images' sides, and may be larger by one at their end. Then the kernel gets
+        zeros at its beginning, and the images as much padding there as at their end.
+        """
+        if not self.same:
+            return self.weight, self.padding  # type: ignore[return-value]
+        total = [
+            get_same_padding(*arguments, 1) for arguments in zip(sides, self.kernel_size, self.stride, strict=True)
+        ]
+        height, width = (count - count // 2 for count in total)
+        uneven = [count % 2 for count in total]
+        return pad(self.weight, (uneven[1], 0, uneven[0], 0)) if any(uneven) else self.weight, (height, width)
 
 
 def replace_depthwise(stage: nn.Module) -> None:

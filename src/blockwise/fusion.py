@@ -14,7 +14,6 @@ from functools import cache
 from typing import Any
 
 import torch
-from timm.layers.padding import pad_same
 from torch import Tensor, fx, nn
 
 from blockwise.depthwise import DepthwiseConv2d, is_depthwise, put_zeros_between
@@ -36,23 +35,31 @@ class FrozenConv2d(nn.Module):
         super().__init__()
         self.conv = conv
         self.activation = _activation(activation)
-        self.same = isinstance(conv, DepthwiseConv2d) and conv.same
+        self._sides: Sequence[int] = ()
         self._forward: _Kernel | None = None
         self._backward: _Kernel | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return activation(convolution(x)); x has shape (batch, channels, height, width)."""
         x = x.to(self.conv.weight.dtype)
-        if self.same:
-            x = pad_same(x, list(self.conv.kernel_size), list(self.conv.stride))
+        if x.shape[2:] != self._sides:
+            self._prepare(x.shape[2:])
         # not an argument of a graph where no gradient flows: nothing is kept then
         return _Frozen.apply(x, self) if torch.is_grad_enabled() and x.requires_grad else self.run(x)
 
+    def _prepare(self, sides: torch.Size) -> None:
+        """Get ready for images of another size, usually once."""
+        self._sides = sides
+        depthwise = isinstance(self.conv, DepthwiseConv2d)
+        weight, padding = self.conv.weight_and_padding(sides) if depthwise else (self.conv.weight, self.conv.padding)
+        self.weight, self.padding = weight.detach(), padding
+        self._forward = self._backward = None
+
     def run(self, x: Tensor) -> Tensor:
-        """Return the output for an input that is padded already."""
+        """Do what `forward` does, without a graph."""
         if self._forward is None:
             conv = self.conv
-            self._forward = _Kernel(conv.weight, conv.bias, conv.padding, conv.stride, conv.groups, self.activation, x)
+            self._forward = _Kernel(self.weight, conv.bias, self.padding, conv.stride, conv.groups, self.activation, x)
         return self._forward(x)
 
     def input_gradient(self, grad: Tensor, output: Tensor | None, size: torch.Size) -> Tensor:
@@ -63,12 +70,12 @@ class FrozenConv2d(nn.Module):
         depthwise = is_depthwise(conv)
         if max(conv.stride) > 1:
             if not (depthwise and grad.dtype == torch.bfloat16):
-                return _library_gradient(grad, conv, size)
-            grad = put_zeros_between(grad, size, conv.kernel_size, conv.stride, conv.padding)
+                return _library_gradient(grad, self.weight, size, conv.stride, self.padding, conv.groups)
+            grad = put_zeros_between(grad, size, self.weight.shape[2:], conv.stride, self.padding)
         if self._backward is None:
-            turned = conv.weight.flip(2, 3)
+            turned = self.weight.flip(2, 3)
             turned = turned if depthwise else turned.transpose(0, 1)
-            padding = [k - 1 - pad for k, pad in zip(conv.kernel_size, conv.padding, strict=True)]
+            padding = [k - 1 - pad for k, pad in zip(self.weight.shape[2:], self.padding, strict=True)]
             self._backward = _Kernel(turned, None, padding, (1, 1), conv.groups, ("none", []), grad)
         return self._backward(grad)
 
@@ -172,7 +179,9 @@ def _through_activation(grad: Tensor, output: Tensor, activation: Activation) ->
     return torch.ops.aten.threshold_backward(grad, output, 0)
 
 
-def _library_gradient(grad: Tensor, conv: Any, size: torch.Size) -> Tensor:
+def _library_gradient(
+    grad: Tensor, weight: Tensor, size: torch.Size, stride: Sequence[int], padding: Sequence[int], groups: int
+) -> Tensor:
     x = torch.empty(size, dtype=grad.dtype, memory_format=torch.channels_last)  # only its shape is looked at
-    rest = (conv.stride, conv.padding, (1, 1), False, (0, 0), conv.groups, (True, False, False))
-    return torch.ops.aten.convolution_backward(grad, x, conv.weight, None, *rest)[0]
+    rest = (stride, padding, (1, 1), False, (0, 0), groups, (True, False, False))
+    return torch.ops.aten.convolution_backward(grad, x, weight, None, *rest)[0]

@@ -16,6 +16,7 @@ from blockwise.cells import Cell, CellNetwork, Progress
 from blockwise.data.datamodule import Batch
 from blockwise.freezing import NormMode
 from blockwise.fusion import can_fuse
+from blockwise.kept import KeptActivations
 from blockwise.metrics import compute_metrics
 from blockwise.results import Metrics
 from blockwise.stages import StagedBackbone
@@ -41,6 +42,8 @@ class BlockwiseModule(L.LightningModule):
         norm: Mode of the norms in trained blocks.
         patience: Stop a cell after so many epochs without a better validation accuracy; None never stops.
         seed: Decides the head's first weights and dropout.
+        keep_bytes: Room for what comes out of the frozen stages before the first trained one, for validation images,
+            from epoch to epoch. Only for validation images that come in the same batches each time; 0 keeps nothing.
 
     Attributes:
         networks: The cells' own networks, in the order of `cells`.
@@ -58,6 +61,7 @@ class BlockwiseModule(L.LightningModule):
         norm: NormMode = "train",
         patience: int | None = None,
         seed: int = 0,
+        keep_bytes: int = 0,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -70,6 +74,8 @@ class BlockwiseModule(L.LightningModule):
         self._block_lr = block_lr
         self._patience = patience
         self._seed = seed
+        self._keep_bytes = keep_bytes
+        self._kept = KeptActivations(0)
         self._logits: dict[str, list[list[Tensor]]] = {}
         self._labels: dict[str, list[Tensor]] = {}
 
@@ -79,6 +85,7 @@ class BlockwiseModule(L.LightningModule):
         on_cpu = self.trainer.strategy.root_device.type == "cpu"
         self.backbone.freeze(HALF.get(self.trainer.precision, torch.float32), fuse=on_cpu and can_fuse())
         self.to(memory_format=torch.channels_last)
+        self._kept = KeptActivations(self._keep_bytes)
 
     def configure_optimizers(self) -> list[Optimizer]:
         """Return one optimizer a cell, over what it trains and nothing else."""
@@ -107,18 +114,17 @@ class BlockwiseModule(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Run every active cell on one validation batch."""
-        del batch_idx
-        self._evaluate("val", batch)
+        self._evaluate("val", batch, kept_as=batch_idx)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Run every cell on one test batch."""
         del batch_idx
         self._evaluate("test", batch)
 
-    def _evaluate(self, split: str, batch: Batch) -> None:
+    def _evaluate(self, split: str, batch: Batch, kept_as: int | None = None) -> None:
         images, labels = batch
         self._collect_labels(split, labels)
-        for index, live in self._cells_at_boundaries(images):
+        for index, live in self._cells_at_boundaries(images, kept_as):
             self._logits[split][index].append(self.networks[index](self.backbone, live))
 
     def on_validation_epoch_end(self) -> None:
@@ -158,13 +164,20 @@ class BlockwiseModule(L.LightningModule):
             if progress.active:
                 progress.status = "unfinished"
 
-    def _cells_at_boundaries(self, images: Tensor) -> Iterator[tuple[int, Any]]:
-        """Yield each active cell with what is live at its boundary, input side first; keeps the time of each."""
+    def _cells_at_boundaries(self, images: Tensor, kept_as: int | None = None) -> Iterator[tuple[int, Any]]:
+        """Yield each active cell with what is live at its boundary, input side first; keeps the time of each.
+
+        `kept_as` is the number of a batch whose images are the same each time.
+        """
         at: dict[int, list[int]] = {}
         for index, (network, progress) in enumerate(zip(self.networks, self.progress, strict=True)):
             if progress.active:
                 at.setdefault(network.start, []).append(index)
-        for boundary, live in self.backbone.boundaries(images, set(at)):
+        first, begin = 0, self.backbone.enter(images)
+        if kept_as is not None and at:
+            first = min(at)
+            begin = self._kept.at(first, kept_as, self.backbone, begin)
+        for boundary, live in self.backbone.onward(first, begin, set(at)):
             for index in at[boundary]:
                 since = perf_counter()
                 yield index, live

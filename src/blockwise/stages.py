@@ -107,9 +107,12 @@ class StagedBackbone(nn.Module):
             images: Normalised images, shape (batch, channels, height, width).
             wanted: Boundaries, 0 (the pixels) to the number of stages (the features).
         """
-        live = self.enter(images)
-        for boundary in range(max(wanted, default=-1) + 1):
-            if boundary:
+        yield from self.onward(0, self.enter(images), wanted)
+
+    def onward(self, start: int, live: Live, wanted: set[int]) -> Iterator[tuple[int, Live]]:
+        """Do what `boundaries` does, from what is live at boundary `start`."""
+        for boundary in range(start, max(wanted, default=start - 1) + 1):
+            if boundary > start:
                 with torch.no_grad():
                     live = self.run(boundary - 1, live)
             if boundary in wanted:

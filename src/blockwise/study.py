@@ -181,6 +181,7 @@ def _train_side_by_side(study: Study, cells: list[Cell]) -> None:
         norm=cfg.freeze.norm,
         patience=cfg.early_stopping.patience,
         seed=cfg.seed,
+        keep_bytes=int(1e9 * cfg.cache.activations_gb),
     )
     since = perf_counter()
     with ProgressDisplay(study.console, f"{study.backbone.name} on {cfg.data.name}") as display:
