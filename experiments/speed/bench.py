@@ -29,7 +29,7 @@ NAMES = {
     "plain": "plain Lightning, one fit a cell",
     "tuned": "tuned Lightning, one fit a cell",
     "ours-fp32": "blockwise, float32",
-    "ours": "blockwise",
+    "ours": "blockwise, bfloat16",
 }
 MODELS = {
     "efficientnet_lite0": ["model=efficientnet_lite0"],
@@ -174,7 +174,8 @@ def picture(runs: list[Run], path: Path) -> None:
         colours = ["tab:blue" if name.startswith("ours") else "lightgrey" for name in names]
         bars = axes.barh([NAMES[name] for name in names], middle, xerr=[below, above], color=colours, capsize=3)
         ours = values(runs, model, "ours")
-        labels = [f"{m:.0f} s" + (f"  ({m / median(ours):.1f} x)" if ours else "") for m in middle]
+        ratios = [f"  ({m / median(ours):.1f} x)" if ours and m != median(ours) else "" for m in middle]
+        labels = [f"{m:.0f} s{ratio}" for m, ratio in zip(middle, ratios, strict=True)]
         axes.bar_label(bars, labels, padding=6)
         axes.invert_yaxis()
         axes.margins(x=0.2)

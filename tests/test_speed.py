@@ -1,0 +1,106 @@
+"""The benchmark: its contenders run and train the same parameters, its table says what was measured."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from blockwise import study as main_job
+
+SPEED = Path(__file__).parents[1] / "experiments" / "speed"
+
+
+@pytest.fixture(autouse=True)
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(str(SPEED))
+
+
+@pytest.fixture
+def photographs_of_noise(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        folder = tmp_path / "images" / name
+        folder.mkdir(parents=True)
+        for number in range(14):
+            Image.fromarray(rng.integers(0, 256, (40, 50, 3), np.uint8)).save(folder / f"{number}.png")
+    return [
+        "data=imagefolder",
+        f"data.root={tmp_path / 'images'}",
+        "data.image_size=32",
+        "data.batch_size=4",
+        "model=timm",
+        "model.name=test_efficientnet",
+        "model.pretrained=false",
+        "partition.num_blocks=3",
+        "trainer=cpu",
+        "trainer.max_epochs=1",
+        f"cache.folder={tmp_path / 'cache'}",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("contender", ["plain", "tuned", "ours", "ours-fp32", "full", "floor"])
+def test_every_contender_runs(contender, photographs_of_noise):
+    command = [sys.executable, str(SPEED / "contender.py"), contender, *photographs_of_noise]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    figures = json.loads(ran.stdout.strip().splitlines()[-1])
+    assert figures["seconds"] > 0
+    assert figures["peak_memory_bytes"] > 1e8
+    if contender in ("ours", "ours-fp32", "full"):
+        assert 0 < figures["training_seconds"] < figures["seconds"]
+        assert figures["steps"] == 4  # 16 images
+    if contender == "floor":
+        parts = [seconds for name, seconds in figures.items() if name.startswith("floor of")]
+        assert len(parts) == 6  # the frozen stages and five cells
+        assert figures["floor_step_seconds"] == pytest.approx(sum(parts))
+
+
+def test_peers_train_the_same_parameters(small, console):
+    from contender import _trained
+    from peers import FineTuning
+
+    study = main_job.prepare(small("block=[all,0+2]"), console)
+    for scope in study.scopes:
+        network = main_job.load_backbone(study.cfg.model, image_size=32, seed=0).network
+        options = {"num_features": study.staged.num_features, "num_classes": 10, "lr": 0.1, "weight_decay": 0.0}
+        peer = FineTuning(network, _trained(study, scope), **options, fused=False)
+        before = {name: tensor.clone() for name, tensor in peer.backbone.state_dict().items()}
+        layers = [layer for block in scope.blocks for layer in study.staged.partition.layers_of(block)]
+        expected = {name for layer in layers for name in layer.parameters}
+        assert {name for name, p in peer.backbone.named_parameters() if p.requires_grad} == expected
+        optimizer = peer.configure_optimizers()
+        peer.train()
+        torch.nn.functional.cross_entropy(peer(torch.randn(4, 3, 32, 32)), torch.tensor([0, 1, 2, 3])).backward()
+        optimizer.step()
+        trained = tuple(f"{layer.name}." for layer in layers)
+        changed = {name for name, t in peer.backbone.state_dict().items() if not torch.equal(t, before[name])}
+        assert all(name in expected or name.startswith(trained) for name in changed)
+        assert changed >= expected
+
+
+def test_the_table_says_what_was_measured(tmp_path):
+    from bench import COMMON, report
+
+    def run(contender, seconds, **more):
+        return {"model": "net", "contender": contender, "seconds": seconds, "peak_memory_bytes": 2e9, **more}
+
+    runs = [
+        run("plain", 90.0),
+        run("plain", 110.0),
+        run("ours", 10.0, training_seconds=8.0, steps=4),
+        run("floor", 5.0, floor_step_seconds=1.6),
+        run("full", 4.0) | {"peak_memory_bytes": 1.6e9},
+    ]
+    report(runs, [*COMMON, "trainer.max_epochs=3"], tmp_path)
+    text = (tmp_path / "speed.md").read_text()
+    assert "| net | plain Lightning, one fit a cell | 100 (90 to 110) | 10.0 x | 2.00 GB |" in text
+    assert "1.25 of the floor" in text
+    assert "1.25 times that" in text
+    assert "3 epoch(s)" in text
+    assert json.loads((tmp_path / "speed.json").read_text())["runs"] == runs
+    assert (tmp_path / "speed.png").stat().st_size > 5000
