@@ -1,5 +1,8 @@
 """The module as the README uses it from Python: with any network, and a trainer of the user's own."""
 
+import copy
+from functools import partial
+
 import lightning as L
 import pytest
 import torch
@@ -78,3 +81,20 @@ def test_a_cell_alone_runs_the_frozen_prefix_without_gradients(module, data):
     images, _ = data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
     for boundary, live in module.backbone.boundaries(images, {0, 1, 2, 3}):
         assert not any(value.requires_grad for value in live.values()), boundary
+
+
+def test_fused_optimizers_step_as_plain_ones_do(stub, data, tmp_path):
+    """PyTorch's fused steps go wrong, silently, where weights and gradients lie differently in memory."""
+    layers = record_layers(stub, torch.zeros(1, 3, 16, 16))
+    partition = SegmentPartitioner(num_blocks=3)(layers, stub)
+    scopes = parse_scopes("all", len(partition), "mine")
+    for kind, rate in ((torch.optim.AdamW, 1e-3), (partial(torch.optim.SGD, momentum=0.9, nesterov=True), 1e-2)):
+        states = []
+        for fused in (False, True):
+            backbone = stage_backbone(copy.deepcopy(stub), partition, torch.zeros(2, 3, 16, 16))
+            cells = [Cell(scope, lr=rate) for scope in scopes]
+            module = BlockwiseModule(backbone, cells, num_classes=10, optimizer=partial(kind, fused=fused))
+            trainer(tmp_path, logger=False, limit_train_batches=3).fit(module, datamodule=data)
+            states.append([network.trained_state() for network in module.networks])
+        for plain, fused_state in zip(*states, strict=True):
+            assert all(torch.allclose(plain[name], fused_state[name], atol=rate / 10) for name in plain)
