@@ -3,7 +3,7 @@
 import pytest
 import torch
 from timm.layers.conv2d_same import Conv2dSame
-from torch import nn
+from torch import fx, nn
 
 from blockwise.depthwise import DepthwiseConv2d, replace_depthwise
 
@@ -83,8 +83,15 @@ def test_only_depthwise_convolutions_are_replaced():
         nn.Sequential(Conv2dSame(6, 6, 3, 2, groups=6)),
     )
     parameters = dict(network.named_parameters())
-    replace_depthwise(network)
-    replaced = {name for name, module in network.named_modules() if type(module) is DepthwiseConv2d}
+    graph = fx.Graph()
+    value = graph.placeholder("x")
+    for name in [*map(str, range(8)), "8.0"]:
+        value = graph.call_module(name, (value,))
+    graph.output(value)
+    stage = fx.GraphModule(network, graph)
+    replace_depthwise(stage)
+    replaced = {name for name, module in stage.named_modules() if type(module) is DepthwiseConv2d}
     assert replaced == {"0", "8.0"}
-    assert all(parameter is parameters[name] for name, parameter in network.named_parameters())
-    assert parameters.keys() == dict(network.named_parameters()).keys()
+    assert not any(type(module) is DepthwiseConv2d for module in network.modules())
+    assert all(parameter is parameters[name] for name, parameter in stage.named_parameters())
+    assert parameters.keys() == dict(stage.named_parameters()).keys()

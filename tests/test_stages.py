@@ -153,8 +153,26 @@ def test_a_network_that_cannot_be_cut_is_one_stage(stub, stub_layers):
     assert torch.equal(backbone(example), expected)
 
 
-def test_frozen_weights_stored_in_bfloat16_compute_what_autocast_does(stub):
-    backbone = staged(stub, LayerPartitioner(), 16)
+class Attending(nn.Module):
+    """A leaf with layers inside, which the frozen stages share with the network."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(3, 8, 4, 4), nn.ReLU()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, images):
+        x = self.act(self.conv(images)).flatten(2).transpose(1, 2)
+        x = self.attention(x, x, x, need_weights=False)[0]
+        return self.fc(self.layer(x).mean(1))
+
+
+@pytest.mark.parametrize("kind", ["stub", "attending"])
+def test_frozen_weights_stored_in_bfloat16_compute_what_autocast_does(stub, kind):
+    network = stub if kind == "stub" else Attending()
+    backbone = staged(network, LayerPartitioner(), 16)
     images = torch.randn(3, 3, 16, 16)
     before = {name: tensor.clone() for name, tensor in backbone.stages.state_dict().items()}
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():

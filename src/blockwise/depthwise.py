@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.padding import get_same_padding, pad_same
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.functional import conv2d, pad
 
 Pair = tuple[int, int]
@@ -66,9 +66,11 @@ class DepthwiseConv2d(nn.Conv2d):
         return pad(self.weight, (uneven[1], 0, uneven[0], 0)) if any(uneven) else self.weight, (height, width)
 
 
-def replace_depthwise(stage: nn.Module) -> None:
+def replace_depthwise(stage: fx.GraphModule) -> None:
     """Put `DepthwiseConv2d` in the place of the depthwise convolutions of a stage; the parameters stay the same."""
-    for name, module in list(stage.named_modules()):
+    # what a stage calls, not what lies inside: that is shared with the network
+    for name in {str(node.target) for node in stage.graph.nodes if node.op == "call_module"}:
+        module = stage.get_submodule(name)
         if type(module) is not DepthwiseConv2d and is_depthwise(module):
             stage.set_submodule(name, DepthwiseConv2d(module))
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from blockwise.depthwise import replace_depthwise
-from blockwise.folding import CONVOLUTIONS, fold_norms
+from blockwise.folding import CONVOLUTIONS, called, fold_norms
 from blockwise.fusion import fuse_convolutions
 from blockwise.inplace import allow_inplace, forbid_inplace
 from blockwise.layers import function_kind, is_leaf
@@ -163,10 +163,11 @@ def _frozen(stage: nn.Module, dtype: torch.dtype, *, fuse: bool) -> nn.Module:
         return stage
     folded = fold_norms(stage)
     if dtype != torch.float32:
-        for name, module in list(folded.named_modules()):
+        for node in folded.graph.nodes:
+            module = called(folded, node)
+            # what lies inside a larger leaf stays as it is; a copy, for what needed no folding is shared with the stage
             if type(module) in (*CONVOLUTIONS, nn.Linear):
-                # a copy: what needed no folding is shared with the stage
-                folded.set_submodule(name, copy.deepcopy(module).to(dtype))
+                folded.set_submodule(node.target, copy.deepcopy(module).to(dtype))
     if fuse:
         fuse_convolutions(folded)
     return folded
