@@ -53,7 +53,7 @@ def test_every_contender_runs(contender, photographs_of_noise):
     assert figures["peak_memory_bytes"] > 1e8
     if contender in ("ours", "ours-fp32", "full"):
         assert 0 < figures["training_seconds"] < figures["seconds"]
-        assert figures["steps"] == 4  # 16 images
+        assert figures["steps"] == 5  # 18 images
     if contender == "floor":
         parts = [seconds for name, seconds in figures.items() if name.startswith("floor of")]
         assert len(parts) == 6  # the frozen stages and five cells
@@ -80,7 +80,9 @@ def test_peers_train_the_same_parameters(small, console):
         trained = tuple(f"{layer.name}." for layer in layers)
         changed = {name for name, t in peer.backbone.state_dict().items() if not torch.equal(t, before[name])}
         assert all(name in expected or name.startswith(trained) for name in changed)
-        assert changed >= expected
+        # some do not change: timm's residual branches begin at zero
+        assert {name for name, p in peer.backbone.named_parameters() if p.grad is not None} == expected
+        assert bool(changed) == bool(expected)
 
 
 def test_the_table_says_what_was_measured(tmp_path):
