@@ -76,13 +76,17 @@ def replace_depthwise(stage: fx.GraphModule) -> None:
 
 
 def is_depthwise(conv: Any) -> bool:
-    """Tell whether a module is a depthwise convolution of the common kind: one filter a channel, no dilation."""
-    if type(conv) not in (nn.Conv2d, Conv2dSame, DepthwiseConv2d):
+    """Tell whether a module is a depthwise convolution of the common kind: one filter a channel, see `is_simple`."""
+    known = type(conv) in (nn.Conv2d, Conv2dSame, DepthwiseConv2d)
+    return known and is_simple(conv) and 1 < conv.in_channels == conv.out_channels == conv.groups
+
+
+def is_simple(conv: Any) -> bool:
+    """Tell whether a convolution has no dilation, and no more padding, of zeros, than its kernel reaches."""
+    if conv.dilation != (1, 1) or conv.padding_mode != "zeros" or not isinstance(conv.padding, tuple):
         return False
-    simple = conv.dilation == (1, 1) and conv.padding_mode == "zeros" and isinstance(conv.padding, tuple)
-    # more padding than the kernel reaches leaves no room for the transposed convolution
-    fits = simple and all(padding < side for padding, side in zip(conv.padding, conv.kernel_size, strict=True))
-    return fits and 1 < conv.in_channels == conv.out_channels == conv.groups
+    # more padding would leave no room for the transposed convolution
+    return all(padding < side for padding, side in zip(conv.padding, conv.kernel_size, strict=True))
 
 
 def _in_bfloat16(x: Tensor) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from blockwise.depthwise import DepthwiseConv2d, is_depthwise, put_zeros_between
+from blockwise.depthwise import DepthwiseConv2d, is_depthwise, is_simple, put_zeros_between
 from blockwise.folding import called
 from blockwise.inplace import ACTIVATIONS, OverwritingHardtanh
 
@@ -149,14 +149,7 @@ def fuse_convolutions(stage: fx.GraphModule) -> None:
 
 
 def _can_be_fused(conv: Any) -> bool:
-    if is_depthwise(conv):
-        return True
-    simple = type(conv) is nn.Conv2d and conv.groups == 1 and conv.dilation == (1, 1) and conv.padding_mode == "zeros"
-    return (
-        simple
-        and isinstance(conv.padding, tuple)
-        and all(p < k for p, k in zip(conv.padding, conv.kernel_size, strict=True))
-    )
+    return is_depthwise(conv) or (type(conv) is nn.Conv2d and conv.groups == 1 and is_simple(conv))
 
 
 def _activation(module: Any) -> Activation:
