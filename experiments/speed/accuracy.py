@@ -2,7 +2,7 @@
 
     python experiments/speed/accuracy.py         # about five minutes, nothing is downloaded
 
-What follows are overrides of the config: model=..., data=..., and so on.
+What follows are overrides of the config: model=..., data=..., and so on; each data set has a table of its own.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ FOLDER = Path("results") / "precision"
 def main() -> None:
     """Train what is not recorded yet, and write the table."""
     root = HERE.parents[1]
+    data = next((word.removeprefix("data=") for word in sys.argv[1:] if word.startswith("data=")), "digits")
     for precision in PRECISIONS:
         command = [sys.executable, "train.py", "-m", f"seed={','.join(map(str, SEEDS))}", "trainer=cpu"]
-        settings = [f"trainer.precision={precision}", f"results_dir={FOLDER / precision}"]
+        settings = [f"trainer.precision={precision}", f"results_dir={FOLDER / data / precision}"]
         subprocess.run([*command, *settings, *sys.argv[1:]], check=True, cwd=root)
-    text = table({precision: read_records(root / FOLDER / precision) for precision in PRECISIONS})
+    text = table({precision: read_records(root / FOLDER / data / precision) for precision in PRECISIONS})
     about = provenance()
     text += f"\n`python experiments/speed/accuracy.py {' '.join(sys.argv[1:])}`".rstrip("` ") + "`; "
     text += f"{machine()}; commit {about['commit']}{' with changes' if about['dirty'] else ''}.\n"
-    out = HERE / "results" / "accuracy.md"
+    out = HERE / "results" / f"accuracy-{data}.md"
     out.parent.mkdir(exist_ok=True)
     out.write_text(text)
     print(text)
