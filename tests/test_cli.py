@@ -71,33 +71,32 @@ def test_wrong_input_is_one_sentence_and_no_traceback(tmp_path, overrides, messa
     assert not list(tmp_path.rglob("record.json"))
 
 
-def _interrupt(running):
-    """Press Ctrl-C, again if need be: Python drops an interrupt that comes while it runs a destructor."""
-    for _ in range(3):
-        running.send_signal(signal.SIGINT)
-        try:
-            return running.communicate(timeout=25)[1]
-        except subprocess.TimeoutExpired:
-            continue
-    running.kill()
-    raise AssertionError("three interrupts were ignored")
-
-
-def test_ctrl_c_keeps_what_is_recorded_and_says_so(tmp_path):
-    assert call(*TRAIN, *QUICK, "block=head", folder=tmp_path).returncode == 0
-    long = [*(o for o in QUICK if "epochs" not in o), "trainer.max_epochs=5000", "block=head", "seed=1"]
-    with subprocess.Popen(
-        [*TRAIN, *long], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as running:
+def _interrupt_after_epochs(command, folder, count):
+    """Press Ctrl-C once so many epochs have been printed; return their numbers and what went to stderr."""
+    epochs = []
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         for line in running.stdout:
-            if line.startswith("epoch 3/"):
+            if line.startswith("epoch "):
+                epochs.append(int(line.split()[1].partition("/")[0]))
+            if len(epochs) == count:
                 break
-        errors = _interrupt(running)
+        running.send_signal(signal.SIGINT)
+        errors = running.communicate(timeout=60)[1]
     assert running.returncode == 130
-    assert errors.strip().splitlines()[-1].startswith("interrupted: cells that had finished are recorded")
+    return epochs, errors
+
+
+def test_ctrl_c_keeps_what_is_trained_and_the_same_command_goes_on(tmp_path):
+    assert call(*TRAIN, *QUICK, "block=head", folder=tmp_path).returncode == 0
+    long = [*TRAIN, *(o for o in QUICK if "epochs" not in o), "trainer.max_epochs=5000", "block=head", "seed=1"]
+    epochs, errors = _interrupt_after_epochs(long, tmp_path, 3)
+    assert epochs == [1, 2, 3]
+    assert errors.strip().splitlines()[-1].startswith("interrupted: what was trained so far is kept")
     assert "Traceback" not in errors
-    assert scopes(tmp_path) == ["head"]
+    assert scopes(tmp_path) == ["head"], "what had been recorded before"
+    again, _ = _interrupt_after_epochs(long, tmp_path, 1)
+    assert again[0] > 3
 
 
 def test_inspect_and_help(tmp_path):

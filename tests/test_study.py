@@ -178,29 +178,6 @@ def test_a_trainer_setting_that_shortens_training_is_another_result(small, conso
     assert study.run(short, console)[0]["settings"] != study.run(small("block=head"), console)[0]["settings"]
 
 
-def test_interrupted_runs_keep_the_cells_that_had_stopped(small, console, monkeypatch):
-    """Ctrl-C while some cells still train: those that stopped early are tested and recorded."""
-    original = study.BlockwiseModule.on_validation_epoch_end
-
-    def interrupt(module):
-        original(module)
-        states = [progress.status for progress in module.progress]
-        if "stopped" in states and "running" in states:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(study.BlockwiseModule, "on_validation_epoch_end", interrupt)
-    options = ("block=all", "optimizer.lr=[1e-4,1e-2]", "early_stopping.patience=1", "trainer.max_epochs=6")
-    with pytest.raises(KeyboardInterrupt):
-        study.run(small(*options), console)
-    monkeypatch.undo()
-    kept = study.prepare(small(*options), console).sweep().records
-    assert 0 < len(kept) < 10
-    assert all(record["status"] == "finished" and record["epochs"] < 6 for record in kept)
-    everything = study.run(small(*options), console)
-    assert len(everything) == 10
-    assert [record for record in everything if record in kept]
-
-
 def test_learning_rates_train_side_by_side(small, console):
     records = study.run(small("block=[head,0]", "optimizer.lr=[1e-4,1e-2]", "optimizer.block_lr=1e-5"), console)
     assert [(r["cell"]["scope"], r["settings"]["lr"]) for r in records] == [
@@ -245,7 +222,7 @@ def test_all_diverged_still_leaves_a_table(small, console):
 
 
 def test_early_stopping_stops_a_cell_not_the_others(small, console):
-    cfg = small("block=all", "optimizer.lr=[1e-4,1e-2]", "early_stopping.patience=1", "trainer.max_epochs=6")
+    cfg = small("block=all", "optimizer.lr=[1e-3,1e-1]", "early_stopping.patience=1", "trainer.max_epochs=6")
     records = study.run(cfg, console)
     epochs = {record["epochs"] for record in records}
     assert min(epochs) < 6

@@ -15,7 +15,7 @@ from blockwise.results import Metrics
 from blockwise.scopes import Scope
 from blockwise.stages import Live, StagedBackbone
 
-Status = Literal["running", "stopped", "diverged", "unfinished", "finished"]
+Status = Literal["running", "stopped", "diverged", "finished"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,10 @@ class CellNetwork(nn.Module):
         with torch.autocast(next(self.head.parameters()).device.type, enabled=False):
             return self.head(backbone.features(live).float())
 
+    def trainable(self) -> list[nn.Parameter]:
+        """Return all parameters that train, the head's last."""
+        return [*self.trained_parameters(), *self.head.parameters()]
+
     def trained_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the blocks that train, without the head's."""
         return [parameter for parameter in self.own.parameters() if parameter.requires_grad]
@@ -108,7 +112,7 @@ class Progress:
     """What has become of a cell so far.
 
     Attributes:
-        status: `running`; `stopped` early; `diverged`; `unfinished`, given up when interrupted; `finished`, tested.
+        status: `running`; `stopped` early; `diverged`; `finished`, tested.
         history: One row an epoch: `train` and `val` metrics.
         best_epoch: The epoch, from 0, with the highest validation accuracy (the first of equals), or None.
         best_state: What the cell trained, as it was after that epoch.

@@ -13,7 +13,18 @@ from blockwise.data.decode import INTERPOLATIONS
 from blockwise.errors import InputError, did_you_mean
 from blockwise.freezing import NORM_MODES
 
-GROUPS = ("model", "data", "partition", "optimizer", "trainer", "logger", "freeze", "early_stopping", "cache")
+GROUPS = (
+    "model",
+    "data",
+    "partition",
+    "optimizer",
+    "trainer",
+    "logger",
+    "freeze",
+    "early_stopping",
+    "checkpoint",
+    "cache",
+)
 # weights of what trains stay in float32; mixed means that arithmetic is done in half the bits
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 MAX_SEED = 2**32 - 1
@@ -159,6 +170,7 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "optimizer.fused": _flag,
     "freeze.norm": partial(_choice, known=NORM_MODES),
     "early_stopping.patience": partial(_whole, least=1, optional=True),
+    "checkpoint.every_minutes": partial(_number, zero=True, optional=True),
     "cache.folder": partial(_text, optional=True),
     "cache.max_gb": partial(_number, zero=True),
     "cache.activations_gb": partial(_number, zero=True),

@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from blockwise.config import CONFIG_DIR, CONFIG_NAME, check_groups, explain
-from blockwise.errors import InputError, JobFailure
+from blockwise.errors import InputError, Interrupted, JobFailure
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -119,8 +119,13 @@ def _or_one_sentence(command: Callable[[], Any]) -> None:
         _exit(f"error: {explain(error)}", USAGE_ERROR)
     except (NotADirectoryError, FileExistsError, PermissionError) as error:  # a folder that Hydra cannot make
         _exit(f"error: {error.filename} cannot be written to ({error.strerror})", USAGE_ERROR)
+    except Interrupted as interrupted:
+        _exit(
+            "interrupted: what was trained so far is kept, and the same command goes on from there",
+            128 + interrupted.signal,
+        )
     except KeyboardInterrupt:
-        _exit("interrupted: cells that had finished are recorded, and the same command trains the rest", INTERRUPTED)
+        _exit("interrupted: finished cells are recorded, and the same command trains the rest", INTERRUPTED)
 
 
 def _exit(sentence: str, code: int) -> None:

@@ -9,6 +9,14 @@ class InputError(ValueError):
     """A setting, a file or a folder is not what it must be; the message is one sentence for the user."""
 
 
+class Interrupted(Exception):  # noqa: N818 (nothing went wrong)
+    """Training has given way to a signal, its number in `signal`, after it has saved a checkpoint."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(f"interrupted by signal {signal}")
+        self.signal = signal
+
+
 @dataclass(frozen=True)
 class JobFailure:
     """What a job of a multirun returns instead of raising, so that the other jobs go on and all are named."""

@@ -13,7 +13,9 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from blockwise.cells import Cell, CellNetwork, Progress
+from blockwise.data.batches import mixed
 from blockwise.data.datamodule import Batch
+from blockwise.distributed import gathered, rank, share, sum_gradients
 from blockwise.freezing import NormMode
 from blockwise.fusion import can_fuse
 from blockwise.kept import KeptActivations
@@ -48,7 +50,11 @@ class BlockwiseModule(L.LightningModule):
     Attributes:
         networks: The cells' own networks, in the order of `cells`.
         progress: What has become of each cell.
+        seconds_before: Time that was spent before the checkpoint from which training goes on.
     """
+
+    # frozen stages are not in a checkpoint: they come from the backbone
+    strict_loading = False
 
     def __init__(
         self,
@@ -78,6 +84,13 @@ class BlockwiseModule(L.LightningModule):
         self._kept = KeptActivations(0)
         self._logits: dict[str, list[list[Tensor]]] = {}
         self._labels: dict[str, list[Tensor]] = {}
+        self.seconds_before = 0.0
+        self._since = perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Time that the cells have taken together so far."""
+        return self.seconds_before + perf_counter() - self._since
 
     def setup(self, stage: str) -> None:
         """Make the frozen stages fast where and how the trainer computes."""
@@ -103,14 +116,17 @@ class BlockwiseModule(L.LightningModule):
         optimizers: Any = self.optimizers(use_pl_optimizer=True)
         optimizers = optimizers if isinstance(optimizers, list) else [optimizers]
         self._collect_labels("train", labels)
+        part = share(len(labels), labels.device)
         for index, live in self._cells_at_boundaries(images):
-            # the same random numbers for every cell, alone or beside others
-            torch.manual_seed(self._seed + 1_000_003 * self.current_epoch + batch_idx)
-            logits = self.networks[index](self.backbone, live)
-            self.manual_backward(cross_entropy(logits, labels))
+            if part:
+                # the same random numbers for every cell, alone or beside others
+                torch.manual_seed(mixed(self._seed, self.current_epoch, batch_idx, rank()))
+                logits = self.networks[index](self.backbone, live)
+                self.manual_backward(part * cross_entropy(logits, labels))
+                self._logits["train"][index].append(logits.detach())
+            sum_gradients(self.networks[index].trainable())
             optimizers[index].step()
             optimizers[index].zero_grad()
-            self._logits["train"][index].append(logits.detach())
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Run every active cell on one validation batch."""
@@ -124,14 +140,16 @@ class BlockwiseModule(L.LightningModule):
     def _evaluate(self, split: str, batch: Batch, kept_as: int | None = None) -> None:
         images, labels = batch
         self._collect_labels(split, labels)
-        for index, live in self._cells_at_boundaries(images, kept_as):
-            self._logits[split][index].append(self.networks[index](self.backbone, live))
+        if len(labels):
+            for index, live in self._cells_at_boundaries(images, kept_as):
+                self._logits[split][index].append(self.networks[index](self.backbone, live))
 
     def on_validation_epoch_end(self) -> None:
         """Close the epoch of every active cell: metrics, best epoch, early stopping."""
-        train, val = self._metrics("train"), self._metrics("val")
-        if not train:  # Lightning's sanity check, before any training
+        if self.trainer.sanity_checking:
+            self._metrics("val")
             return
+        train, val = self._metrics("train"), self._metrics("val")
         for index, progress in enumerate(self.progress):
             if not progress.active:
                 continue
@@ -144,6 +162,42 @@ class BlockwiseModule(L.LightningModule):
                 logger.log_metrics(row, step=self.current_epoch)
         if not any(progress.active for progress in self.progress):
             self.trainer.should_stop = True
+
+    def on_train_start(self) -> None:
+        """Train no further where a checkpoint holds none but cells that have stopped."""
+        if not any(progress.active for progress in self.progress):
+            self.trainer.should_stop = True
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the cells train and how far they have come, the epoch's outputs so far included."""
+        labels = gathered(_joined(self._labels.get("train", [])))
+        checkpoint["state_dict"] = {}
+        checkpoint["labels"] = labels
+        checkpoint["seconds"] = self.seconds
+        checkpoint["cells"] = {
+            cell.key: {
+                "trained": network.trained_state(),
+                "progress": vars(progress),
+                "logits": gathered(_joined(logits)),
+            }
+            for cell, network, progress, logits in zip(
+                self.cells, self.networks, self.progress, self._outputs("train"), strict=True
+            )
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from what was kept; the checkpoint may hold other cells as well."""
+        cells, optimizers = checkpoint["cells"], checkpoint["optimizer_states"]
+        places = [list(cells).index(cell.key) for cell in self.cells]
+        checkpoint["optimizer_states"] = [optimizers[place] for place in places]
+        self.seconds_before = checkpoint["seconds"]
+        begun = len(checkpoint["labels"]) and rank() == 0  # what was gathered belongs to one process
+        self._labels["train"] = [checkpoint["labels"]] if begun else []
+        self._logits["train"] = [[cells[cell.key]["logits"]] if begun else [] for cell in self.cells]
+        for index, cell in enumerate(self.cells):
+            kept = cells[cell.key]
+            self.networks[index].load_trained_state(kept["trained"])
+            self.progress[index] = Progress(**kept["progress"])
 
     def on_test_start(self) -> None:
         """Put every cell back to its best epoch."""
@@ -158,12 +212,6 @@ class BlockwiseModule(L.LightningModule):
             self.progress[index].test = metrics
             self.progress[index].status = "finished"
 
-    def drop_unfinished(self) -> None:
-        """Give up the cells that still train; those that have stopped or diverged can be tested and recorded."""
-        for progress in self.progress:
-            if progress.active:
-                progress.status = "unfinished"
-
     def _cells_at_boundaries(self, images: Tensor, kept_as: int | None = None) -> Iterator[tuple[int, Any]]:
         """Yield each active cell with what is live at its boundary, input side first; keeps the time of each.
 
@@ -173,6 +221,9 @@ class BlockwiseModule(L.LightningModule):
         for index, (network, progress) in enumerate(zip(self.networks, self.progress, strict=True)):
             if progress.active:
                 at.setdefault(network.start, []).append(index)
+        if not len(images):  # several processes, and a batch too small for all of them
+            yield from ((index, None) for boundary in sorted(at) for index in at[boundary])
+            return
         first, begin = 0, self.backbone.enter(images)
         if kept_as is not None and at:
             first = min(at)
@@ -187,7 +238,18 @@ class BlockwiseModule(L.LightningModule):
         self._logits.setdefault(split, [[] for _ in self.cells])
         self._labels.setdefault(split, []).append(labels)
 
+    def _outputs(self, split: str) -> list[list[Tensor]]:
+        return self._logits.get(split, [[] for _ in self.cells])
+
     def _metrics(self, split: str) -> dict[int, Metrics]:
-        """Return the metrics of every cell that has seen the split since the last call."""
-        logits, labels = self._logits.pop(split, []), torch.cat(self._labels.pop(split, []) or [torch.empty(0)])
-        return {i: compute_metrics(torch.cat(batches).float(), labels) for i, batches in enumerate(logits) if batches}
+        """Return the metrics of every active cell on what it has seen of the split since the last call."""
+        outputs, labels = self._outputs(split), gathered(_joined(self._labels.get(split, [])))
+        self._logits.pop(split, None)
+        self._labels.pop(split, None)
+        active = [index for index, progress in enumerate(self.progress) if progress.active]
+        return {index: compute_metrics(gathered(_joined(outputs[index])).float(), labels) for index in active}
+
+
+def _joined(batches: list[Tensor]) -> Tensor:
+    # those from a checkpoint lie in the memory of the CPU
+    return torch.cat([batch.to(batches[-1].device) for batch in batches]) if batches else torch.empty(0)

@@ -63,22 +63,24 @@ class ProgressDisplay(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the display."""
-        del trainer
         if self.console.is_terminal:
             self.live = Live(Group(self.bar), console=self.console, refresh_per_second=4)
             self.live.start()
         self._show(pl_module)
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin the bar, where training goes on from."""
+        per_epoch = int(trainer.num_training_batches) + sum(int(n) for n in trainer.num_val_batches)
+        done = trainer.datamodule.state_dict()  # type: ignore[attr-defined]
+        self.task = self.bar.add_task(
+            self._title(trainer, pl_module),
+            total=per_epoch * (trainer.max_epochs or 0),
+            completed=per_epoch * done["epoch"] + done["batch"],
+        )
+
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin an epoch's bar."""
-        assert isinstance(pl_module, BlockwiseModule)
-        active = sum(progress.active for progress in pl_module.progress)
-        epochs = trainer.max_epochs or 0
-        if self.task is None:
-            per_epoch = int(trainer.num_training_batches) + sum(int(n) for n in trainer.num_val_batches)
-            self.task = self.bar.add_task("", total=per_epoch * epochs)
-        description = f"{self.title}  epoch {trainer.current_epoch + 1}/{epochs}  {active} cells"
-        self.bar.update(self.task, description=description)
+        """Name the epoch."""
+        self.bar.update(self.task, description=self._title(trainer, pl_module))
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Advance."""
@@ -98,13 +100,18 @@ class ProgressDisplay(L.Callback):
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin the bar of the test images."""
-        del pl_module
-        self.bar.update(self.task, visible=False)
+        if self.task is not None:  # there may have been nothing left to train
+            self.bar.update(self.task, visible=False)
         self.task = self.bar.add_task(f"{self.title}  testing", total=sum(int(n) for n in trainer.num_test_batches))
 
     def on_test_batch_end(self, *_: Any) -> None:
         """Advance."""
         self.bar.advance(self.task)
+
+    def _title(self, trainer: L.Trainer, module: L.LightningModule) -> str:
+        assert isinstance(module, BlockwiseModule)
+        active = sum(progress.active for progress in module.progress)
+        return f"{self.title}  epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {active} cells"
 
     def _show(self, module: L.LightningModule) -> None:
         assert isinstance(module, BlockwiseModule)

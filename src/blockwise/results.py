@@ -9,14 +9,13 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blockwise.errors import InputError
+from blockwise.files import replacing
 
 if TYPE_CHECKING:  # tables are read without waiting for torch
     from torch import Tensor
@@ -66,6 +65,14 @@ class ResultStore:
         """Return the folder of the sweep that a cell with these settings belongs to."""
         return self.folder / settings["data"]["name"] / settings["model"]["name"] / settings["partition"]["name"]
 
+    def lock(self, settings: Settings) -> Path:
+        """Return the file that a process locks while it trains the cell with these settings."""
+        return self.folder / ".locks" / settings_hash(settings)
+
+    def checkpoints(self, settings: Settings) -> Path:
+        """Return the folder of what cells of this sweep and seed go on from when they were interrupted."""
+        return self.folder / ".checkpoints" / f"{sweep_hash(settings)}-seed{settings['seed']}"
+
     def find(self, settings: Settings) -> Record | None:
         """Return the record of the cell with these settings, if it is finished."""
         return read_record(self.cell_folder(settings) / "record.json")
@@ -74,15 +81,15 @@ class ResultStore:
         """Write a cell's files, the record last, and return its folder."""
         folder = self.cell_folder(record["settings"])
         folder.mkdir(parents=True, exist_ok=True)
-        with _replacing(folder / "history.csv") as temporary:
+        with replacing(folder / "history.csv") as temporary:
             _write_history(temporary, history)
         if weights:
             from safetensors.torch import save
 
             contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
-            with _replacing(folder / "weights.safetensors") as temporary:
+            with replacing(folder / "weights.safetensors") as temporary:
                 temporary.write_bytes(save(contiguous))
-        with _replacing(folder / "record.json") as temporary:
+        with replacing(folder / "record.json") as temporary:
             temporary.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
         return folder
 
@@ -121,14 +128,3 @@ def _write_history(path: Path, history: list[dict[str, Metrics]]) -> None:
         writer.writerow(["epoch", *(f"{split}_{metric}" for split in ("train", "val") for metric in METRICS)])
         for epoch, row in enumerate(history):
             writer.writerow([epoch, *(row[split][metric] for split in ("train", "val") for metric in METRICS)])
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary file beside `path`, which takes its place when the block ends well."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from time import perf_counter
 from typing import Any
 
 import hydra
@@ -27,11 +26,13 @@ from blockwise.data import BlockwiseDataModule
 from blockwise.data.cache import PixelCache
 from blockwise.errors import InputError
 from blockwise.layers import record_layers
+from blockwise.locks import claim, wait
 from blockwise.module import BlockwiseModule, OptimizerFactory
 from blockwise.partition import Partition
 from blockwise.progress import ProgressDisplay, decoding
 from blockwise.record import build_record
 from blockwise.results import Record, ResultStore, find_records, sweep_hash
+from blockwise.resume import CheckpointCallback, Checkpoints, WholeFiles
 from blockwise.scopes import Scope, parse_scopes
 from blockwise.settings import common_settings
 from blockwise.stages import CannotStageError, StagedBackbone, stage_backbone, whole_backbone
@@ -63,6 +64,10 @@ class Study:
         """Return every setting that changes a cell's result."""
         own = {"scope": cell.scope.name, "blocks": list(cell.scope.blocks), "lr": cell.lr}
         return {**self.common_settings(), **own}
+
+    def recorded(self, cell: Cell) -> bool:
+        """Whether a cell has a record."""
+        return self.store.find(self.settings(cell)) is not None
 
     def common_settings(self) -> dict[str, Any]:
         """Return the settings that all cells share."""
@@ -138,7 +143,7 @@ def prepare(cfg: DictConfig, console: Console) -> Study:
 def train(study: Study, scopes: list[Scope]) -> list[Record]:
     """Train the cells of some scopes that are not recorded yet, and return the records of all of them."""
     cells = [Cell(scope, float(lr)) for scope in scopes for lr in as_list(study.cfg.optimizer.lr)]
-    missing = [cell for cell in cells if study.store.find(study.settings(cell)) is None]
+    missing = [cell for cell in cells if not study.recorded(cell)]
     if cells:
         partition = study.staged.partition
         console = study.console
@@ -149,9 +154,23 @@ def train(study: Study, scopes: list[Scope]) -> list[Record]:
         )
     # a network that cannot be cut is copied whole for every cell: one at a time
     for group in [[cell] for cell in missing] if study.staged.whole else [missing]:
-        if group:
-            _train_side_by_side(study, group)
+        _train_or_wait(study, group)
     return [record for cell in cells if (record := study.store.find(study.settings(cell))) is not None]
+
+
+def _train_or_wait(study: Study, cells: list[Cell]) -> None:
+    """Train the cells that no other process trains, then see what has become of the others."""
+    while cells:
+        locks = [study.store.lock(study.settings(cell)) for cell in cells]
+        with claim(locks) as claimed:
+            # another process may have recorded a cell and let go of it just now
+            mine = [cell for cell, got in zip(cells, claimed, strict=True) if got and not study.recorded(cell)]
+            if mine:
+                _train_side_by_side(study, mine)
+        cells = [cell for cell in cells if not study.recorded(cell)]
+        if cells:
+            study.console.print(f"waiting for another process, which trains {len(cells)} of these cells")
+            wait(study.store.lock(study.settings(cells[0])))
 
 
 def report(study: Study) -> None:
@@ -183,27 +202,25 @@ def _train_side_by_side(study: Study, cells: list[Cell]) -> None:
         seed=cfg.seed,
         keep_bytes=int(1e9 * cfg.cache.activations_gb),
     )
-    since = perf_counter()
+    checkpoints = Checkpoints(study.store.checkpoints(study.common_settings()))
+    begun = checkpoints.find(cells)
+    if begun:
+        study.console.print("going on from the checkpoint of an interrupted run")
+    minutes = cfg.checkpoint.every_minutes
+    saving = CheckpointCallback(checkpoints.path(cells), None if minutes is None else 60 * minutes)
     with ProgressDisplay(study.console, f"{study.backbone.name} on {cfg.data.name}") as display:
         logger = hydra.utils.instantiate(cfg.logger) if cfg.logger.get("_target_") else False
-        trainer = _trainer(cfg, logger=logger, callbacks=[display])
-        try:
-            _call(trainer, trainer.fit, module, data)
-            _test_and_record(study, trainer, module, since)
-        except KeyboardInterrupt:
-            # cells that had stopped by themselves are finished: they are tested and kept, the others are lost
-            module.drop_unfinished()
-            _test_and_record(study, _trainer(cfg, logger=False, callbacks=[display]), module, since)
-            raise
+        trainer = _trainer(cfg, logger=logger, callbacks=[display, saving], plugins=[WholeFiles()])
+        _call(trainer, trainer.fit, module, datamodule=data, ckpt_path=begun)
+        if any(progress.status in ("running", "stopped") for progress in module.progress):
+            _call(trainer, trainer.test, module, datamodule=data, verbose=False)
+    _record(study, module)
+    checkpoints.drop(cells)
 
 
-def _test_and_record(study: Study, trainer: L.Trainer, module: BlockwiseModule, since: float) -> None:
-    if any(progress.status in ("running", "stopped") for progress in module.progress):
-        _call(trainer, trainer.test, module, study.data)
-    shared = perf_counter() - since - sum(progress.seconds for progress in module.progress)
+def _record(study: Study, module: BlockwiseModule) -> None:
+    shared = module.seconds - sum(progress.seconds for progress in module.progress)
     for cell, network, progress in zip(module.cells, module.networks, module.progress, strict=True):
-        if progress.status == "unfinished":
-            continue
         record = build_record(
             backbone=study.backbone,
             data=study.data,
@@ -218,14 +235,13 @@ def _test_and_record(study: Study, trainer: L.Trainer, module: BlockwiseModule, 
         study.store.save(record, progress.history, progress.best_state)
 
 
-def _call(trainer: L.Trainer, entry: Callable[..., Any], module: BlockwiseModule, data: BlockwiseDataModule) -> None:
-    options = {"verbose": False} if entry == trainer.test else {}
+def _call(trainer: L.Trainer, entry: Callable[..., Any], module: BlockwiseModule, **options: Any) -> None:
     try:
-        entry(module, datamodule=data, **options)
+        entry(module, **options)
     except MisconfigurationException as error:
         raise InputError(f"Lightning's trainer refuses its settings: {error}") from error
     except SystemExit:
-        # Lightning turns Ctrl-C into an exit; what is above wants to say what is kept
+        # Lightning turns a second Ctrl-C into an exit; what is above wants to say what is kept
         if trainer.interrupted:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt from None

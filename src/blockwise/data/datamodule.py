@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
 from blockwise.backbones import ImageSpec
+from blockwise.data.batches import Draw, OrderedBatches, ShuffledBatches
 from blockwise.data.cache import Decoded, PixelCache
 from blockwise.data.decode import decode_all
 from blockwise.data.samples import Sample, Source
 from blockwise.errors import InputError
 
 Batch = tuple[Tensor, Tensor]
+# pixels, labels, and the seeds of what is random about the images
+Drawn = tuple[Tensor, Tensor, Sequence[int]]
 AUGMENTATIONS = ("crop", "flip")
 
 
@@ -58,8 +60,7 @@ class BlockwiseDataModule(L.LightningDataModule):
         self.skipped: list[str] = []
         self._decoded: dict[str, _Pixels] = {}
         self.seed = seed
-        self._order = torch.Generator()
-        self._randomness = torch.Generator()
+        self._resume_at = (0, 0)
         known = {"crop": v2.RandomCrop(images.size), "flip": v2.RandomHorizontalFlip()}
         for name in augment:
             if name not in known:
@@ -78,11 +79,20 @@ class BlockwiseDataModule(L.LightningDataModule):
             )
 
     def setup(self, stage: str | None = None) -> None:
-        """Begin the same sequence of batches again; decode every image, unless `decode` was called before."""
-        if stage == "fit":
-            self._order.manual_seed(self.seed)
-            self._randomness.manual_seed(self.seed + 1)
+        """Decode every image, unless `decode` was called before."""
+        del stage
         self.decode()
+
+    def state_dict(self) -> dict[str, int]:
+        """Return how far training has come: the epoch, and the batches of it that are done."""
+        assert self.trainer is not None
+        epoch, loop = self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop
+        done = loop.batch_idx + 1
+        return {"epoch": epoch, "batch": done if done < self.trainer.num_training_batches else 0}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on from there."""
+        self._resume_at = (state_dict["epoch"], state_dict["batch"])
 
     def decode(self, begin: Callable[[int], Callable[[], None]] = lambda _total: lambda: None) -> None:
         """Decode every image once.
@@ -133,25 +143,27 @@ class BlockwiseDataModule(L.LightningDataModule):
         """Return the number of readable images of each split."""
         return {split: len(pixels) for split, pixels in self._decoded.items()}
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Return the training images, shuffled anew each epoch."""
-        return self._loader("train", RandomSampler(self._decoded["train"], generator=self._order))
+    def train_dataloader(self) -> DataLoader[Drawn]:
+        """Return the training images, shuffled anew each epoch; several processes share each batch."""
+        count = len(self._decoded["train"])
+        batches = ShuffledBatches(count, self.batch_size, self.seed, *self._part(), resume_at=self._resume_at)
+        return self._loader("train", batches)
 
-    def val_dataloader(self) -> DataLoader[Batch]:
+    def val_dataloader(self) -> DataLoader[Drawn]:
         """Return the validation images."""
-        return self._loader("val")
+        return self._loader("val", OrderedBatches(len(self._decoded["val"]), self.batch_size, *self._part()))
 
-    def test_dataloader(self) -> DataLoader[Batch]:
+    def test_dataloader(self) -> DataLoader[Drawn]:
         """Return the test images."""
-        return self._loader("test")
+        return self._loader("test", OrderedBatches(len(self._decoded["test"]), self.batch_size, *self._part()))
 
-    def _loader(self, split: str, sampler: Any = None) -> DataLoader[Batch]:
-        pixels = self._decoded[split]
-        # batch norm needs two images: a remainder of one is left out of training, this time
-        drop_last = sampler is not None and len(pixels) % self.batch_size == 1
-        batches = BatchSampler(sampler or SequentialSampler(pixels), self.batch_size, drop_last)
+    def _part(self) -> tuple[int, int]:
+        """Return the number of this process, and how many there are."""
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _loader(self, split: str, batches: Sampler[Draw]) -> DataLoader[Drawn]:
         return DataLoader(
-            pixels,
+            self._decoded[split],
             sampler=batches,
             batch_size=None,
             num_workers=self.num_workers,
@@ -159,19 +171,21 @@ class BlockwiseDataModule(L.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
         )
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+    def on_after_batch_transfer(self, batch: Drawn, dataloader_idx: int) -> Batch:
         """Crop, flip and normalise a batch, after it has travelled to the device as bytes."""
         del dataloader_idx
-        pixels, labels = batch
-        training = self.trainer is not None and self.trainer.training
-        return normalise(self._augmented(pixels) if training else self._centre(pixels), self.images), labels
+        pixels, labels, seeds = batch
+        cropped = self._augmented(pixels, seeds) if seeds else self._centre(pixels)
+        return normalise(cropped, self.images), labels
 
-    def _augmented(self, pixels: Tensor) -> Tensor:
-        # drawn from a generator of its own: the same numbers whatever else runs, and however many workers
-        seed = int(torch.randint(2**62, (1,), generator=self._randomness))
+    def _augmented(self, pixels: Tensor, seeds: Sequence[int]) -> Tensor:
+        # a seed an image: the same numbers whatever else runs, and whichever process or worker handles it
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            return torch.stack([self._augment(image) for image in pixels])
+            augmented = []
+            for image, seed in zip(pixels, seeds, strict=True):
+                torch.default_generator.manual_seed(seed)
+                augmented.append(self._augment(image))
+            return torch.stack(augmented)
 
 
 def normalise(pixels: Tensor, images: ImageSpec) -> Tensor:
@@ -181,8 +195,8 @@ def normalise(pixels: Tensor, images: ImageSpec) -> Tensor:
     return ((pixels.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
-class _Pixels(Dataset[Batch]):
-    """Decoded images; indexed by the positions of a whole batch."""
+class _Pixels(Dataset[Drawn]):
+    """Decoded images; indexed by the draw of a whole batch."""
 
     def __init__(self, pixels: np.ndarray, labels: np.ndarray) -> None:
         self.pixels = pixels
@@ -191,5 +205,6 @@ class _Pixels(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def __getitem__(self, positions: Sequence[int]) -> Batch:
-        return torch.from_numpy(self.pixels[positions]), torch.from_numpy(self.labels[positions])
+    def __getitem__(self, draw: Draw) -> Drawn:
+        positions = list(draw.positions)
+        return torch.from_numpy(self.pixels[positions]), torch.from_numpy(self.labels[positions]), list(draw.seeds)
