@@ -86,6 +86,12 @@ SMALL = [
 
 
 @pytest.fixture
+def small_overrides(tmp_path):
+    """The same, for a command line."""
+    return [*SMALL, "partition.num_blocks=3", f"cache.folder={tmp_path / 'cache'}"]
+
+
+@pytest.fixture
 def small(tmp_path):
     """Compose the real config, made small; results go to a folder of the test's own."""
 

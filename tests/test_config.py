@@ -98,7 +98,7 @@ def test_overrides_that_do_not_compose(overrides, message):
         ("model.mean=0.5", "model.mean=0.5 must be three numbers"),
         ("model.source=foo", "model.source=foo is unknown: choose timm or torchvision"),
         ("trainer.precision=64-true", "trainer.precision=64-true is unknown: choose 32-true or bf16-mixed"),
-        ("trainer.devices=2", "trainer.devices=2: a run uses one device"),
+        ("trainer.devices=2", "trainer.devices=2: several devices share a run with trainer=ddp"),
         ("early_stopping=null", "early_stopping=None is no group of settings"),
         ("early_stopping.patience=0", "early_stopping.patience=0 must be"),
         ("model.interpolation=cubic", r"model.interpolation=cubic is unknown.*Did you mean 'bicubic'"),

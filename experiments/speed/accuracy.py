@@ -31,7 +31,8 @@ def main() -> None:
         subprocess.run([*command, *settings, *sys.argv[1:]], check=True, cwd=root)
     text = table({precision: read_records(root / FOLDER / data / precision) for precision in PRECISIONS})
     about = provenance()
-    text += f"\n`python experiments/speed/accuracy.py {' '.join(sys.argv[1:])}`".rstrip("` ") + "`; "
+    shown = ["data.root=..." if word.startswith("data.root=") else word for word in sys.argv[1:]]
+    text += f"\n`{' '.join(['python experiments/speed/accuracy.py', *shown])}`; "
     text += f"{machine()}; commit {about['commit']}{' with changes' if about['dirty'] else ''}.\n"
     out = HERE / "results" / f"accuracy-{data}.md"
     out.parent.mkdir(exist_ok=True)

@@ -13,17 +13,8 @@ from blockwise.data.decode import INTERPOLATIONS
 from blockwise.errors import InputError, did_you_mean
 from blockwise.freezing import NORM_MODES
 
-GROUPS = (
-    "model",
-    "data",
-    "partition",
-    "optimizer",
-    "trainer",
-    "logger",
-    "freeze",
-    "early_stopping",
-    "checkpoint",
-    "cache",
+GROUPS = frozenset(
+    "model data partition optimizer trainer logger freeze early_stopping sweeper checkpoint cache".split()
 )
 # weights of what trains stay in float32; mixed means that arithmetic is done in half the bits
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -46,6 +37,9 @@ def check_config(cfg: Mapping[str, Any]) -> None:
         if value == "???":  # what a config says of a value that only the user knows
             raise InputError(f"{key} is missing: give it as {key}=<value>")
         check(key, value)
+    trainer = cfg["trainer"]
+    if trainer["devices"] != 1 and not isinstance(trainer["devices"], list) and trainer.get("strategy") is None:
+        raise InputError(f"trainer.devices={trainer['devices']}: several devices share a run with trainer=ddp")
 
 
 def as_list(value: Any) -> list[Any]:
@@ -131,10 +125,17 @@ def _channels(key: str, values: Any, *, positive: bool = False) -> None:
 
 
 def _devices(key: str, devices: Any) -> None:
-    if devices != 1 and not (isinstance(devices, list) and len(devices) == 1):
+    number = isinstance(devices, int) and not isinstance(devices, bool) and devices >= 1
+    if not number and not (isinstance(devices, list) and len(devices) == 1):
+        raise InputError(f"{key}={devices} must be a number of devices, or a list with the number of one GPU")
+
+
+def _strategy(key: str, strategy: Any) -> None:
+    ours = isinstance(strategy, dict) and str(strategy.get("_target_")).endswith("SideBySideStrategy")
+    if strategy is not None and not ours:
         raise InputError(
-            f"{key}={devices}: a run uses one device, so give 1, or a list with the number of one GPU; several "
-            "runs at a time share out several GPUs"
+            f"{key}={strategy} does not know of cells side by side: choose trainer=ddp, in which several devices share "
+            "each batch"
         )
 
 
@@ -170,6 +171,7 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "optimizer.fused": _flag,
     "freeze.norm": partial(_choice, known=NORM_MODES),
     "early_stopping.patience": partial(_whole, least=1, optional=True),
+    "sweeper.cells_per_job": partial(_whole, least=1, optional=True),
     "checkpoint.every_minutes": partial(_number, zero=True, optional=True),
     "cache.folder": partial(_text, optional=True),
     "cache.max_gb": partial(_number, zero=True),
@@ -177,4 +179,5 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "trainer.max_epochs": partial(_whole, least=1),
     "trainer.precision": partial(_choice, known=PRECISIONS),
     "trainer.devices": _devices,
+    "trainer.strategy": _strategy,
 }

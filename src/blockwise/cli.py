@@ -6,12 +6,14 @@ import argparse
 import logging
 import os
 import sys
-import traceback
+import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -20,7 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from blockwise.config import CONFIG_DIR, CONFIG_NAME, check_groups, explain
-from blockwise.errors import InputError, Interrupted, JobFailure
+from blockwise.errors import InputError, Interrupted
+from blockwise.jobs import Outcome, end_with_parent, ledger, run_job
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -61,30 +64,41 @@ def train() -> None:
     _or_one_sentence(command)
 
 
-def _job(cfg: DictConfig) -> JobFailure | None:
-    """Run one job; in a multirun a failed job is returned, so that the others go on and all are named."""
+def _job(cfg: DictConfig) -> Outcome | None:
+    """Train what a config names; a job of a multirun does so in a process of its own."""
+    job = HydraConfig.get()
+    if job.mode == RunMode.MULTIRUN:
+        folder = Path(job.runtime.output_dir)
+        try:
+            return run_job(list(job.overrides.task), folder, _config_options(job))
+        except Interrupted:
+            print(*ledger(folder.parent), sep="\n", file=sys.stderr)
+            raise
+    # torch and timm take seconds to import; wrong overrides need not wait
+    from blockwise.checks import check_config
     from blockwise.cpu import keep_freed_memory
-    from blockwise.study import run  # torch and timm take seconds to import; wrong overrides need not wait
+    from blockwise.distributed import count_processes, launch, launched
+    from blockwise.study import plain, run
 
+    end_with_parent()
     _be_quiet()
     keep_freed_memory()
-    multirun = HydraConfig.get().mode == RunMode.MULTIRUN
-    overrides = " ".join(HydraConfig.get().overrides.task)
     try:
+        check_config(plain(cfg))
+        if count_processes(cfg.trainer.devices) > 1 and not launched():
+            sys.exit(launch(cfg.trainer.devices, [*_config_options(job), "hydra.mode=RUN", *job.overrides.task]))
         run(cfg)
     except (InputError, HydraException, OmegaConfBaseException) as error:
         # Hydra would print the overrides above the sentence if this were raised through it
-        sentence = str(error if isinstance(error, InputError) else explain(error))
-        if not multirun:
-            _exit(f"error: {sentence}", USAGE_ERROR)
-        print(f"error: {sentence}", file=sys.stderr)
-        return JobFailure(overrides, sentence)
-    except Exception as error:
-        if not multirun:
-            raise
-        traceback.print_exc()
-        return JobFailure(overrides, f"{type(error).__name__}: {error}")
+        _exit(f"error: {error if isinstance(error, InputError) else explain(error)}", USAGE_ERROR)
     return None
+
+
+def _config_options(job: HydraConf) -> list[str]:
+    """Return the options by which the user has added or chosen configs."""
+    folders = [source.path for source in job.runtime.config_sources if source.provider == "command-line"]
+    name = [] if job.job.config_name == CONFIG_NAME else [f"--config-name={job.job.config_name}"]
+    return [*(f"--config-dir={folder}" for folder in folders), *name]
 
 
 def _flags_first(arguments: list[str]) -> list[str]:
@@ -129,7 +143,10 @@ def _or_one_sentence(command: Callable[[], Any]) -> None:
 
 
 def _exit(sentence: str, code: int) -> None:
-    print(" ".join(sentence.split()), file=sys.stderr)
+    if int(os.environ.get("RANK", "0")) == 0:  # of several processes, one speaks
+        print(" ".join(sentence.split()), file=sys.stderr, flush=True)
+    else:  # and is given the time to: the first to end takes the others down
+        time.sleep(5)
     sys.exit(code)
 
 

@@ -1,7 +1,6 @@
-"""The one error a user can cause, how it names what was meant, and what a failed job of a multirun returns."""
+"""The one error a user can cause, how it names what was meant, and what an interrupted run raises."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 
@@ -9,20 +8,12 @@ class InputError(ValueError):
     """A setting, a file or a folder is not what it must be; the message is one sentence for the user."""
 
 
-class Interrupted(Exception):  # noqa: N818 (nothing went wrong)
+class Interrupted(BaseException):
     """Training has given way to a signal, its number in `signal`, after it has saved a checkpoint."""
 
     def __init__(self, signal: int) -> None:
         super().__init__(f"interrupted by signal {signal}")
         self.signal = signal
-
-
-@dataclass(frozen=True)
-class JobFailure:
-    """What a job of a multirun returns instead of raising, so that the other jobs go on and all are named."""
-
-    overrides: str
-    reason: str
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:

@@ -51,6 +51,12 @@ def inspect_model(model: str, overrides: list[str]) -> dict[str, Any]:
     }
 
 
+def number_of_blocks(cfg: DictConfig) -> int:
+    """Return how many blocks the backbone of a config has, without its weights."""
+    network, example = describe_backbone(cfg.model, cfg.data.image_size)
+    return len(hydra.utils.instantiate(cfg.partition)(record_layers(network, example), network))
+
+
 def print_inspection(found: dict[str, Any], console: Console, *, as_json: bool) -> None:
     """Print what `inspect_model` returned."""
     if as_json:

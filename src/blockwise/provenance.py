@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import shlex
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from blockwise.jobs import COMMAND
 
 PACKAGES = ("blockwise", "torch", "torchvision", "lightning", "timm", "torchmetrics", "numpy", "pillow")
 
@@ -26,7 +29,7 @@ def provenance() -> dict[str, Any]:
         "commit": _git(here, "rev-parse", "HEAD") if tracked else None,
         "dirty": bool(status) if status is not None else None,
         "versions": {"python": sys.version.split()[0], **{name: _version(name) for name in PACKAGES}},
-        "command": shlex.join(sys.argv),
+        "command": os.environ.get(COMMAND) or shlex.join(sys.argv),
     }
 
 

@@ -10,8 +10,9 @@ from blockwise.data import BlockwiseDataModule
 DATA = ("name", "train_per_class", "val_per_class", "test_per_class", "batch_size", "augment", "skip_broken")
 # what a trainer may be told without changing what comes out
 NO_EFFECT = frozenset(
-    "_target_ accelerator devices logger callbacks default_root_dir enable_checkpointing enable_progress_bar "
-    "enable_model_summary num_sanity_val_steps log_every_n_steps profiler".split()
+    "_target_ accelerator devices num_nodes strategy use_distributed_sampler logger callbacks default_root_dir "
+    "enable_checkpointing enable_progress_bar enable_model_summary num_sanity_val_steps log_every_n_steps "
+    "profiler".split()
 )
 
 

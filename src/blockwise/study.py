@@ -24,7 +24,9 @@ from blockwise.checks import as_list, check_config
 from blockwise.cpu import has_bfloat16
 from blockwise.data import BlockwiseDataModule
 from blockwise.data.cache import PixelCache
+from blockwise.distributed import begin, from_first, rank
 from blockwise.errors import InputError
+from blockwise.jobs import report_cells
 from blockwise.layers import record_layers
 from blockwise.locks import claim, wait
 from blockwise.module import BlockwiseModule, OptimizerFactory
@@ -91,14 +93,15 @@ def run(cfg: DictConfig, console: Console | None = None) -> list[Record]:
     Raises:
         InputError: Something in the config, the data or the weights is not as it must be; nothing has trained.
     """
-    study = prepare(cfg, console or Console(markup=False))
+    study = prepare(cfg, console or Console(markup=False, quiet=rank() > 0))
     records = train(study, [scope for scope in study.scopes if scope.top is None])
     for scope in study.scopes:
         if scope.top is not None:
             sweep = study.sweep()
             best = [row.blocks[0] for row in sweep.single_blocks] if sweep else []
             records += train(study, [scope.resolve(best)])
-    report(study)
+    if rank() == 0:
+        report(study)
     return records
 
 
@@ -109,7 +112,9 @@ def prepare(cfg: DictConfig, console: Console) -> Study:
         InputError: Something is not as it must be.
     """
     check_config(plain(cfg))
-    _hint(console, _trainer(cfg, logger=False))
+    trainer = _trainer(cfg, logger=False)
+    begin(trainer.strategy.root_device)
+    _hint(console, trainer)
     make_optimizer(cfg)
     store = ResultStore(cfg.results_dir)
     console.print(f"loading {cfg.model.name}", style="dim", highlight=False)  # a download may take minutes
@@ -152,6 +157,7 @@ def train(study: Study, scopes: list[Scope]) -> list[Record]:
             f"{len(cells)} cells, {len(cells) - len(missing)} of them recorded already",
             highlight=False,
         )
+    report_cells(cell.key for cell in missing)
     # a network that cannot be cut is copied whole for every cell: one at a time
     for group in [[cell] for cell in missing] if study.staged.whole else [missing]:
         _train_or_wait(study, group)
@@ -160,17 +166,21 @@ def train(study: Study, scopes: list[Scope]) -> list[Record]:
 
 def _train_or_wait(study: Study, cells: list[Cell]) -> None:
     """Train the cells that no other process trains, then see what has become of the others."""
+    first = rank() == 0  # of the processes that share each batch, one decides for all
     while cells:
-        locks = [study.store.lock(study.settings(cell)) for cell in cells]
-        with claim(locks) as claimed:
+        wanted = cells if first else []
+        with claim([study.store.lock(study.settings(cell)) for cell in wanted]) as claimed:
             # another process may have recorded a cell and let go of it just now
-            mine = [cell for cell, got in zip(cells, claimed, strict=True) if got and not study.recorded(cell)]
+            mine = from_first(
+                [cell for cell, got in zip(wanted, claimed, strict=True) if got and not study.recorded(cell)]
+            )
             if mine:
                 _train_side_by_side(study, mine)
-        cells = [cell for cell in cells if not study.recorded(cell)]
+        cells = from_first([cell for cell in cells if not study.recorded(cell)])
         if cells:
             study.console.print(f"waiting for another process, which trains {len(cells)} of these cells")
-            wait(study.store.lock(study.settings(cells[0])))
+            if first:
+                wait(study.store.lock(study.settings(cells[0])))
 
 
 def report(study: Study) -> None:
@@ -203,7 +213,7 @@ def _train_side_by_side(study: Study, cells: list[Cell]) -> None:
         keep_bytes=int(1e9 * cfg.cache.activations_gb),
     )
     checkpoints = Checkpoints(study.store.checkpoints(study.common_settings()))
-    begun = checkpoints.find(cells)
+    begun = from_first(checkpoints.find(cells))
     if begun:
         study.console.print("going on from the checkpoint of an interrupted run")
     minutes = cfg.checkpoint.every_minutes
@@ -214,8 +224,9 @@ def _train_side_by_side(study: Study, cells: list[Cell]) -> None:
         _call(trainer, trainer.fit, module, datamodule=data, ckpt_path=begun)
         if any(progress.status in ("running", "stopped") for progress in module.progress):
             _call(trainer, trainer.test, module, datamodule=data, verbose=False)
-    _record(study, module)
-    checkpoints.drop(cells)
+    if rank() == 0:
+        _record(study, module)
+        checkpoints.drop(cells)
 
 
 def _record(study: Study, module: BlockwiseModule) -> None:

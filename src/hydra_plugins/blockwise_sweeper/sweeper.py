@@ -1,20 +1,16 @@
 """Hydra's basic sweeper, except that the `block` axis stays together.
 
 `block=0,1,2` or `block=range(0,12)` becomes one job with a list of scopes, trained side by side, instead of a job
-a block; every other axis (`model`, `data`, `seed`, ...) is swept as usual.
+a block; every other axis (`model`, `data`, `seed`, ...) is swept as usual. `sweeper.cells_per_job` bounds a job.
 """
 
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-
-from blockwise.errors import JobFailure
 
 TOGETHER = "block"
 # Hydra executes this file outside of `sys.modules`: annotations of the dataclass must not be postponed.
@@ -26,7 +22,8 @@ class BlockAxisSweeperConf:
 
     _target_: str = "hydra_plugins.blockwise_sweeper.sweeper.BlockAxisSweeper"
     max_batch_size: int | None = None
-    params: dict[str, str] | None = None
+    # axes from a config: a text as on the command line, or a list of values
+    params: dict[str, Any] = field(default_factory=dict)
 
 
 ConfigStore.instance().store(
@@ -35,24 +32,45 @@ ConfigStore.instance().store(
 
 
 class BlockAxisSweeper(BasicSweeper):
-    """Sweeps over every axis but `block`, and names every job that failed."""
+    """Sweeps over every axis but `block`."""
 
-    @staticmethod
-    def split_arguments(overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
+    def _parse_config(self) -> list[str]:
+        """Return the axes that a config names, as on the command line."""
+        values = ((k, v if isinstance(v, str) else ",".join(map(str, v))) for k, v in (self.params or {}).items())
+        return [f"{key}={value}" for key, value in values]
+
+    def split_arguments(  # type: ignore[override]
+        self, overrides: list[Override], max_batch_size: int | None
+    ) -> list[list[list[str]]]:
         """Return batches of jobs, each a list of overrides."""
-        return BasicSweeper.split_arguments([_together(override) for override in overrides], max_batch_size)
+        (jobs,) = BasicSweeper.split_arguments([_together(override) for override in overrides], None)
+        assert self.config is not None
+        if (cells := self.config.sweeper.cells_per_job) is not None:
+            jobs = [part for job in jobs for part in self._divide(job, cells)]
+        return list(self.split_overrides_to_chunks(jobs, max_batch_size))
 
-    def sweep(self, arguments: list[str]) -> Any:
-        """Run every job, then exit with 1 if some have failed."""
-        returns: Sequence[Sequence[Any]] = super().sweep(arguments)
-        jobs = [job.return_value for batch in returns for job in batch]
-        failures = [job for job in jobs if isinstance(job, JobFailure)]
-        if failures:
-            print(f"{len(failures)} of {len(jobs)} jobs failed:", file=sys.stderr)
-            for failure in failures:
-                print(f"  {failure.overrides}: {failure.reason}", file=sys.stderr)
-            sys.exit(1)
-        return returns
+    def _divide(self, job: list[str], cells: int) -> list[list[str]]:
+        """Cut a job into jobs of at most so many cells, of one scope at least."""
+        assert self.hydra_context is not None
+        assert self.config is not None
+        cfg = self.hydra_context.config_loader.load_sweep_config(self.config, list(job))
+        scopes, rates = _values(cfg.block), _values(cfg.optimizer.lr)
+        if "all" in scopes:
+            from blockwise.inspection import number_of_blocks  # imports torch
+
+            place = scopes.index("all")
+            every = ["head", *map(str, range(number_of_blocks(cfg))), "full"]
+            scopes[place : place + 1] = [scope for scope in every if scope not in scopes]
+        size = max(1, cells // len(rates))
+        others = [override for override in job if not override.startswith(f"{TOGETHER}=")]
+        return [
+            [*others, f"{TOGETHER}=[{','.join(scopes[first : first + size])}]"] for first in range(0, len(scopes), size)
+        ]
+
+
+def _values(value: Any) -> list[str]:
+    """Return a list of texts from one value or several."""
+    return [str(value)] if isinstance(value, (str, int, float)) else [str(item) for item in value]
 
 
 def _together(override: Override) -> Override:
