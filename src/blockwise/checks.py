@@ -140,6 +140,7 @@ def _strategy(key: str, strategy: Any) -> None:
 
 
 CHECKS: dict[str, Callable[[str, Any], None]] = {
+    "plan": _flag,
     "seed": partial(_whole, least=0, most=MAX_SEED),
     "results_dir": _text,
     "model.source": partial(_choice, known=("timm", "torchvision")),

@@ -85,7 +85,7 @@ def _job(cfg: DictConfig) -> Outcome | None:
     keep_freed_memory()
     try:
         check_config(plain(cfg))
-        if count_processes(cfg.trainer.devices) > 1 and not launched():
+        if count_processes(cfg.trainer.devices) > 1 and not cfg.plan and not launched():
             sys.exit(launch(cfg.trainer.devices, [*_config_options(job), "hydra.mode=RUN", *job.overrides.task]))
         run(cfg)
     except (InputError, HydraException, OmegaConfBaseException) as error:

@@ -123,6 +123,10 @@ class Ledger(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Print the ledger."""
+        if config.plan:
+            from blockwise.plan import total
+
+            print(total(Path(config.hydra.sweep.dir)) or "")
         if lines := ledger(Path(config.hydra.sweep.dir)):
             print(*lines, sep="\n", file=sys.stderr)
             sys.exit(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,6 +31,7 @@ from blockwise.layers import record_layers
 from blockwise.locks import claim, wait
 from blockwise.module import BlockwiseModule, OptimizerFactory
 from blockwise.partition import Partition
+from blockwise.plan import Costs, Stopwatch, describe, measure, show
 from blockwise.progress import ProgressDisplay, decoding
 from blockwise.record import build_record
 from blockwise.results import Record, ResultStore, find_records, sweep_hash
@@ -67,6 +68,10 @@ class Study:
         own = {"scope": cell.scope.name, "blocks": list(cell.scope.blocks), "lr": cell.lr}
         return {**self.common_settings(), **own}
 
+    def cells(self, scopes: Iterable[Scope]) -> list[Cell]:
+        """Return the cells of some scopes: each at every learning rate."""
+        return [Cell(scope, float(lr)) for scope in scopes for lr in as_list(self.cfg.optimizer.lr)]
+
     def recorded(self, cell: Cell) -> bool:
         """Whether a cell has a record."""
         return self.store.find(self.settings(cell)) is not None
@@ -94,6 +99,9 @@ def run(cfg: DictConfig, console: Console | None = None) -> list[Record]:
         InputError: Something in the config, the data or the weights is not as it must be; nothing has trained.
     """
     study = prepare(cfg, console or Console(markup=False, quiet=rank() > 0))
+    if cfg.plan:
+        _plan(study)
+        return []
     records = train(study, [scope for scope in study.scopes if scope.top is None])
     for scope in study.scopes:
         if scope.top is not None:
@@ -147,7 +155,7 @@ def prepare(cfg: DictConfig, console: Console) -> Study:
 
 def train(study: Study, scopes: list[Scope]) -> list[Record]:
     """Train the cells of some scopes that are not recorded yet, and return the records of all of them."""
-    cells = [Cell(scope, float(lr)) for scope in scopes for lr in as_list(study.cfg.optimizer.lr)]
+    cells = study.cells(scopes)
     missing = [cell for cell in cells if not study.recorded(cell)]
     if cells:
         partition = study.staged.partition
@@ -201,17 +209,7 @@ def _train_side_by_side(study: Study, cells: list[Cell]) -> None:
         data.decode(begin)
     if data.skipped:
         study.console.print(f"left out, since they cannot be read: {', '.join(data.skipped)}", highlight=False)
-    module = BlockwiseModule(
-        study.staged,
-        cells,
-        num_classes=len(data.splits.classes),
-        optimizer=make_optimizer(cfg),
-        block_lr=cfg.optimizer.block_lr,
-        norm=cfg.freeze.norm,
-        patience=cfg.early_stopping.patience,
-        seed=cfg.seed,
-        keep_bytes=int(1e9 * cfg.cache.activations_gb),
-    )
+    module = _module(study, cells)
     checkpoints = Checkpoints(study.store.checkpoints(study.common_settings()))
     begun = from_first(checkpoints.find(cells))
     if begun:
@@ -227,6 +225,44 @@ def _train_side_by_side(study: Study, cells: list[Cell]) -> None:
     if rank() == 0:
         _record(study, module)
         checkpoints.drop(cells)
+
+
+def _module(study: Study, cells: list[Cell]) -> BlockwiseModule:
+    cfg = study.cfg
+    return BlockwiseModule(
+        study.staged,
+        cells,
+        num_classes=len(study.data.splits.classes),
+        optimizer=make_optimizer(cfg),
+        block_lr=cfg.optimizer.block_lr,
+        norm=cfg.freeze.norm,
+        patience=cfg.early_stopping.patience,
+        seed=cfg.seed,
+        keep_bytes=int(1e9 * cfg.cache.activations_gb),
+    )
+
+
+def _plan(study: Study) -> None:
+    """Show what would be trained and what it would cost, and train nothing."""
+    cfg, data, partition = study.cfg, study.data, study.staged.partition
+    cells = study.cells(study.scopes)
+    head = (study.staged.num_features + 1) * len(data.splits.classes)
+    several = len({cell.lr for cell in cells}) > 1
+    known = [
+        describe(cell, partition, recorded=study.recorded(cell), several_rates=several, head=head) for cell in cells
+    ]
+    missing = [cell for cell, plan in zip(cells, known, strict=True) if not plan.recorded and plan.flops is not None]
+    costs = Costs()
+    if missing:
+        side_by_side = missing[:1] if study.staged.whole else missing
+        one = {"max_epochs": 1, "devices": 1, "strategy": "auto"}
+        trainer = _trainer(cfg, logger=False, callbacks=[Stopwatch()], **one)
+        counts = {split: len(getattr(data.splits, split)) for split in ("train", "val", "test")}
+        counts["epochs"] = cfg.trainer.max_epochs
+        costs = measure(_module(study, side_by_side), trainer, data.images.size, data.batch_size, counts)
+        if study.staged.whole:  # one after another
+            costs = replace(costs, seconds=len(missing) * costs.seconds, disk_bytes=len(missing) * costs.disk_bytes)
+    show(study.console, f"{study.backbone.name} on {cfg.data.name}, {len(partition)} blocks", known, costs)
 
 
 def _record(study: Study, module: BlockwiseModule) -> None:
