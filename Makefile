@@ -6,7 +6,7 @@ DATA ?= $(or $(BLOCKWISE_DATA),data)
 
 .DEFAULT_GOAL := help
 
-.PHONY: help demo bench profile test test-all lint format clean
+.PHONY: help demo table-demo tables table-flowers102 table-caltech101 table-tf_flowers bench profile test test-all lint format clean
 
 help: ## list these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -24,6 +24,24 @@ help: ## list these targets
 
 demo: .venv/.demo ## train every block of EfficientNet-Lite0 on digits, beside both baselines (about a minute)
 	$(BIN)/python train.py model=efficientnet_lite0 data=digits block=all
+
+PAPER := $(BIN)/python train.py -m --config-dir experiments
+# the table of what is recorded, also where some jobs have failed
+TABLE = status=$$?; $(BIN)/blockwise table results/paper/$(1) --backbones \
+	--out experiments/paper/results/$(1).md --out experiments/paper/results/$(1).csv && exit $$status
+
+table-flowers102 table-caltech101 table-tf_flowers: table-%: .venv/.demo
+	@$(PAPER) +paper=$* data.root=$(if $(filter tf_flowers,$*),$(DATA)/flower_photos,$(DATA)) $(ARGS); $(call TABLE,$*)
+
+tables: table-flowers102 table-caltech101 table-tf_flowers ## reproduce the paper's tables (days on one GPU; ARGS='plan=true': what it takes)
+
+table-demo: .venv/.demo ## the same table for what two cores can do in ten minutes, without a network
+	@$(PAPER) +paper=demo model=efficientnet_lite0 data=digits; one=$$?; \
+	$(PAPER) +paper=demo model=timm model.name=test_resnet,test_efficientnet model.pretrained=false data=digits \
+		data.image_size=32 partition.num_blocks=8 || one=1; \
+	if [ -d $(DATA)/caltech101 ]; then $(PAPER) +paper=demo model=efficientnet_lite0 data=caltech101 data.root=$(DATA) \
+		data.image_size=96 data.train_per_class=5 data.val_per_class=1 data.test_per_class=2 seed=0 || one=1; fi; \
+	(exit $$one); $(call TABLE,demo)
 
 bench: .venv/.demo ## time a sweep against plain and tuned Lightning (5 minutes; FULL=1: hours; DATA: holds caltech101/)
 	$(BIN)/python experiments/speed/bench.py --data $(DATA) $(if $(FULL),--full)

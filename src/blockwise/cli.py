@@ -46,6 +46,8 @@ def main(arguments: list[str] | None = None) -> None:
     inspect.set_defaults(command=_inspect)
     table = commands.add_parser("table", help="print the tables of recorded sweeps again")
     table.add_argument("results", nargs="?", default="results", help="a results folder, or one below it")
+    table.add_argument("--backbones", action="store_true", help="one row a backbone, as in the paper")
+    table.add_argument("--out", type=Path, action="append", default=[], help="write it as well: FILE.md or FILE.csv")
     table.set_defaults(command=_table)
     options = parser.parse_args([*arguments[:1], *_flags_first(arguments[1:])])
     _or_one_sentence(lambda: options.command(options))
@@ -56,6 +58,8 @@ def train() -> None:
     # Hydra would print its own pages of errors and exit; this way they arrive below, where they become a sentence
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     sys.argv[1:] = _flags_first(sys.argv[1:])
+
+    _be_quiet()
 
     def command() -> None:
         check_groups(sys.argv[1:])
@@ -68,9 +72,10 @@ def _job(cfg: DictConfig) -> Outcome | None:
     """Train what a config names; a job of a multirun does so in a process of its own."""
     job = HydraConfig.get()
     if job.mode == RunMode.MULTIRUN:
-        folder = Path(job.runtime.output_dir)
+        # a launcher's workers may run in a folder of their own
+        folder = Path(job.runtime.cwd, job.sweep.dir, job.sweep.subdir)
         try:
-            return run_job(list(job.overrides.task), folder, _config_options(job))
+            return run_job(list(job.overrides.task), folder, job.runtime.cwd, _config_options(job))
         except Interrupted:
             print(*ledger(folder.parent), sep="\n", file=sys.stderr)
             raise
@@ -81,7 +86,7 @@ def _job(cfg: DictConfig) -> Outcome | None:
     from blockwise.study import plain, run
 
     end_with_parent()
-    _be_quiet()
+    _be_quiet()  # once more: libraries that are imported by now have set levels of their own
     keep_freed_memory()
     try:
         check_config(plain(cfg))
@@ -114,13 +119,23 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def _table(options: argparse.Namespace) -> None:
+    from blockwise.analysis.backbones import backbone_rows, backbone_table, write_rows
     from blockwise.analysis.summary import sweeps
     from blockwise.analysis.table import print_table, sweep_table
     from blockwise.results import read_records
 
     console = Console(markup=False)
-    for sweep in sweeps(read_records(options.results)):
-        print_table(console, sweep_table(sweep))
+    found = sweeps(read_records(options.results))
+    if not options.backbones:
+        if options.out:
+            raise InputError("--out writes the table of --backbones: give both")
+        for sweep in found:
+            print_table(console, sweep_table(sweep))
+        return
+    rows = backbone_rows(found)
+    print_table(console, backbone_table(rows))
+    for path in options.out:
+        write_rows(rows, path)
 
 
 def _or_one_sentence(command: Callable[[], Any]) -> None:
@@ -159,5 +174,6 @@ def _be_quiet() -> None:
         ".*smaller than the logging interval.*",
         ".*isinstance.treespec.*",
         ".*in eval mode at the start.*",
+        r"\s*'hydra/launcher/.*' is validated against ConfigStore",  # as it should be
     ):
         warnings.filterwarnings("ignore", hint)

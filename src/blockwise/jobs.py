@@ -50,12 +50,13 @@ class Outcome:
     log: str
 
 
-def run_job(overrides: Sequence[str], folder: Path, options: Sequence[str] = ()) -> Outcome:
+def run_job(overrides: Sequence[str], folder: Path, cwd: str = ".", options: Sequence[str] = ()) -> Outcome:
     """Run a job in a process of its own and return what has become of it.
 
     Args:
         overrides: Its settings, as on the command line.
         folder: Keeps its log and its outcome.
+        cwd: Where it runs.
         options: What else the command line needs, as `--config-dir=...`.
 
     Raises:
@@ -68,7 +69,7 @@ def run_job(overrides: Sequence[str], folder: Path, options: Sequence[str] = ())
     command = [sys.executable, "-m", "blockwise.train", *options, "hydra.mode=RUN", *overrides]
     with (folder / LOG).open("a") as log:
         # a session of its own: Ctrl-C reaches it once, through us
-        process = subprocess.Popen(command, stderr=log, env=environment, start_new_session=True)
+        process = subprocess.Popen(command, stderr=log, env=environment, cwd=cwd, start_new_session=True)
         with _passing_on(process) as received:
             code = process.wait()
     if received:

@@ -21,7 +21,8 @@ from blockwise.errors import Interrupted
 from blockwise.files import replacing
 from blockwise.results import settings_hash
 
-STOPPING = (signal.SIGINT, signal.SIGTERM)
+# the last is what Slurm sends to all processes of a job, told to by submitit, before its time is up
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
 class Checkpoints:
@@ -74,7 +75,7 @@ class WholeFiles(TorchCheckpointIO):
 
 
 class CheckpointCallback(L.Callback):
-    """Saves a checkpoint every so often, and before it gives way to Ctrl-C or SIGTERM.
+    """Saves a checkpoint every so often, and before it gives way to Ctrl-C, SIGTERM or SIGUSR2.
 
     It waits for the end of a step, since in the middle of one some cells have been trained on a batch and some have
     not. A second Ctrl-C does not wait.

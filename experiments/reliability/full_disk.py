@@ -1,0 +1,70 @@
+"""Fills the disk of a small grid at random moments, makes room, starts it again, and compares with an unbroken run.
+
+sudo python experiments/reliability/full_disk.py        # about six minutes; mounts a tmpfs, hence root
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from grid import finish, kept, start, verdict
+
+HERE = Path(__file__).parent
+MOMENTS = 10
+
+
+def main() -> None:
+    """Fill, make room, go on, compare."""
+    random.seed(0)
+    runs = []
+    with tempfile.TemporaryDirectory() as folder:
+        unbroken, disk = Path(folder) / "unbroken", Path(folder) / "disk"
+        since = time.monotonic()
+        finish(unbroken)
+        longest = time.monotonic() - since
+        disk.mkdir()
+        while len(runs) < MOMENTS:
+            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk)], check=True)
+            try:
+                said = _fill(disk, random.uniform(0.2, 0.9) * longest)
+                if said is None:  # it had come to its end before
+                    continue
+                between = verdict(kept(unbroken), kept(disk / "results"))
+                finish(disk / "results")
+                runs.append(
+                    {"said": said, "lies": between["different"], **verdict(kept(unbroken), kept(disk / "results"))}
+                )
+                print(runs[-1], flush=True)
+            finally:
+                subprocess.run(["umount", "-l", str(disk)], check=True)
+    counts = {key: sum(run[key] for run in runs) for key in ("lies", "identical", "missing", "different", "doubled")}
+    report = {"moments": len(runs), "cells": counts, "said": sorted({run["said"] for run in runs})}
+    (HERE / "results" / "full_disk.json").write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report))
+
+
+def _fill(disk: Path, seconds: float) -> str | None:
+    """Run the grid, fill its disk after so many seconds, and return the last line that it said before it failed."""
+    process = start(disk / "results")
+    time.sleep(seconds)
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file:
+        try:
+            while process.poll() is None:
+                file.write(bytes(2**12))
+        except OSError:
+            pass
+    output = process.communicate()[0]
+    filler.unlink()
+    if process.returncode == 0:
+        return None
+    return output.strip().splitlines()[-3].strip()
+
+
+if __name__ == "__main__":
+    main()

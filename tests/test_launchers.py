@@ -1,0 +1,76 @@
+"""Hydra's launchers, for real: a Ray cluster of this machine's, and submitit's executor for one machine."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import SMALL
+
+TRAIN = [sys.executable, "-m", "blockwise", "train", "-m"]
+QUICK = [*SMALL, "partition.num_blocks=3", "trainer.max_epochs=1"]
+# Python runs this before anything else: jobs note their GPU, and one of them is killed
+JOBS = """
+import os, signal, sys
+if "hydra.mode=RUN" in sys.argv:
+    with open(os.path.join(os.environ["SEEN"], str(os.getpid())), "w") as file:
+        file.write(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    if "seed=1" in sys.argv:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def multirun(folder, *overrides):
+    seen = folder / "seen"
+    seen.mkdir()
+    (folder / "sitecustomize.py").write_text(JOBS)
+    environment = {**os.environ, "PYTHONPATH": str(folder), "SEEN": str(seen)}
+    command = [*TRAIN, *QUICK, "block=head,0", "seed=0,1,2", *overrides]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=240
+    )
+    seeds = [json.loads(path.read_text())["seed"] for path in folder.rglob("record.json")]
+    return done, sorted(seeds), {path.read_text() for path in seen.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ("hydra/launcher=ray", "+hydra.launcher.ray.init.num_gpus=2", "+hydra.launcher.ray.init.num_cpus=2"),
+        pytest.param(("hydra/launcher=submitit_local",), marks=pytest.mark.slow),
+    ],
+    ids=lambda launcher: launcher[0],
+)
+def test_jobs_are_spread_and_a_killed_one_is_named(tmp_path, launcher):
+    pytest.importorskip("ray" if "ray" in launcher[0] else "submitit")
+    done, seeds, gpus = multirun(tmp_path, *launcher)
+    assert done.returncode == 1, done.stderr
+    assert seeds == [0, 0, 2, 2]
+    assert "1 of 3 jobs failed:" in done.stderr
+    assert "killed by SIGKILL" in done.stderr
+    if "ray" in launcher[0]:
+        assert gpus == {"0", "1"}, "each of two GPUs had a job"
+
+
+def test_slurm_gets_what_the_config_says(tmp_path):
+    """No cluster here: the script that would be handed to sbatch is written and read."""
+    submitit = pytest.importorskip("submitit")
+    from hydra import compose, initialize_config_dir
+
+    from blockwise.config import CONFIG_DIR, CONFIG_NAME
+
+    overrides = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu", "hydra.launcher.gpus_per_node=4"]
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        launcher = compose(CONFIG_NAME, overrides, return_hydra_config=True).hydra.launcher
+    options = {key: value for key, value in launcher.items() if value is not None and not key.startswith("_")}
+    for key in ("submitit_folder", "name", "max_num_timeout", "timeout_min", "array_parallelism"):
+        options.pop(key)
+    text = submitit.slurm.slurm._make_sbatch_string(
+        command="train", folder=tmp_path, time=launcher.timeout_min, map_count=3,
+        array_parallelism=launcher.array_parallelism,
+        **{("mem" if k == "mem_gb" else "ntasks_per_node" if k == "tasks_per_node" else k): (f"{v}GB" if k == "mem_gb" else v)
+           for k, v in options.items()},
+    )  # fmt: skip
+    for line in ("--partition=gpu", "--gpus-per-node=4", "--array=0-2%32", "--signal=USR2@120", "--time=720"):
+        assert f"#SBATCH {line}" in text
