@@ -63,7 +63,8 @@ def _fill(disk: Path, seconds: float) -> str | None:
     filler.unlink()
     if process.returncode == 0:
         return None
-    return output.strip().splitlines()[-3].strip()
+    reasons = [line.strip() for line in output.splitlines() if "space" in line or "written" in line or "disk" in line]
+    return reasons[-1].replace(str(disk), "DISK") if reasons else output.strip().splitlines()[-1]
 
 
 if __name__ == "__main__":

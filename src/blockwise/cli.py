@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -25,8 +26,10 @@ from blockwise.config import CONFIG_DIR, CONFIG_NAME, check_groups, explain
 from blockwise.errors import InputError, Interrupted
 from blockwise.jobs import Outcome, end_with_parent, ledger, run_job
 
+FAILED = 1
 USAGE_ERROR = 2
 INTERRUPTED = 130
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -148,6 +151,11 @@ def _or_one_sentence(command: Callable[[], Any]) -> None:
         _exit(f"error: {explain(error)}", USAGE_ERROR)
     except (NotADirectoryError, FileExistsError, PermissionError) as error:  # a folder that Hydra cannot make
         _exit(f"error: {error.filename} cannot be written to ({error.strerror})", USAGE_ERROR)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        name = f"{error.filename} cannot be written" if error.filename else "a file cannot be written"
+        _exit(f"error: {name} ({error.strerror}): what is recorded stays, and the same command does the rest", FAILED)
     except Interrupted as interrupted:
         _exit(
             "interrupted: what was trained so far is kept, and the same command goes on from there",

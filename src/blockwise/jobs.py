@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,6 +30,8 @@ OUTCOME = "outcome.json"
 FOLDER = "BLOCKWISE_JOB_FOLDER"
 COMMAND = "BLOCKWISE_JOB_COMMAND"
 CELLS = "cells.json"
+# bytes: a disk with less is full
+ROOM = 2**16
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,8 @@ def _reason(code: int, log: Path) -> str:
         name = signal.Signals(-code).name
         why = ", as the system does when memory runs out" if -code == signal.SIGKILL else ""
         return f"killed by {name}{why}"
+    if shutil.disk_usage(log.parent).free < ROOM:
+        return f"no space is left where {log.parent} lies"  # and so the log may lack its end
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1].removeprefix("error: ") if lines else f"exit code {code}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import signal
@@ -71,7 +72,10 @@ class WholeFiles(TorchCheckpointIO):
         """Write a checkpoint, and only then let it take the place of the last one."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with replacing(Path(path)) as temporary:
-            torch.save(checkpoint, temporary)
+            try:
+                torch.save(checkpoint, temporary)
+            except RuntimeError as error:  # what torch makes of an error in writing
+                raise OSError(errno.EIO, "perhaps the disk is full", str(path)) from error
 
 
 class CheckpointCallback(L.Callback):

@@ -1,0 +1,58 @@
+"""Every experiment that is committed: its grid is what it says, and one of its jobs runs, made small."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import SMALL
+
+from blockwise.config import CONFIG_DIR, compose_config, options
+from blockwise.study import run
+
+EXPERIMENTS = CONFIG_DIR.parent / "experiments"
+FILES = [*sorted((EXPERIMENTS / "paper").glob("*.yaml")), *sorted((CONFIG_DIR / "experiment").glob("*.yaml"))]
+
+
+def chosen(path: Path) -> list[str]:
+    """How the command line names an experiment."""
+    if path.parent.name == "experiment":
+        return [f"experiment={path.stem}"]
+    return [f"hydra.searchpath=[file://{EXPERIMENTS}]", f"+paper={path.stem}"]
+
+
+def axes(path: Path) -> dict:
+    return yaml.safe_load(path.read_text())["hydra"]["sweeper"]["params"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_one_of_its_jobs_runs(path, tmp_path, console):
+    cfg = compose_config(chosen(path))
+    assert len(cfg.optimizer.lr) > 1, "scopes are compared each at its own best rate"
+    assert axes(path)["seed"]
+    block = axes(path)["block"]
+    for partition in axes(path).get("partition", ["segment"]):
+        few = [f"partition={partition}", *(["partition.num_blocks=3"] if partition == "segment" else [])]
+        places = [f"results_dir={tmp_path / 'results'}", f"cache.folder={tmp_path / 'cache'}"]
+        tiny = ["data.train_per_class=4", "data.val_per_class=2", "data.test_per_class=2", "trainer.max_epochs=1"]
+        own = [f"block={block}", "optimizer.lr=[1e-3]", "seed=0"]
+        cfg = compose_config([*chosen(path), *SMALL, *tiny, *few, *places, *own])
+        records = run(cfg, console)
+        assert {"head", "full", "0"} <= {record["cell"]["scope"] for record in records}
+        assert all(record["settings"]["trainer"]["max_epochs"] == 1 for record in records)
+
+
+@pytest.mark.parametrize("name", ["caltech101", "flowers102"])
+def test_the_papers_grid_is_fifteen_backbones_and_three_seeds(name):
+    path = EXPERIMENTS / "paper" / f"{name}.yaml"
+    grid = axes(path)
+    assert len(set(grid["model"])) == 15
+    assert set(grid["model"]) <= set(options("model"))
+    assert grid["seed"] == [0, 1, 2]
+    assert compose_config(chosen(path)).data.name == name
+
+
+def test_the_preprints_grid_is_five_backbones_and_the_four_ways():
+    grid = axes(EXPERIMENTS / "paper" / "tf_flowers.yaml")
+    assert grid["model"] == ["vgg16", "mobilenet_v1", "mobilenet_v2", "mobilenet_v3", "resnet50v2"]
+    assert grid["partition"] == ["layer", "segment", "window"]
+    assert "top3" in grid["block"]
