@@ -17,5 +17,7 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())  # a full disk shows here at the latest
         temporary.replace(path)
+    except OSError as error:  # Python names no file when a write fails
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)

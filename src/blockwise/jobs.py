@@ -23,6 +23,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from blockwise.errors import Interrupted
+from blockwise.files import replacing
 
 LOG = "job.log"
 OUTCOME = "outcome.json"
@@ -78,7 +79,8 @@ def run_job(overrides: Sequence[str], folder: Path, cwd: str = ".", options: Seq
     if received:
         raise Interrupted(received[0])
     outcome = Outcome(list(overrides), code, _reason(code, folder / LOG), _cells(folder), str(folder / LOG))
-    (folder / OUTCOME).write_text(json.dumps(asdict(outcome), indent=2) + "\n")
+    with replacing(folder / OUTCOME) as temporary:
+        temporary.write_text(json.dumps(asdict(outcome), indent=2) + "\n")
     if outcome.reason:
         print(f"failed: {outcome.reason}", file=sys.stderr)
     return outcome
