@@ -110,6 +110,9 @@ def test_some_of_the_cells_go_on_alone(small, console, stop_at, unbroken, monkey
     assert len(found) == 2
     assert found.items() <= expected.items()
     assert list(Path(cfg.results_dir).rglob("*.ckpt")), "two of its cells are not recorded yet"
+    run(small("block=[0,full]"), console)
+    assert results(cfg.results_dir) == expected
+    assert not list(Path(cfg.results_dir).rglob("*.ckpt"))
 
 
 def test_saved_while_training_it_survives_what_cannot_be_caught(small, console, unbroken, monkeypatch):
@@ -136,7 +139,7 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(tmp_path):
     (tmp_path / "d.ckpt").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "e.ckpt").write_bytes(b"")
     assert checkpoints.find(cells) == tmp_path / "b.ckpt"
-    checkpoints.drop(cells)
+    checkpoints.drop(set(keys))
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["b.ckpt", "d.ckpt", "e.ckpt"]
 
 

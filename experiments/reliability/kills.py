@@ -48,7 +48,7 @@ def main() -> None:
 def _run(results: Path, kills: dict[str, int], longest: float) -> bool:
     """Start the grid, kill it or one of its jobs at some moment, and return whether it came to its end unharmed."""
     process = start(results)
-    until = time.monotonic() + random.uniform(0.1, 0.6) * longest
+    until = time.monotonic() + random.uniform(0.2, 1.0) * longest
     while time.monotonic() < until and process.poll() is None:
         time.sleep(0.01)
     if process.poll() is not None:

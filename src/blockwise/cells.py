@@ -28,7 +28,12 @@ class Cell:
     @property
     def key(self) -> str:
         """A name that is unique within a sweep."""
-        return f"{self.scope.name}@{self.lr:g}"
+        return cell_key(self.scope.name, self.lr)
+
+
+def cell_key(scope: str, lr: float) -> str:
+    """Return the name of the cell of a scope and a learning rate."""
+    return f"{scope}@{lr:g}"
 
 
 class CellNetwork(nn.Module):

@@ -79,6 +79,7 @@ def run_job(overrides: Sequence[str], folder: Path, cwd: str = ".", options: Seq
     if received:
         raise Interrupted(received[0])
     outcome = Outcome(list(overrides), code, _reason(code, folder / LOG), _cells(folder), str(folder / LOG))
+    folder.mkdir(parents=True, exist_ok=True)  # it may have been removed meanwhile
     with replacing(folder / OUTCOME) as temporary:
         temporary.write_text(json.dumps(asdict(outcome), indent=2) + "\n")
     if outcome.reason:
@@ -132,7 +133,8 @@ class Ledger(Callback):
         if config.plan:
             from blockwise.plan import total
 
-            print(total(Path(config.hydra.sweep.dir)) or "")
+            if sentence := total(Path(config.hydra.sweep.dir)):
+                print(sentence)
         if lines := ledger(Path(config.hydra.sweep.dir)):
             print(*lines, sep="\n", file=sys.stderr)
             sys.exit(1)
@@ -171,9 +173,12 @@ def _reason(code: int, log: Path) -> str:
         name = signal.Signals(-code).name
         why = ", as the system does when memory runs out" if -code == signal.SIGKILL else ""
         return f"killed by {name}{why}"
-    if shutil.disk_usage(log.parent).free < ROOM:
-        return f"no space is left where {log.parent} lies"  # and so the log may lack its end
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    try:
+        if shutil.disk_usage(log.parent).free < ROOM:
+            return f"no space is left where {log.parent} lies"  # and so the log may lack its end
+        lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        return f"exit code {code}, and its log has vanished"
     return lines[-1].removeprefix("error: ") if lines else f"exit code {code}"
 
 

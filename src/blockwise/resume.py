@@ -46,11 +46,10 @@ class Checkpoints:
         found = [(step, path) for path, keys, step in self._all() if wanted <= keys]
         return max(found)[1] if found else None
 
-    def drop(self, recorded: Iterable[Cell]) -> None:
-        """Remove the checkpoints that hold none but recorded cells."""
-        done = {cell.key for cell in recorded}
+    def drop(self, recorded: set[str]) -> None:
+        """Remove the checkpoints that hold none but recorded cells, given by their keys."""
         for path, keys, _ in self._all():
-            if keys <= done:
+            if keys <= recorded:
                 path.unlink(missing_ok=True)
 
     def _all(self) -> list[tuple[Path, set[str], int]]:

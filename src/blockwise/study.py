@@ -19,7 +19,7 @@ from blockwise.analysis.figure import accuracy_by_block
 from blockwise.analysis.summary import Sweep, sweeps
 from blockwise.analysis.table import print_table, sweep_table
 from blockwise.backbones import Backbone, load_backbone
-from blockwise.cells import Cell
+from blockwise.cells import Cell, cell_key
 from blockwise.checks import as_list, check_config
 from blockwise.cpu import has_bfloat16
 from blockwise.data import BlockwiseDataModule
@@ -75,6 +75,12 @@ class Study:
     def recorded(self, cell: Cell) -> bool:
         """Whether a cell has a record."""
         return self.store.find(self.settings(cell)) is not None
+
+    def recorded_keys(self) -> set[str]:
+        """Return the keys of all recorded cells of this sweep and seed, whichever run they are from."""
+        sweep = self.sweep()
+        records = sweep.records if sweep else ()
+        return {cell_key(record["cell"]["scope"], record["settings"]["lr"]) for record in records}
 
     def common_settings(self) -> dict[str, Any]:
         """Return the settings that all cells share."""
@@ -224,7 +230,7 @@ def _train_side_by_side(study: Study, cells: list[Cell]) -> None:
             _call(trainer, trainer.test, module, datamodule=data, verbose=False)
     if rank() == 0:
         _record(study, module)
-        checkpoints.drop(cells)
+        checkpoints.drop(study.recorded_keys())
 
 
 def _module(study: Study, cells: list[Cell]) -> BlockwiseModule:
