@@ -122,7 +122,7 @@ def _inspect(options: argparse.Namespace) -> None:
 
 
 def _table(options: argparse.Namespace) -> None:
-    from blockwise.analysis.backbones import backbone_rows, backbone_table, write_rows
+    from blockwise.analysis.paper_table import backbone_rows, backbone_table, write_rows
     from blockwise.analysis.summary import sweeps
     from blockwise.analysis.table import print_table, sweep_table
     from blockwise.results import read_records

@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from blockwise.analysis.backbones import backbone_rows, backbone_table, write_rows
+from blockwise.analysis.paper_table import backbone_rows, backbone_table, write_rows
 from blockwise.analysis.summary import sweeps
 from blockwise.analysis.table import print_table
 from blockwise.errors import InputError
