@@ -182,6 +182,7 @@ def _be_quiet() -> None:
         ".*smaller than the logging interval.*",
         ".*isinstance.treespec.*",
         ".*in eval mode at the start.*",
+        ".*`srun` command is available.*",  # several devices are started by `launch`, under Slurm too
         r"\s*'hydra/launcher/.*' is validated against ConfigStore",  # as it should be
     ):
         warnings.filterwarnings("ignore", hint)
