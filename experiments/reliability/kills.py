@@ -1,6 +1,6 @@
 """Kills a small grid at random moments, starts it again until it is done, and compares with an unbroken run.
 
-python experiments/reliability/kills.py --kills 50        # about ten minutes, nothing is downloaded
+python experiments/reliability/kills.py --kills 50        # half an hour, nothing is downloaded
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from blockwise.analysis.summary import Row, Sweep
+from blockwise.analysis.summary import Sweep
+from blockwise.analysis.table import difference, percent
 from blockwise.errors import InputError
 
 HEADINGS = tuple("data,backbone,partition,seeds,head,full,best block,block,quarter,Δ head,Δ full".split(","))
@@ -65,24 +66,9 @@ def _row(sweep: Sweep) -> dict[str, str]:
         record["backbone"]["name"],
         record["partition"]["name"],
         len({r["seed"] for r in sweep.records}),
-        _accuracy(head),
-        _accuracy(full),
-        _accuracy(best),
+        *(percent(row, "test") if row else "" for row in (head, full, best)),
         best.scope if best else "",
         best.records[0]["cell"]["quarter"] if best else "",
-        _gain(best, head),
-        _gain(best, full),
+        *(difference(best, baseline) if best else "" for baseline in (head, full)),
     )
     return dict(zip(HEADINGS, map(str, values), strict=True))
-
-
-def _accuracy(row: Row | None) -> str:
-    if row is None:
-        return ""
-    spread = row.spread("test")
-    return f"{100 * row.mean('test'):.1f}" + ("" if spread is None else f" ± {100 * spread:.1f}")
-
-
-def _gain(row: Row | None, baseline: Row | None) -> str:
-    difference = None if row is None or baseline is None else row.difference(baseline)
-    return "" if difference is None else f"{100 * difference:+.1f}"

@@ -55,22 +55,24 @@ def _cells(row: Row, head: Row | None, full: Row | None) -> list[str]:
         f"{layers[0]}-{layers[1]}" if layers else "",
         str(cell.get("quarter") or ""),
         f"{cell['trainable_parameters']:,}",
-        _percent(row, "val"),
-        _percent(row, "test"),
-        _difference(row, head),
-        _difference(row, full),
+        percent(row, "val"),
+        percent(row, "test"),
+        difference(row, head),
+        difference(row, full),
         f"{sum(record['seconds'] for record in row.records):.1f} s",
     ]
 
 
-def _percent(row: Row, split: str) -> str:
+def percent(row: Row, split: str) -> str:
+    """Return the accuracy of a row in %, with its standard deviation over seeds where there are several."""
     spread = row.spread(split)
     return f"{100 * row.mean(split):.1f}" + (f" ± {100 * spread:.1f}" if spread is not None else "")
 
 
-def _difference(row: Row, baseline: Row | None) -> str:
-    difference = None if baseline is None or row.scope == baseline.scope else row.difference(baseline)
-    return "" if difference is None else f"{100 * difference:+.1f}"
+def difference(row: Row, baseline: Row | None) -> str:
+    """Return what a row gains over a baseline, in points; nothing without one."""
+    gain = None if baseline is None or row.scope == baseline.scope else row.difference(baseline)
+    return "" if gain is None else f"{100 * gain:+.1f}"
 
 
 def _caption(sweep: Sweep) -> str:
@@ -80,14 +82,12 @@ def _caption(sweep: Sweep) -> str:
         f"validate, {data['test']:,} to test; top-1 accuracy in %"
     ]
     if best is not None:
-        lines.append(
-            f"* best block by validation accuracy; it tests at {_percent(best, 'test')}{_verdict(sweep, best)}"
-        )
+        lines.append(f"* best block by validation accuracy; it tests at {percent(best, 'test')}{_verdict(sweep, best)}")
     return "\n".join(lines)
 
 
 def _verdict(sweep: Sweep, best: Row) -> str:
     """Say how the chosen block stands to the baselines that were trained."""
     baselines = (("head only", sweep.row("head")), ("full", sweep.row("full")))
-    differences = [f"{difference} to {name}" for name, row in baselines if (difference := _difference(best, row))]
+    differences = [f"{gain} to {name}" for name, row in baselines if (gain := difference(best, row))]
     return f" ({', '.join(differences)})" if differences else ""

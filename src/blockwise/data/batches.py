@@ -33,7 +33,6 @@ class ShuffledBatches(Sampler[Draw]):
         seed: Decides order and seeds, together with the epoch.
         part: Number of this process among `parts`, which share each batch out.
         parts: Number of processes.
-
         resume_at: Epoch and number of the first batch, where training goes on from a checkpoint.
 
     Attributes:
