@@ -26,8 +26,8 @@ demo: .venv/.demo ## train every block of EfficientNet-Lite0 on digits, beside b
 	$(BIN)/python train.py model=efficientnet_lite0 data=digits block=all
 
 PAPER := $(BIN)/python train.py -m --config-dir experiments
-# the table of what is recorded, also where some jobs have failed
-TABLE = status=$$?; $(BIN)/blockwise table results/paper/$(1) --backbones \
+# the table of what is recorded, also where some jobs have failed; a plan records nothing
+TABLE = status=$$?; $(if $(findstring plan=true,$(ARGS)),exit $$status;) $(BIN)/blockwise table results/paper/$(1) --backbones \
 	--out experiments/paper/results/$(1).md --out experiments/paper/results/$(1).csv && exit $$status
 
 table-flowers102 table-caltech101 table-tf_flowers: table-%: .venv/.demo
