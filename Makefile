@@ -9,7 +9,7 @@ DATA ?= $(or $(BLOCKWISE_DATA),data)
 .PHONY: help demo table-demo tables table-flowers102 table-caltech101 table-tf_flowers bench profile test test-all lint format clean
 
 help: ## list these targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
 
 # Two stamps, so that the demo need not wait for test tools; each is renewed when the dependencies change.
 .venv/.demo: pyproject.toml
@@ -30,10 +30,13 @@ PAPER := $(BIN)/python train.py -m --config-dir experiments
 TABLE = status=$$?; $(if $(findstring plan=true,$(ARGS)),exit $$status;) $(BIN)/blockwise table results/paper/$(1) --backbones \
 	--out experiments/paper/results/$(1).md --out experiments/paper/results/$(1).csv && exit $$status
 
+table-flowers102: ## reproduce the paper's table of Oxford Flowers 102: fifteen backbones
+table-caltech101: ## the same of Caltech-101
+table-tf_flowers: ## the preprint's experiment: five backbones
 table-flowers102 table-caltech101 table-tf_flowers: table-%: .venv/.demo
 	@$(PAPER) +paper=$* data.root=$(if $(filter tf_flowers,$*),$(DATA)/flower_photos,$(DATA)) $(ARGS); $(call TABLE,$*)
 
-tables: table-flowers102 table-caltech101 table-tf_flowers ## reproduce the paper's tables (days on one GPU; ARGS='plan=true': what it takes)
+tables: table-flowers102 table-caltech101 table-tf_flowers ## all three (days on one GPU; ARGS='plan=true': what it takes)
 
 table-demo: .venv/.demo ## the same table for what two cores can do in ten minutes, without a network
 	@$(PAPER) +paper=demo model=efficientnet_lite0 data=digits; one=$$?; \
@@ -49,11 +52,14 @@ bench: .venv/.demo ## time a sweep against plain and tuned Lightning (5 minutes;
 profile: .venv/.demo ## show where the time of one training step goes
 	$(BIN)/python experiments/speed/profile_step.py model=efficientnet_lite0
 
+# a process a core, and one thread for each: two threads on networks this small wait for one another
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
+
 test: .venv/.dev ## run the tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: .venv/.dev ## run the slow tests too, with coverage
-	$(BIN)/python -m pytest -m 'slow or not slow' --cov --cov-report=term-missing:skip-covered
+	$(PYTEST) -m 'slow or not slow' --cov --cov-report=term-missing:skip-covered
 
 lint: .venv/.dev ## check style, formatting and types
 	$(BIN)/ruff check

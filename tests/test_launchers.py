@@ -53,17 +53,28 @@ def test_jobs_are_spread_and_a_killed_one_is_named(tmp_path, launcher):
         assert gpus == {"0", "1"}, "each of two GPUs had a job"
 
 
+def slurm(folder, path):
+    command = [*TRAIN, *QUICK, "seed=0,1,2", "hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu"]
+    environment = {**os.environ, "PATH": path}
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def test_without_slurm_it_says_so(tmp_path):
+    pytest.importorskip("submitit")
+    done = slurm(tmp_path, str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr == "error: hydra/launcher=submitit_slurm finds no srun: start it where Slurm is installed\n"
+
+
 def test_slurm_gets_what_the_config_says(tmp_path, monkeypatch):
     """Where there is no cluster: a stand-in for sbatch keeps the script that it is handed."""
     pytest.importorskip("submitit")
-    sbatch = tmp_path / "sbatch"
-    sbatch.write_text(f"#!/bin/sh\ncp $1 {tmp_path}/script\necho 'slurm is not here' >&2\nexit 1\n")
-    sbatch.chmod(0o755)
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    command = [*TRAIN, *QUICK, "seed=0,1,2", "hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu"]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=120
-    )
+    for name in ("sbatch", "srun"):
+        (tmp_path / name).write_text(f"#!/bin/sh\ncp $1 {tmp_path}/script\necho 'slurm is not here' >&2\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    done = slurm(tmp_path, f"{tmp_path}:{os.environ['PATH']}")
     assert "slurm is not here" in done.stderr
     script = (tmp_path / "script").read_text()
     for line in ("partition=gpu", "gpus-per-node=1", "array=0-2%3", "signal=USR2@120", "time=720", "mem=32GB"):

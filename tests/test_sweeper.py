@@ -21,15 +21,15 @@ def jobs():
     setup_globals()
     GlobalHydra.instance().clear()
 
-    def split(*overrides):
+    def split(*overrides, together=True):
         loader = ConfigLoaderImpl(create_config_search_path(str(CONFIG_DIR)))
         config = loader.load_configuration(CONFIG_NAME, list(overrides), RunMode.MULTIRUN)
         context = HydraContext(config_loader=loader, callbacks=None)
         sweeper = Plugins.instance().instantiate_sweeper(hydra_context=context, task_function=print, config=config)
         arguments = [*sweeper._parse_config(), *OmegaConf.to_container(config.hydra.overrides.task)]
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
-        (batch,) = sweeper.split_arguments(parsed, sweeper.max_batch_size)
-        return batch
+        batches = sweeper.split_arguments(parsed, sweeper.max_batch_size)
+        return [job for batch in batches for job in batch] if together else batches
 
     return split
 
@@ -75,7 +75,7 @@ def test_basic_has_a_job_a_cell(jobs):
         (["block=range(0,5)", "sweeper.cells_per_job=2"], ["[0,1]", "[2,3]", "[4]"]),
         (["block=all", "sweeper.cells_per_job=2"], ["[head,0]", "[1,2]", "[full]"]),
         (["sweeper.cells_per_job=4"], ["[head,0,1,2]", "[full]"]),
-        (["block=[head,all,top2]", "sweeper.cells_per_job=3"], ["[head,0,1]", "[2,full,top2]"]),
+        (["block=[head,all,top2]", "sweeper.cells_per_job=3"], ["[head,0,1]", "[2,full]", "[top2]"]),
         (["block=0,1,2", "optimizer.lr=[1e-3,1e-2]", "sweeper.cells_per_job=4"], ["[0,1]", "[2]"]),
         (["block=0,1", "optimizer.lr=[1e-3,1e-2]", "sweeper.cells_per_job=1"], ["[0]", "[1]"]),
     ],
@@ -83,6 +83,13 @@ def test_basic_has_a_job_a_cell(jobs):
 def test_a_job_has_at_most_so_many_cells(jobs, overrides, blocks):
     found = jobs(*SMALL, "partition.num_blocks=3", *overrides)
     assert [next(o for o in job if o.startswith("block=")) for job in found] == [f"block={b}" for b in blocks]
+
+
+def test_what_chooses_among_blocks_waits_for_all_of_them(jobs):
+    overrides = ["block=[all,top2]", "seed=0,1", "sweeper.cells_per_job=3", "partition.num_blocks=3"]
+    first, later = jobs(*SMALL, *overrides, together=False)
+    assert len(first) == 4
+    assert [job[-1] for job in later] == ["block=[top2]"] * 2
 
 
 def test_axes_may_come_from_a_config_and_the_command_line_wins(jobs):

@@ -2,8 +2,10 @@
 
 `block=0,1,2` or `block=range(0,12)` becomes one job with a list of scopes, trained side by side, instead of a job
 a block; every other axis (`model`, `data`, `seed`, ...) is swept as usual. `sweeper.cells_per_job` bounds a job.
+Where it does, `top3` is a job of a second batch, which a launcher begins when the blocks to choose from are trained.
 """
 
+import shutil
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,8 +13,14 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from blockwise.errors import InputError
 
 TOGETHER = "block"
+# the scopes that choose among blocks already trained
+TOP = "top"
 # Hydra executes this file outside of `sys.modules`: annotations of the dataclass must not be postponed.
 
 
@@ -32,7 +40,17 @@ ConfigStore.instance().store(
 
 
 class BlockAxisSweeper(BasicSweeper):
-    """Sweeps over every axis but `block`."""
+    """Sweeps over every axis but `block`.
+
+    Raises:
+        InputError: The jobs are for Slurm, and it is not here.
+    """
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Get ready."""
+        if config.hydra.launcher._target_.endswith("SlurmLauncher") and shutil.which("srun") is None:
+            raise InputError("hydra/launcher=submitit_slurm finds no srun: start it where Slurm is installed")
+        super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def _parse_config(self) -> list[str]:
         """Return the axes that a config names, as on the command line."""
@@ -45,12 +63,14 @@ class BlockAxisSweeper(BasicSweeper):
         """Return batches of jobs, each a list of overrides."""
         (jobs,) = BasicSweeper.split_arguments([_together(override) for override in overrides], None)
         assert self.config is not None
-        if (cells := self.config.sweeper.cells_per_job) is not None:
-            jobs = [part for job in jobs for part in self._divide(job, cells)]
-        return list(self.split_overrides_to_chunks(jobs, max_batch_size))
+        if (cells := self.config.sweeper.cells_per_job) is None:
+            return list(self.split_overrides_to_chunks(jobs, max_batch_size))
+        parts = [part for job in jobs for part in self._divide(job, cells)]
+        batches = ([part for part in parts if _chooses(part) is later] for later in (False, True))
+        return [chunk for batch in batches if batch for chunk in self.split_overrides_to_chunks(batch, max_batch_size)]
 
     def _divide(self, job: list[str], cells: int) -> list[list[str]]:
-        """Cut a job into jobs of at most so many cells, of one scope at least."""
+        """Cut a job into jobs of at most so many cells, of one scope at least, `top3` and the like apart."""
         assert self.hydra_context is not None
         assert self.config is not None
         cfg = self.hydra_context.config_loader.load_sweep_config(self.config, list(job))
@@ -63,9 +83,14 @@ class BlockAxisSweeper(BasicSweeper):
             scopes[place : place + 1] = [scope for scope in every if scope not in scopes]
         size = max(1, cells // len(rates))
         others = [override for override in job if not override.startswith(f"{TOGETHER}=")]
-        return [
-            [*others, f"{TOGETHER}=[{','.join(scopes[first : first + size])}]"] for first in range(0, len(scopes), size)
-        ]
+        kinds = ([s for s in scopes if not s.startswith(TOP)], [s for s in scopes if s.startswith(TOP)])
+        parts = [kind[first : first + size] for kind in kinds for first in range(0, len(kind), size)]
+        return [[*others, f"{TOGETHER}=[{','.join(part)}]"] for part in parts]
+
+
+def _chooses(job: list[str]) -> bool:
+    """Whether a job trains scopes that wait for others."""
+    return any(override.startswith(f"{TOGETHER}=[{TOP}") for override in job)
 
 
 def _values(value: Any) -> list[str]:
