@@ -1,3 +1,4 @@
+import csv
 import json
 
 import pytest
@@ -24,15 +25,19 @@ def test_files_of_a_cell(tmp_path):
     store = ResultStore(tmp_path / "results")
     assert store.find(SETTINGS) is None
     transposed = torch.arange(6.0).reshape(2, 3).T
-    folder = store.save(RECORD, [{"train": ROW, "val": ROW}], {"head.weight": transposed})
+    predictions = [("cat", "dog"), ("dog, wild", "dog, wild")]
+    folder = store.save(RECORD, [{"train": ROW, "val": ROW}], {"head.weight": transposed}, predictions)
     assert folder == tmp_path / "results/digits/net/segment/7" / f"seed3-{settings_hash(SETTINGS)}"
-    assert sorted(path.name for path in folder.iterdir()) == ["history.csv", "record.json", "weights.safetensors"]
+    files = ["history.csv", "predictions.csv", "record.json", "weights.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == files
+    with (folder / "predictions.csv").open() as file:
+        assert list(csv.reader(file)) == [["label", "predicted"], *map(list, predictions)]
     assert torch.equal(load_file(folder / "weights.safetensors")["head.weight"], transposed)
     header, row = (folder / "history.csv").read_text().splitlines()
     assert header.startswith("epoch,train_top1,")
     assert row == "0" + ",0.25" * 10
-    assert store.find(SETTINGS) == RECORD
-    assert read_records(tmp_path) == [RECORD]
+    assert store.find(SETTINGS) == {**RECORD, "folder": str(folder)}
+    assert read_records(tmp_path) == [{**RECORD, "folder": str(folder)}]
 
 
 def test_a_record_that_cannot_be_written_leaves_none(tmp_path):

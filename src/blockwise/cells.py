@@ -122,6 +122,7 @@ class Progress:
         best_epoch: The epoch, from 0, with the highest validation accuracy (the first of equals), or None.
         best_state: What the cell trained, as it was after that epoch.
         test: Metrics on the test images, once tested.
+        predictions: True and predicted class of every test image, once tested.
         seconds: Time spent on this cell alone.
     """
 
@@ -130,6 +131,7 @@ class Progress:
     best_epoch: int | None = None
     best_state: dict[str, Tensor] = field(default_factory=dict)
     test: Metrics | None = None
+    predictions: list[tuple[int, int]] = field(default_factory=list)
     seconds: float = 0.0
 
     @property

@@ -208,9 +208,12 @@ class BlockwiseModule(L.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Keep each cell's test metrics."""
-        for index, metrics in self._metrics("test").items():
-            self.progress[index].test = metrics
-            self.progress[index].status = "finished"
+        logits, labels = self._seen("test")
+        for index, values in logits.items():
+            progress = self.progress[index]
+            progress.test = compute_metrics(values, labels)
+            progress.predictions = torch.stack([labels, values.argmax(1)], dim=1).tolist()
+            progress.status = "finished"
 
     def _cells_at_boundaries(self, images: Tensor, kept_as: int | None = None) -> Iterator[tuple[int, Any]]:
         """Yield each active cell with what is live at its boundary, input side first; keeps the time of each.
@@ -243,11 +246,16 @@ class BlockwiseModule(L.LightningModule):
 
     def _metrics(self, split: str) -> dict[int, Metrics]:
         """Return the metrics of every active cell on what it has seen of the split since the last call."""
+        logits, labels = self._seen(split)
+        return {index: compute_metrics(values, labels) for index, values in logits.items()}
+
+    def _seen(self, split: str) -> tuple[dict[int, Tensor], Tensor]:
+        """Return the logits of every active cell since the last call, and the labels."""
         outputs, labels = self._outputs(split), gathered(_joined(self._labels.get(split, [])))
         self._logits.pop(split, None)
         self._labels.pop(split, None)
         active = [index for index, progress in enumerate(self.progress) if progress.active]
-        return {index: compute_metrics(gathered(_joined(outputs[index])).float(), labels) for index in active}
+        return {index: gathered(_joined(outputs[index])).float() for index in active}, labels
 
 
 def _joined(batches: list[Tensor]) -> Tensor:

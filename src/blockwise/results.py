@@ -1,7 +1,8 @@
 """The record of a finished cell, and the folder tree that keeps records.
 
-`results/<data>/<backbone>/<partition>/<scope>/seed<seed>-<hash>/` holds `record.json`, `history.csv` and
-`weights.safetensors`. `record.json` is written last, atomically: a cell without it is not finished.
+`results/<data>/<backbone>/<partition>/<scope>/seed<seed>-<hash>/` holds `record.json`, `history.csv`,
+`predictions.csv` and `weights.safetensors`. `record.json` is written last, atomically: a cell without it is not
+finished.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import csv
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:  # tables are read without waiting for torch
 
 SCHEMA = 1
 KEYS = frozenset("status backbone data partition cell seed settings metrics seconds provenance".split())
+HISTORY = "history.csv"
+PREDICTIONS = "predictions.csv"
 METRICS = ("top1", "top5", "macro_f1", "ece", "loss")
 Metrics = dict[str, float]
 Record = dict[str, Any]
@@ -77,12 +80,28 @@ class ResultStore:
         """Return the record of the cell with these settings, if it is finished."""
         return read_record(self.cell_folder(settings) / "record.json")
 
-    def save(self, record: Record, history: list[dict[str, Metrics]], weights: dict[str, Tensor]) -> Path:
-        """Write a cell's files, the record last, and return its folder."""
+    def save(
+        self,
+        record: Record,
+        history: list[dict[str, Metrics]],
+        weights: dict[str, Tensor],
+        predictions: Iterable[tuple[str, str]] = (),
+    ) -> Path:
+        """Write a cell's files, the record last, and return its folder.
+
+        Args:
+            record: What `record.json` will hold.
+            history: Metrics, one entry an epoch.
+            weights: What the cell has trained.
+            predictions: The true and the predicted class of every test image.
+        """
         folder = self.cell_folder(record["settings"])
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / "history.csv") as temporary:
-            _write_history(temporary, history)
+        header = ["epoch", *(f"{split}_{metric}" for split in ("train", "val") for metric in METRICS)]
+        epochs = ([row[split][metric] for split in ("train", "val") for metric in METRICS] for row in history)
+        _write_csv(folder / HISTORY, header, ([epoch, *values] for epoch, values in enumerate(epochs)))
+        if predictions:
+            _write_csv(folder / PREDICTIONS, ["label", "predicted"], predictions)
         if weights:
             from safetensors.torch import save
 
@@ -95,7 +114,7 @@ class ResultStore:
 
 
 def read_records(folder: str | Path) -> list[Record]:
-    """Return every record below a folder, in a stable order.
+    """Return every record below a folder, in a stable order; `record["folder"]` tells where each lies.
 
     Raises:
         InputError: There is none.
@@ -119,12 +138,11 @@ def read_record(path: Path) -> Record | None:
     except (OSError, ValueError):
         return None
     whole = isinstance(record, dict) and record.get("schema") == SCHEMA and set(record) >= KEYS
-    return record if whole else None
+    return {**record, "folder": str(path.parent)} if whole else None
 
 
-def _write_history(path: Path, history: list[dict[str, Metrics]]) -> None:
-    with path.open("w", newline="") as file:
+def _write_csv(path: Path, header: list[str], rows: Iterable[Iterable[Any]]) -> None:
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["epoch", *(f"{split}_{metric}" for split in ("train", "val") for metric in METRICS)])
-        for epoch, row in enumerate(history):
-            writer.writerow([epoch, *(row[split][metric] for split in ("train", "val") for metric in METRICS)])
+        writer.writerow(header)
+        writer.writerows(rows)

@@ -285,7 +285,9 @@ def _record(study: Study, module: BlockwiseModule) -> None:
             settings=study.settings(cell),
             seconds=progress.seconds + shared / len(module.cells),
         )
-        study.store.save(record, progress.history, progress.best_state)
+        classes = study.data.splits.classes
+        predictions = [(classes[label], classes[predicted]) for label, predicted in progress.predictions]
+        study.store.save(record, progress.history, progress.best_state, predictions)
 
 
 def _call(trainer: L.Trainer, entry: Callable[..., Any], module: BlockwiseModule, **options: Any) -> None:

@@ -86,7 +86,7 @@ def test_each_scope_is_compared_at_its_own_best_rate():
 
 
 def test_seeds_are_averaged():
-    records = [record("0", 0.5, 0.4, seed=0), record("0", 0.7, 0.6, seed=1), record("1", 0.55, 0.9, seed=0)]
+    records = [record("0", 0.5, 0.4, seed=0), record("0", 0.7, 0.6, seed=1), record("1", 0.45, 0.9, seed=0)]
     (sweep,) = sweeps(records)
     assert sweep.best.scope == "0"
     assert sweep.best.mean("test") == pytest.approx(0.5)
@@ -143,3 +143,11 @@ def test_the_picture(tmp_path, records):
     with Image.open(path) as image:
         assert image.width > 800
         assert len(image.convert("RGB").getcolors(1 << 20)) > 20
+
+
+def test_blocks_are_compared_over_the_seeds_that_all_of_them_have():
+    lucky = record("1", 0.9, 0.5, seed=1)  # block 0 has no such seed
+    (sweep,) = sweeps([record("0", 0.7, 0.7), record("1", 0.6, 0.6), lucky])
+    assert sweep.best.scope == "0"
+    (sweep,) = sweeps([record("0", 0.7, 0.7), lucky])  # nothing in common: as they are
+    assert sweep.best.scope == "1"

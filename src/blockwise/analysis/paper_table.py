@@ -65,7 +65,7 @@ def _row(sweep: Sweep) -> dict[str, str]:
         record["data"]["name"],
         record["backbone"]["name"],
         record["partition"]["name"],
-        len({r["seed"] for r in sweep.records}),
+        len(sweep.seeds),
         *(percent(row, "test") if row else "" for row in (head, full, best)),
         best.scope if best else "",
         best.records[0]["cell"]["quarter"] if best else "",

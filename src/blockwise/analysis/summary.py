@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
@@ -23,17 +23,20 @@ class Row:
     records: tuple[Record, ...]
     lr: float
 
-    def mean(self, split: str, metric: str = "top1") -> float:
-        """Return the mean of a metric over seeds."""
-        return fmean(record["metrics"][split][metric] for record in self.records)
+    @property
+    def seeds(self) -> set[int]:
+        """The seeds it was trained with."""
+        return {record["seed"] for record in self.records}
+
+    def mean(self, split: str, metric: str = "top1", seeds: Set[int] | None = None) -> float:
+        """Return the mean of a metric over all seeds, or over some."""
+        kept = [record for record in self.records if seeds is None or record["seed"] in seeds]
+        return fmean(record["metrics"][split][metric] for record in kept)
 
     def difference(self, other: Row, split: str = "test") -> float | None:
         """Return how much higher the accuracy is than another row's, over the seeds that both have; None if none."""
-        mine, theirs = (
-            {record["seed"]: record["metrics"][split]["top1"] for record in row.records} for row in (self, other)
-        )
-        common = mine.keys() & theirs.keys()
-        return fmean(mine[seed] - theirs[seed] for seed in common) if common else None
+        common = self.seeds & other.seeds
+        return self.mean(split, seeds=common) - other.mean(split, seeds=common) if common else None
 
     def spread(self, split: str, metric: str = "top1") -> float | None:
         """Return the standard deviation over seeds; None for a single seed."""
@@ -51,6 +54,16 @@ class Sweep:
     rows: tuple[Row, ...]
 
     @property
+    def rates(self) -> set[float]:
+        """The learning rates that were tried."""
+        return {_rate(record) for record in self.records}
+
+    @property
+    def seeds(self) -> set[int]:
+        """The seeds that any scope was trained with."""
+        return {record["seed"] for record in self.records}
+
+    @property
     def title(self) -> str:
         """Return `backbone on data, partition`."""
         record = self.records[0]
@@ -62,9 +75,13 @@ class Sweep:
 
     @property
     def single_blocks(self) -> list[Row]:
-        """The rows of single blocks, best first by validation accuracy (of equals, the one nearer the head)."""
+        """The rows of single blocks, best first by validation accuracy (of equals, the one nearer the head).
+
+        They are compared over the seeds that all of them have, if there are any.
+        """
         rows = [row for row in self.rows if row.records and row.scope.isdigit()]
-        return sorted(rows, key=lambda row: (-row.mean("val"), -row.blocks[0]))
+        common = set.intersection(*(row.seeds for row in rows)) if rows else set()
+        return sorted(rows, key=lambda row: (-row.mean("val", seeds=common or row.seeds), -row.blocks[0]))
 
     @property
     def best(self) -> Row | None:
@@ -91,13 +108,17 @@ def _rows(records: Sequence[Record]) -> tuple[Row, ...]:
 def _newest(records: Sequence[Record]) -> list[Record]:
     """Keep one record a scope, rate and seed: `top3` may have been trained before other blocks turned out best."""
     ordered = sorted(records, key=lambda record: record["provenance"].get("finished", ""))
-    return list({(r["cell"]["scope"], r["settings"]["lr"], r["seed"]): r for r in ordered}.values())
+    return list({(r["cell"]["scope"], _rate(r), r["seed"]): r for r in ordered}.values())
+
+
+def _rate(record: Record) -> float:
+    return float(record["settings"].get("lr", 0))
 
 
 def _best_rate(scope: str, records: Sequence[Record]) -> Row:
     rates: dict[float, list[Record]] = {}
     for record in records:
-        rates.setdefault(record["settings"]["lr"], []).append(record)
+        rates.setdefault(_rate(record), []).append(record)
     # a rate at which any seed diverged is not one to choose
     sound = {rate: group for rate, group in rates.items() if all(r["status"] == "finished" for r in group)}
     blocks = tuple(records[0]["cell"]["blocks"])

@@ -13,8 +13,8 @@ from blockwise.analysis.summary import Row, Sweep
 def sweep_table(sweep: Sweep) -> Table:
     """Return a table with one line a scope, the best block marked, differences to both baselines in points."""
     head, full, best = sweep.row("head"), sweep.row("full"), sweep.best
-    rates = len({record["settings"]["lr"] for record in sweep.records}) > 1
-    seeds = len({record["seed"] for record in sweep.records}) > 1
+    rates = len(sweep.rates) > 1
+    seeds = len(sweep.seeds) > 1
     table = Table(
         title=sweep.title,
         caption=_caption(sweep),
