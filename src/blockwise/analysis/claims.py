@@ -1,0 +1,154 @@
+"""The claims of Barakat & Huang (2023), tested on any records."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import factorial, prod
+from typing import Literal
+
+import numpy as np
+from scipy import stats
+
+from blockwise.analysis.frame import depth
+from blockwise.analysis.statistics import BASELINES, BEST, LEVEL, PairedTest, paired_tests, quarter_shares
+from blockwise.analysis.summary import Row, Sweep
+
+Verdict = Literal["supported", "not supported", "not enough data"]
+PERMUTATIONS = 1999
+TEST = "Wilcoxon signed-rank test across sweeps, one-sided, against each baseline, Holm's correction"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim, and what the records say of it.
+
+    Attributes:
+        statement: The claim.
+        statistic: How it is tested.
+        evidence: What was found, in one line.
+        verdict: `not supported` means that the records do not show it, at a level of 5 %.
+    """
+
+    statement: str
+    statistic: str
+    evidence: str
+    verdict: Verdict
+
+
+def claims(sweeps: Sequence[Sweep]) -> list[Claim]:
+    """Test the paper's claims on recorded sweeps."""
+    return [beats_baselines(sweeps), differs_between_backbones(sweeps), fourth_quarter(sweeps), is_reliable(sweeps)]
+
+
+def beats_baselines(sweeps: Sequence[Sweep]) -> Claim:
+    """Test whether the best block, chosen on validation, has a higher test accuracy than both baselines."""
+    tests = paired_tests(sweeps, [(BEST, name) for name in BASELINES], alternative="greater")
+    return Claim("The best block beats both baselines.", TEST, _gains(tests), _verdict(tests))
+
+
+def fourth_quarter(sweeps: Sequence[Sweep]) -> Claim:
+    """Test the same of the best block of the quarter next to the head."""
+    tests = paired_tests(sweeps, [("quarter 4", name) for name in BASELINES], alternative="greater")
+    evidence, share = _gains(tests), quarter_shares(sweeps)[3]
+    if share.blocks:
+        within = "" if share.interval is None else f" (95 % interval {_percent(*share.interval)})"
+        evidence += f"; of its blocks {share.wins} of {share.blocks} beat both{within}"
+    return Claim("A block of the fourth quarter generally beats the baselines.", TEST, evidence, _verdict(tests))
+
+
+def is_reliable(sweeps: Sequence[Sweep]) -> Claim:
+    """Test whether the best block's accuracy spreads less over seeds than those of the baselines."""
+    tests = paired_tests(sweeps, [(BEST, name) for name in BASELINES], _steadier, alternative="greater")
+    parts = [
+        f"against {test.second}, its standard deviation is lower by {100 * test.median:.2f} points (median of "
+        f"{test.pairs} sweeps{_p(test)})"
+        for test in tests
+        if test.median is not None
+    ]
+    evidence = "; ".join(parts) or "no sweep has two seeds of the best block and of a baseline"
+    statement = "The best block is more reliable: its accuracy spreads less over seeds than the baselines'."
+    return Claim(statement, f"{TEST}; of standard deviations of test accuracy", evidence, _verdict(tests))
+
+
+def differs_between_backbones(sweeps: Sequence[Sweep]) -> Claim:
+    """Test whether the best block lies elsewhere from backbone to backbone, beyond what seeds and data sets change."""
+    places: dict[str, list[float]] = {}
+    for sweep in sweeps:
+        name = sweep.records[0]["backbone"]["name"]
+        places.setdefault(name, []).extend(_places(sweep))
+    groups = [group for group in places.values() if group]
+    found = Counter(place for group in groups for place in group)
+    shown = ", ".join(f"{place:.2f} ({times} times)" for place, times in sorted(found.items()))
+    evidence = f"{len(groups)} backbones, {found.total()} runs; relative depth of the best block: {shown or 'none'}"
+    verdict: Verdict = "not enough data"
+    if len(found) == 1 and len(groups) > 2:
+        verdict = "not supported"
+    elif _arrangements(groups) > 1 / LEVEL:
+        p = _permuted(groups)
+        verdict = "supported" if p < LEVEL else "not supported"
+        evidence += f"; p = {p:.2g}"
+    elif len(found) > 1:
+        evidence += "; runs of more seeds are needed to tell differences between backbones from chance"
+    return Claim(
+        "The best block differs between backbones.",
+        "Kruskal-Wallis test of the best block's depth in each run (seed and data set), p by permutation of runs",
+        evidence,
+        verdict,
+    )
+
+
+def _places(sweep: Sweep) -> list[float]:
+    """Return the depth of the best block by validation, once a seed that all blocks have."""
+    rows = sweep.single_blocks
+    common = set.intersection(*(row.seeds for row in rows)) if len(rows) > 1 else set()
+    blocks = sweep.records[0]["partition"]["num_blocks"]
+    best = (max(rows, key=lambda row: (row.mean("val", seeds={seed}), row.blocks)) for seed in sorted(common))
+    return [depth(row.blocks[0], blocks) for row in best]
+
+
+def _arrangements(groups: Sequence[Sequence[float]]) -> float:
+    """Return in how many ways runs can be dealt to as many backbones; the inverse is the smallest p there is."""
+    alike = prod(factorial(times) for times in Counter(map(len, groups)).values())
+    return factorial(sum(map(len, groups))) / (prod(factorial(len(group)) for group in groups) * alike)
+
+
+def _permuted(groups: Sequence[Sequence[float]]) -> float:
+    result = stats.permutation_test(
+        [np.array(group) for group in groups],
+        lambda *parts: stats.kruskal(*parts).statistic,
+        permutation_type="independent",
+        n_resamples=PERMUTATIONS,
+        alternative="greater",
+        rng=np.random.default_rng(0),
+    )
+    return float(result.pvalue)
+
+
+def _steadier(row: Row, baseline: Row) -> float | None:
+    mine, theirs = row.spread("test"), baseline.spread("test")
+    return None if mine is None or theirs is None else theirs - mine
+
+
+def _verdict(tests: Sequence[PairedTest]) -> Verdict:
+    if any(test.p_holm is None for test in tests):
+        return "not enough data"
+    return "supported" if all(test.significant for test in tests) else "not supported"
+
+
+def _gains(tests: Sequence[PairedTest]) -> str:
+    parts = [
+        f"{100 * test.median:+.1f} points to {test.second} (median of {test.pairs} sweeps{_p(test)})"
+        for test in tests
+        if test.median is not None
+    ]
+    return "; ".join(parts) or "no sweep has both"
+
+
+def _p(test: PairedTest) -> str:
+    return f"; {test.needed} are needed" if test.p_holm is None else f", p = {test.p_holm:.2g}"
+
+
+def _percent(low: float, high: float) -> str:
+    return f"{100 * low:.0f} to {100 * high:.0f} %"

@@ -1,0 +1,56 @@
+"""Records -> a pandas table, one line a cell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+
+from blockwise.results import METRICS, Record, sweep_hash
+
+
+def records_frame(records: Iterable[Record]) -> pd.DataFrame:
+    """Return one line a record.
+
+    Columns: `data`, `backbone`, `weights`, `parameters`, `partition`, `num_blocks`, `scope`, `block` (if single),
+    `quarter`, `depth` (the middle of a single block: 0 touches the pixels, 1 is next to the head), `trainable`, `lr`,
+    `seed`, `status`, `best_epoch`, `epochs`, `seconds`, `peak_memory_bytes`, `train_top1` to `test_loss` (fractions),
+    `sweep` (equal for cells that may be compared) and `folder`.
+    """
+    return pd.DataFrame([_line(record) for record in records]).convert_dtypes()
+
+
+def depth(block: int, num_blocks: int) -> float:
+    """Return where the middle of a block lies: near 0 at the pixels, near 1 at the head."""
+    return (block + 0.5) / num_blocks
+
+
+def _line(record: Record) -> dict[str, Any]:
+    backbone, cell, partition = record["backbone"], record["cell"], record["partition"]
+    block = int(cell["scope"]) if cell["scope"].isdigit() else None
+    metrics = {
+        f"{split}_{name}": ((record["metrics"] or {}).get(split) or {}).get(name)
+        for split in ("train", "val", "test")
+        for name in METRICS
+    }
+    return {
+        "data": record["data"]["name"],
+        "backbone": backbone["name"],
+        "weights": backbone.get("weights"),
+        "parameters": backbone.get("parameters"),
+        "partition": partition["name"],
+        "num_blocks": partition["num_blocks"],
+        "scope": cell["scope"],
+        "block": block,
+        "quarter": cell.get("quarter"),
+        "depth": None if block is None else depth(block, partition["num_blocks"]),
+        "trainable": cell["trainable_parameters"],
+        "lr": record["settings"].get("lr"),
+        "seed": record["seed"],
+        "status": record["status"],
+        **{key: record.get(key) for key in ("best_epoch", "epochs", "seconds", "peak_memory_bytes")},
+        **metrics,
+        "sweep": sweep_hash(record["settings"]),
+        "folder": record.get("folder"),
+    }
