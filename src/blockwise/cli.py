@@ -1,15 +1,18 @@
-"""The command line: `train`, `inspect`, `table`."""
+"""The command line: `train`, `inspect`, `table`, `report`, `claims`."""
 
 from __future__ import annotations
 
 import argparse
 import errno
+import json
 import logging
 import os
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +55,14 @@ def main(arguments: list[str] | None = None) -> None:
     table.add_argument("--backbones", action="store_true", help="one row a backbone, as in the paper")
     table.add_argument("--out", type=Path, action="append", default=[], help="write it as well: FILE.md or FILE.csv")
     table.set_defaults(command=_table)
+    report = commands.add_parser("report", help="write a page of tables, statistics and figures")
+    report.add_argument("results", nargs="?", default="results", help="a results folder, or one below it")
+    report.add_argument("-o", "--out", type=Path, default=Path("report"), help="the folder to write to (report)")
+    report.set_defaults(command=_report)
+    claims = commands.add_parser("claims", help="test the paper's claims on recorded sweeps")
+    claims.add_argument("results", nargs="?", default="results", help="a results folder, or one below it")
+    claims.add_argument("--json", action="store_true", help="print JSON")
+    claims.set_defaults(command=_claims)
     options = parser.parse_args([*arguments[:1], *_flags_first(arguments[1:])])
     _or_one_sentence(lambda: options.command(options))
 
@@ -139,6 +150,36 @@ def _table(options: argparse.Namespace) -> None:
     print_table(console, backbone_table(rows))
     for path in options.out:
         write_rows(rows, path)
+
+
+def _report(options: argparse.Namespace) -> None:
+    with _extra("report"):
+        from blockwise.analysis.report import write_report
+    from blockwise.results import read_records
+
+    print(f"{write_report(read_records(options.results), options.out)} tells what the records say")
+
+
+def _claims(options: argparse.Namespace) -> None:
+    with _extra("report"):
+        from blockwise.analysis.claims import claims, claims_list
+    from blockwise.analysis.summary import sweeps
+    from blockwise.results import read_records
+
+    found = claims(sweeps(read_records(options.results)))
+    if options.json:
+        print(json.dumps([asdict(claim) for claim in found], indent=2))
+    else:
+        Console(markup=False).print(claims_list(found))
+
+
+@contextmanager
+def _extra(name: str) -> Iterator[None]:
+    """Say in one sentence that packages are missing which only some users need."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise InputError(f"{error.name} is missing: pip install 'blockwise[{name}]'") from error
 
 
 def _or_one_sentence(command: Callable[[], Any]) -> None:

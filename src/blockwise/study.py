@@ -15,7 +15,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from blockwise.analysis.figure import accuracy_by_block
+from blockwise.analysis.figures import accuracy_by_block
 from blockwise.analysis.summary import Sweep, sweeps
 from blockwise.analysis.table import print_table, sweep_table
 from blockwise.backbones import Backbone, load_backbone
@@ -205,7 +205,8 @@ def report(study: Study) -> None:
     print_table(study.console, sweep_table(sweep))
     if sweep.best is not None:
         folder = study.store.sweep_folder(study.common_settings())
-        path = accuracy_by_block(sweep, folder / f"accuracy-by-block-{sweep.key}.png")
+        path = folder / f"accuracy-by-block-{sweep.key}.png"
+        accuracy_by_block([sweep]).savefig(path, dpi=150)
         study.console.print(f"Accuracy by block: {path}", soft_wrap=True, highlight=False)
 
 

@@ -9,6 +9,8 @@ from math import factorial, prod
 from typing import Literal
 
 import numpy as np
+from rich.table import Table
+from rich.text import Text
 from scipy import stats
 
 from blockwise.analysis.frame import depth
@@ -40,6 +42,19 @@ class Claim:
 def claims(sweeps: Sequence[Sweep]) -> list[Claim]:
     """Test the paper's claims on recorded sweeps."""
     return [beats_baselines(sweeps), differs_between_backbones(sweeps), fourth_quarter(sweeps), is_reliable(sweeps)]
+
+
+def claims_list(found: Sequence[Claim]) -> Table:
+    """Return claims for a terminal."""
+    styles = {"supported": "green", "not supported": "red", "not enough data": "yellow"}
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    for claim in found:
+        table.add_row(Text(claim.verdict, styles[claim.verdict]), Text(claim.statement, "bold"))
+        table.add_row("", claim.evidence)
+        table.add_row("", Text(claim.statistic, "dim"))
+        table.add_row()
+    return table
 
 
 def beats_baselines(sweeps: Sequence[Sweep]) -> Claim:

@@ -59,12 +59,12 @@ def write_rows(rows: Sequence[dict[str, str]], path: Path) -> None:
 
 
 def _row(sweep: Sweep) -> dict[str, str]:
-    record, best = sweep.records[0], sweep.best
+    best = sweep.best
     head, full = sweep.row("head"), sweep.row("full")
     values: tuple[Any, ...] = (
-        record["data"]["name"],
-        record["backbone"]["name"],
-        record["partition"]["name"],
+        sweep.data,
+        sweep.backbone,
+        sweep.partition,
         len(sweep.seeds),
         *(percent(row, "test") if row else "" for row in (head, full, best)),
         best.scope if best else "",

@@ -64,10 +64,29 @@ class Sweep:
         return {record["seed"] for record in self.records}
 
     @property
+    def backbone(self) -> str:
+        """The name of the backbone."""
+        return str(self.records[0]["backbone"]["name"])
+
+    @property
+    def data(self) -> str:
+        """The name of the data set."""
+        return str(self.records[0]["data"]["name"])
+
+    @property
+    def num_blocks(self) -> int:
+        """The number of blocks of the partition."""
+        return int(self.records[0]["partition"]["num_blocks"])
+
+    @property
+    def partition(self) -> str:
+        """The name of the partition."""
+        return str(self.records[0]["partition"]["name"])
+
+    @property
     def title(self) -> str:
         """Return `backbone on data, partition`."""
-        record = self.records[0]
-        return f"{record['backbone']['name']} on {record['data']['name']}, partition {record['partition']['name']}"
+        return f"{self.backbone} on {self.data}, partition {self.partition}"
 
     def row(self, scope: str) -> Row | None:
         """Return the row of a scope, unless it is missing or diverged."""

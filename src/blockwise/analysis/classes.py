@@ -1,0 +1,64 @@
+"""Kept predictions -> which classes are confused, and which gain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from blockwise.analysis.summary import Row
+from blockwise.results import HISTORY, PREDICTIONS
+
+SHOWN = 20
+
+
+def predictions(row: Row) -> pd.DataFrame | None:
+    """Return `label` and `predicted` of every test image, all seeds together; None where they are not kept."""
+    found = [
+        frame for record in row.records if (frame := _read(record.get("folder"), PREDICTIONS, dtype=str)) is not None
+    ]
+    return pd.concat(found) if found else None
+
+
+def history(row: Row) -> pd.Series | None:
+    """Return validation accuracy by epoch, the mean of all seeds; None where it is not kept."""
+    found = [frame for record in row.records if (frame := _read(record.get("folder"), HISTORY)) is not None]
+    return pd.concat(found).groupby("epoch")["val_top1"].mean() if found else None
+
+
+def confusion_matrix(kept: pd.DataFrame, most: int = SHOWN) -> pd.DataFrame:
+    """Return fractions of each true class (line) that are taken for each class (column).
+
+    Of more than `most` classes, the ones with the most errors are kept; lines then do not add up to 1.
+    """
+    matrix = pd.crosstab(kept["label"], kept["predicted"], normalize="index")
+    classes = sorted(set(matrix.index) | set(matrix.columns))
+    matrix = matrix.reindex(index=classes, columns=classes, fill_value=0.0)
+    if len(classes) > most:
+        wrong = kept[kept["label"] != kept["predicted"]]
+        errors = wrong["label"].value_counts().add(wrong["predicted"].value_counts(), fill_value=0)
+        classes = sorted(errors.sort_values(ascending=False, kind="stable").index[:most])
+        matrix = matrix.loc[classes, classes]
+    return matrix
+
+
+def gains_by_class(kept: pd.DataFrame, baseline: pd.DataFrame, most: int = SHOWN) -> pd.Series:
+    """Return by how much each class is recognised more often than by a baseline, the most first.
+
+    Of more than `most` classes, those at both ends are kept.
+    """
+    gains = (_recall(kept) - _recall(baseline)).dropna().sort_values(ascending=False, kind="stable")
+    return gains if len(gains) <= most else pd.concat([gains.iloc[: most // 2], gains.iloc[-(most // 2) :]])
+
+
+def _recall(kept: pd.DataFrame) -> pd.Series:
+    return (kept["label"] == kept["predicted"]).groupby(kept["label"]).mean()
+
+
+def _read(folder: str | None, name: str, **options: object) -> pd.DataFrame | None:
+    if folder is None:
+        return None
+    try:
+        return pd.read_csv(Path(folder, name), keep_default_na=False, **options)
+    except (OSError, ValueError):  # not kept, or cut off
+        return None

@@ -1,0 +1,269 @@
+"""Sweeps -> matplotlib figures: what is drawn in black takes the colour of the page's text in a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import ceil
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from blockwise.analysis.summary import Row, Sweep
+
+if TYPE_CHECKING:  # a picture of one sweep is drawn without waiting for pandas
+    import pandas as pd
+
+    from blockwise.analysis.statistics import Ranks
+
+# Okabe & Ito (2008): distinguishable with colour vision deficiency, and in print
+BLUE, ORANGE, GREEN, GREY, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#8c8c8c", "#CC79A7", "#56B4E9"
+# not quite black: stays as it is on a dark page
+INK = "#010101"
+BASELINES = {"head": ("head only", ORANGE, "--"), "full": ("full fine-tuning", GREEN, "-.")}
+QUARTER_COLORS = {1: "#9ecae1", 2: SKY, 3: BLUE, 4: "#08306b"}
+Cost = Literal["trainable", "seconds"]
+COSTS = {"trainable": "parameters that train", "seconds": "seconds a cell"}
+
+
+def accuracy_by_block(sweeps: Sequence[Sweep]) -> Figure:
+    """Draw accuracies of every single block beside both baselines: a panel a sweep, mean and standard deviation."""
+    figure, panels = _panels(len(sweeps), width=7 if len(sweeps) == 1 else 10, height=4 if len(sweeps) == 1 else 2.4)
+    for axes, sweep in zip(panels, sweeps, strict=True):
+        _draw_blocks(axes, sweep)
+        axes.set_title(sweep.title if len(sweeps) == 1 else sweep.backbone)
+    _label(panels, "trained block (0 touches the pixels)" if len(sweeps) == 1 else "trained block", "top-1 accuracy, %")
+    _legend(figure, panels)
+    return figure
+
+
+def _draw_blocks(axes: Axes, sweep: Sweep) -> None:
+    rows = sorted(sweep.single_blocks, key=lambda row: row.blocks)
+    blocks = [row.blocks[0] for row in rows]
+    test, spread = (np.array([100 * (value(row) or 0) for row in rows]) for value in (_test, _spread))
+    axes.fill_between(blocks, test - spread, test + spread, color=BLUE, alpha=0.2, lw=0)
+    axes.plot(blocks, test, color=BLUE, marker="o", ms=4, label="block, test")
+    axes.plot(
+        blocks, [100 * row.mean("val") for row in rows], color=GREY, marker=".", ls=":", label="block, validation"
+    )
+    for name, (label, color, style) in BASELINES.items():
+        if (row := sweep.row(name)) is not None:
+            mean, deviation = 100 * row.mean("test"), 100 * (row.spread("test") or 0)
+            axes.axhline(mean, color=color, ls=style, label=f"{label}, test")
+            axes.axhspan(mean - deviation, mean + deviation, color=color, alpha=0.15, lw=0)
+    if sweep.best is not None:
+        top = (sweep.best.blocks[0], 100 * sweep.best.mean("test"))
+        axes.plot(*top, marker="*", ms=13, color=BLUE, mec="white", ls="none", label="best block (by validation)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
+    axes.grid(alpha=0.3)
+
+
+def depth_map(sweeps: Sequence[Sweep], baseline: str = "head") -> Figure:
+    """Draw a line a backbone: gain of each block over a baseline, by relative depth; a star marks the chosen block."""
+    figure = Figure(figsize=(8, 1.4 + 0.32 * len(sweeps)), layout="constrained")
+    axes = figure.add_subplot()
+    gains = [[(row.blocks[0], row.difference(base)) for row in s.single_blocks] if (base := s.row(baseline)) else []
+             for s in sweeps]  # fmt: skip
+    limit = max((abs(gain) for line in gains for _, gain in line if gain is not None), default=0) * 100 or 1
+    colors = None
+    for line, (sweep, blocks) in enumerate(zip(sweeps, gains, strict=True)):
+        values = np.full((1, sweep.num_blocks), np.nan)
+        for block, gain in blocks:
+            values[0, block] = np.nan if gain is None else 100 * gain
+        colors = axes.imshow(
+            values, cmap="PuOr_r", vmin=-limit, vmax=limit, extent=(0, 1, line + 0.46, line - 0.46), aspect="auto"
+        )
+        if sweep.best is not None:
+            axes.plot((sweep.best.blocks[0] + 0.5) / sweep.num_blocks, line, marker="*", color=INK, mec="white", ms=10)
+    axes.set(xlim=(0, 1), ylim=(len(sweeps) - 0.5, -0.5), xlabel="depth of the block (0 touches the pixels)")
+    axes.set_yticks(range(len(sweeps)), [sweep.backbone for sweep in sweeps])
+    if colors is not None:
+        figure.colorbar(colors, label=f"gain over {baseline}, points")
+    return figure
+
+
+def gain_by_quarter(sweeps: Sequence[Sweep], treatment: Callable[[Sweep, str], Row | None]) -> Figure:
+    """Draw what the best block of each quarter (by validation) gains over both baselines: a dot a sweep, and a box."""
+    figure, panels = _panels(2, width=8, height=3.2, columns=2)
+    for axes, (baseline, (label, _, _)) in zip(panels, BASELINES.items(), strict=True):
+        columns: list[list[float]] = []
+        for quarter in (1, 2, 3, 4):
+            rows = [(treatment(sweep, f"quarter {quarter}"), sweep.row(baseline)) for sweep in sweeps]
+            gains = [row.difference(base) for row, base in rows if row is not None and base is not None]
+            columns.append([100 * gain for gain in gains if gain is not None])
+        axes.axhline(0, color=GREY, lw=1)
+        axes.boxplot(columns, widths=0.5, showfliers=False, medianprops={"color": ORANGE, "lw": 2})
+        for place, column in enumerate(columns, start=1):
+            offsets = np.linspace(-0.12, 0.12, len(column)) if len(column) > 1 else [0]
+            axes.plot(place + np.array(offsets), column, "o", color=BLUE, alpha=0.6, ms=4)
+        axes.set(xlabel="quarter of the network", ylabel="gain, points", title=f"over {label}")
+        axes.grid(axis="y", alpha=0.3)
+    return figure
+
+
+def accuracy_against_cost(sweeps: Sequence[Sweep], cost: Cost) -> Figure:
+    """Draw every scope's accuracy against what it costs; a line joins those that no cheaper one beats on validation."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    points = []
+    for row in (row for sweep in sweeps for row in sweep.rows if row.records):
+        points.append((_cost(row, cost), row.mean("val"), 100 * row.mean("test")))
+        axes.plot(points[-1][0], points[-1][2], "o", ms=5, alpha=0.75, mew=0, color=_color(row))
+    front, best = [], -1.0
+    for price, val, test in sorted(points, key=lambda point: (point[0], -point[1])):
+        if val > best:
+            best = val
+            front.append((price, test))
+    axes.plot(*zip(*front, strict=True), color=PURPLE, lw=1.5, marker="o", mfc="none", ms=9)
+    axes.set(xscale="log", xlabel=COSTS[cost], ylabel="top-1 test accuracy, %")
+    names = {"head only": ORANGE, **{f"block of quarter {q}": c for q, c in QUARTER_COLORS.items()}}
+    names |= {"several blocks": GREY, "full fine-tuning": GREEN}
+    dots = [Line2D([], [], ls="none", marker="o", color=color, label=name) for name, color in names.items()]
+    line = Line2D([], [], color=PURPLE, marker="o", mfc="none", ms=9, label="none cheaper is better on validation")
+    figure.legend(handles=[*dots, line], loc="outside lower center", ncols=3, fontsize="small", frameon=False)
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def selection_cost(sweeps: Sequence[Sweep]) -> Figure:
+    """Draw the block that validation chooses beside the one that is best on test: what choosing fairly costs."""
+    figure = Figure(figsize=(8, 1.4 + 0.3 * len(sweeps)), layout="constrained")
+    axes = figure.add_subplot()
+    for line, sweep in enumerate(sweeps):
+        if sweep.best is None:
+            continue
+        chosen, highest = 100 * sweep.best.mean("test"), 100 * max(row.mean("test") for row in sweep.single_blocks)
+        axes.plot([chosen, highest], [line, line], color=GREY, lw=2, zorder=1)
+        axes.plot(highest, line, "D", color=ORANGE, label="highest on test", zorder=2)
+        axes.plot(chosen, line, "o", color=BLUE, label="chosen by validation", zorder=3)
+    axes.set_yticks(range(len(sweeps)), [sweep.backbone for sweep in sweeps])
+    axes.set(xlabel="top-1 test accuracy, %", ylim=(len(sweeps) - 0.5, -0.5))
+    axes.grid(axis="x", alpha=0.3)
+    _legend(figure, [axes])
+    return figure
+
+
+def training_curves(sweeps: Sequence[Sweep], history: Callable[[Row], pd.Series | None]) -> Figure | None:
+    """Draw validation accuracy by epoch: a panel a sweep; None where no history is kept.
+
+    Args:
+        sweeps: What to draw.
+        history: Returns accuracies of a row, one an epoch, or None.
+    """
+    curves = [
+        {row.scope: found for row in s.rows if row.records and (found := history(row)) is not None} for s in sweeps
+    ]
+    if not any(curves):
+        return None
+    figure, panels = _panels(len(sweeps), width=10, height=2.4)
+    for axes, sweep, kept in zip(panels, sweeps, curves, strict=True):
+        best = sweep.best.scope if sweep.best else None
+        marked = {"" if best is None else best: ("best block", BLUE, "-"), **BASELINES}
+        for scope, curve in sorted(kept.items(), key=lambda item: item[0] in marked):
+            label, color, style = marked.get(scope, ("other blocks", GREY, "-"))
+            strong = scope in marked
+            axes.plot(curve.index + 1, 100 * curve, color=color, ls=style, lw=2 if strong else 0.6, label=label)
+        axes.set_title(sweep.backbone)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+    _label(panels, "epoch", "validation accuracy, %")
+    _legend(figure, panels)
+    return figure
+
+
+def confusion(matrix: pd.DataFrame) -> Figure:
+    """Draw how often (fractions of each line) a true class is taken for which."""
+    side = 2.6 + 0.26 * len(matrix)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.add_subplot()
+    colors = axes.imshow(matrix.to_numpy(), cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(matrix)), list(matrix.columns), rotation=90)
+    axes.set_yticks(range(len(matrix)), list(matrix.index))
+    axes.set(xlabel="predicted", ylabel="true")
+    if len(matrix) <= 12:
+        for (line, column), value in np.ndenumerate(matrix.to_numpy()):
+            if value >= 0.005:
+                color = "white" if value > 0.5 else INK
+                axes.text(column, line, f"{100 * value:.0f}", ha="center", va="center", color=color, fontsize="small")
+    figure.colorbar(colors, format=PercentFormatter(1), shrink=0.7)
+    return figure
+
+
+def class_gains(gains: pd.Series) -> Figure:
+    """Draw what classes gain in accuracy (fractions), as bars."""
+    figure = Figure(figsize=(7, 1.2 + 0.26 * len(gains)), layout="constrained")
+    axes = figure.add_subplot()
+    axes.barh(range(len(gains)), 100 * gains, color=[BLUE if gain >= 0 else ORANGE for gain in gains])
+    axes.set_yticks(range(len(gains)), list(gains.index))
+    axes.set(ylim=(len(gains) - 0.5, -0.5), xlabel="gain over head only, points of the class's accuracy")
+    axes.axvline(0, color=GREY, lw=1)
+    axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def critical_differences(ranks: Ranks) -> Figure:
+    """Draw mean ranks; a bar joins treatments that Nemenyi's test does not tell apart (Demsar, 2006)."""
+    from scikit_posthocs import critical_difference_diagram
+
+    figure = Figure(figsize=(8, 2.4), layout="constrained")
+    axes = figure.add_subplot()
+    critical_difference_diagram(ranks.mean_ranks, ranks.nemenyi, ax=axes, label_fmt_left="{label} ({rank:.2f})  ",
+                                label_fmt_right="  ({rank:.2f}) {label}")  # fmt: skip
+    return figure
+
+
+def _panels(number: int, width: float, height: float, columns: int = 3) -> tuple[Figure, list[Axes]]:
+    """Return a figure of so many panels, each `height` inches high."""
+    columns = min(columns, number)
+    lines = ceil(number / columns)
+    figure = Figure(figsize=(width, height * lines + (0.8 if lines > 1 else 0)), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False)
+    for unused in grid.flat[number:]:
+        unused.set_axis_off()
+    return figure, list(grid.flat[:number])
+
+
+def _label(panels: Sequence[Axes], x: str, y: str) -> None:
+    """Name the axes along the left and the lower edge."""
+    for axes in panels:
+        place = axes.get_subplotspec()
+        assert place is not None
+        if place.is_first_col():
+            axes.set_ylabel(y)
+        if axes in panels[-place.get_gridspec().ncols :]:
+            axes.set_xlabel(x)
+
+
+def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
+    """Put one legend below all panels, each name once."""
+    named: dict[str, Artist] = {}
+    for axes in panels:
+        handles, labels = axes.get_legend_handles_labels()
+        named = {**dict(zip(labels, handles, strict=True)), **named}
+    figure.legend(
+        list(named.values()), list(named), fontsize="small", loc="outside lower center", ncols=3, frameon=False
+    )
+
+
+def _test(row: Row) -> float:
+    return row.mean("test")
+
+
+def _spread(row: Row) -> float | None:
+    return row.spread("test")
+
+
+def _cost(row: Row, cost: Cost) -> float:
+    if cost == "trainable":
+        return float(row.records[0]["cell"]["trainable_parameters"])
+    return float(np.mean([record["seconds"] for record in row.records]))
+
+
+def _color(row: Row) -> str:
+    if row.scope in BASELINES:
+        return BASELINES[row.scope][1]
+    return QUARTER_COLORS.get(row.records[0]["cell"]["quarter"], GREY)

@@ -1,0 +1,293 @@
+"""Sweeps -> the tables of a report: numbers for files, the same as texts for readers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from blockwise.analysis.claims import claims
+from blockwise.analysis.frame import depth
+from blockwise.analysis.statistics import BASELINES, PairedTest, Ranks, interval, paired_tests, quarter_shares
+from blockwise.analysis.summary import Row, Sweep
+from blockwise.results import Record
+
+INTERVAL = "± is half of the 95 % confidence interval over seeds (Student's t)"
+
+
+@dataclass(frozen=True)
+class ReportTable:
+    """A table.
+
+    Attributes:
+        name: Of its files.
+        title: Its heading.
+        note: What a reader must know of it.
+        values: Numbers: fractions, not per cent; columns that readers do not see come last.
+        texts: What readers see, as many lines, of some of the columns.
+    """
+
+    name: str
+    title: str
+    note: str
+    values: pd.DataFrame
+    texts: pd.DataFrame
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write it as CSV (numbers), Markdown and LaTeX (texts)."""
+        paths = [folder / f"{self.name}.{suffix}" for suffix in ("csv", "md", "tex")]
+        self.values.to_csv(paths[0], index=False)
+        paths[1].write_text(self.texts.to_markdown(index=False, disable_numparse=True) + "\n")
+        escaped = self.texts.rename(columns=_latex).map(_latex)
+        latex = escaped.to_latex(index=False, caption=_latex(self.title), label=f"tab:{self.name}")
+        paths[2].write_text(latex)
+        return paths
+
+
+def summary_table(sweeps: Sequence[Sweep]) -> ReportTable:
+    """Return one line a backbone: both baselines, the best block, what it gains."""
+    lines = []
+    for sweep in sweeps:
+        best, head, full = sweep.best, sweep.row("head"), sweep.row("full")
+        lines.append(
+            {
+                **_names(sweep),
+                "seeds": len(sweep.seeds),
+                **_accuracy("head", head),
+                **_accuracy("full", full),
+                **_accuracy("best block", best),
+                "block": best and best.blocks[0],
+                "quarter": best and best.records[0]["cell"]["quarter"],
+                "Δ head": best and head and best.difference(head),
+                "Δ full": best and full and best.difference(full),
+            }
+        )
+    note = (
+        "Top-1 test accuracy in %. The best block is the one with the highest validation accuracy, each scope at its "
+        f"own best learning rate by validation. Δ: points gained over the seeds that both have. {INTERVAL}."
+    )
+    return _table("summary", "Best block and baselines", note, lines)
+
+
+def scopes_table(sweeps: Sequence[Sweep]) -> ReportTable:
+    """Return one line a scope of every sweep."""
+    lines = []
+    for sweep in sweeps:
+        head, full = sweep.row("head"), sweep.row("full")
+        for row in (row for row in sweep.rows if row.records):
+            cell = row.records[0]["cell"]
+            lines.append(
+                {
+                    **_names(sweep),
+                    "scope": row.scope,
+                    "quarter": cell["quarter"],
+                    "layers": f"{cell.get('first_layer')} to {cell.get('last_layer')}" if row.blocks else None,
+                    "trainable": cell["trainable_parameters"],
+                    "lr": row.lr,
+                    "seeds": len(row.seeds),
+                    **_accuracy("val", row, "val"),
+                    **_accuracy("test", row),
+                    "Δ head": head and row.difference(head),
+                    "Δ full": full and row.difference(full),
+                    "seconds": float(sum(record["seconds"] for record in row.records) / len(row.records)),
+                    "depth": depth(row.blocks[0], sweep.num_blocks) if row.scope.isdigit() else None,
+                }
+            )
+    note = f"Accuracies in %, at the scope's best learning rate by validation. {INTERVAL}. Seconds: mean of a cell."
+    return _table("scopes", "Every scope", note, lines, hidden=("depth",))
+
+
+def quarters_table(sweeps: Sequence[Sweep]) -> ReportTable:
+    """Return how often a block of each quarter beats both baselines."""
+    lines = []
+    for share in quarter_shares(sweeps):
+        low, high = share.interval or (None, None)
+        lines.append(
+            {
+                "quarter": share.quarter,
+                "sweeps": share.sweeps,
+                "blocks": share.blocks,
+                "beat both": share.wins,
+                "share": share.wins / share.blocks if share.blocks else None,
+                "from": low,
+                "to": high,
+            }
+        )
+    note = (
+        "Blocks whose test accuracy is above both head only and full fine-tuning, in %; 95 % interval by bootstrap "
+        "over sweeps. Without an interval there are too few of them."
+    )
+    return _table("quarters", "How often a block beats both baselines", note, lines)
+
+
+def tests_table(sweeps: Sequence[Sweep]) -> ReportTable:
+    """Return paired tests of blocks and baselines."""
+    tests = paired_tests(sweeps)
+    lines = [
+        {
+            "first": test.first,
+            "second": test.second,
+            "sweeps": test.pairs,
+            "Δ median": test.median,
+            "effect": test.effect,
+            "p": test.p,
+            "p (Holm)": test.p_holm,
+            "verdict": _verdict(test),
+        }
+        for test in tests
+    ]
+    note = (
+        "Wilcoxon's signed-rank test, two-sided, on mean test accuracies of each backbone and data set, with Holm's "
+        f"correction for {len(tests)} tests. Effect: matched-pairs rank-biserial correlation, -1 to 1. Δ in points."
+    )
+    return _table("tests", "Paired tests across backbones and data sets", note, lines)
+
+
+def ranks_table(ranks: Ranks) -> ReportTable:
+    """Return mean ranks, and what Nemenyi's test makes of each pair."""
+    lines = [
+        {
+            "treatment": name,
+            "mean rank": rank,
+            **{f"p, {other}": ranks.nemenyi.loc[name, other] for other in ranks.nemenyi},
+        }
+        for name, rank in ranks.mean_ranks.sort_values().items()
+    ]
+    note = (
+        f"Friedman's test over {ranks.sweeps} sweeps that have all of them: p = {ranks.p:.2g}. Rank 1 is the most "
+        "accurate; p-values of pairs are those of Nemenyi's test."
+    )
+    return _table("ranks", "Ranks of blocks and baselines", note, lines)
+
+
+def selection_table(sweeps: Sequence[Sweep]) -> ReportTable:
+    """Return what choosing on validation costs against the highest test accuracy, which nobody may choose by."""
+    lines = []
+    for sweep in (sweep for sweep in sweeps if sweep.best is not None):
+        chosen, highest = sweep.best, max(sweep.single_blocks, key=lambda row: row.mean("test"))
+        assert chosen is not None
+        lines.append(
+            {
+                **_names(sweep),
+                "chosen": chosen.blocks[0],
+                "tests at": chosen.mean("test"),
+                "highest on test": highest.blocks[0],
+                "its test": highest.mean("test"),
+                "Δ": highest.mean("test") - chosen.mean("test"),
+            }
+        )
+    note = "Block chosen by validation, and the one that happens to be best on test; accuracies in %, Δ in points."
+    return _table("selection", "What choosing on validation costs", note, lines)
+
+
+def claims_table(sweeps: Sequence[Sweep]) -> ReportTable:
+    """Return the paper's claims and what the records say of them."""
+    found = claims(sweeps)
+    lines = [
+        {"claim": claim.statement, "verdict": claim.verdict, "evidence": claim.evidence, "statistic": claim.statistic}
+        for claim in found
+    ]
+    return _table("claims", "The paper's claims", "Claims of Barakat & Huang (2023), at a level of 5 %.", lines)
+
+
+def gaps_table(sweeps: Sequence[Sweep]) -> ReportTable | None:
+    """Return the cells that other seeds or the baselines make one expect, and that have no finished record."""
+    lines = []
+    seeds = {sweep.data: set[int]() for sweep in sweeps}
+    for sweep in sweeps:
+        seeds[sweep.data] |= sweep.seeds
+    for sweep in sweeps:
+        kept = {(row.scope, seed) for row in sweep.rows for seed in row.seeds}
+        diverged = {(r["cell"]["scope"], r["seed"]) for r in sweep.records if r["status"] == "diverged"}
+        for scope in ("head", *map(str, range(sweep.num_blocks)), "full"):
+            for reason, cells in (("diverged", diverged - kept), ("no record", None)):
+                lost = [
+                    seed
+                    for seed in sorted(seeds[sweep.data])
+                    if (scope, seed) not in kept and ((scope, seed) in diverged) == (cells is not None)
+                ]
+                if lost:
+                    lines.append({**_names(sweep), "scope": scope, "seeds": " ".join(map(str, lost)), "why": reason})
+    note = (
+        "Cells without a finished record, of those that a whole grid would have. They are left out of everything else."
+    )
+    return _table("gaps", "What is missing", note, lines) if lines else None
+
+
+def provenance_table(records: Sequence[Record]) -> ReportTable:
+    """Return which code, by which command, has made how many of the records."""
+    counted: dict[tuple[str, ...], int] = {}
+    for record in records:
+        origin = record["provenance"]
+        commit = f"{origin.get('commit') or 'not from a checkout'}{' (changed)' if origin.get('dirty') else ''}"
+        versions = ", ".join(f"{name} {version}" for name, version in (origin.get("versions") or {}).items())
+        key = (str(origin.get("command")), commit, versions)
+        counted[key] = counted.get(key, 0) + 1
+    lines = [
+        {"command": command, "records": number, "commit": commit, "versions": versions}
+        for (command, commit, versions), number in counted.items()
+    ]
+    return _table("provenance", "How the numbers were made", "Each command, and the records that it wrote.", lines)
+
+
+def _names(sweep: Sweep) -> dict[str, Any]:
+    return {"data": sweep.data, "backbone": sweep.backbone, "partition": sweep.partition}
+
+
+def _accuracy(name: str, row: Row | None, split: str = "test") -> dict[str, Any]:
+    """Return a mean accuracy; its interval is for the file, and for the text of the mean."""
+    if row is None:
+        return {name: None, f"{name} low": None, f"{name} high": None}
+    low, high = interval([record["metrics"][split]["top1"] for record in row.records]) or (None, None)
+    return {name: row.mean(split), f"{name} low": low, f"{name} high": high}
+
+
+def _verdict(test: PairedTest) -> str:
+    if test.p_holm is None:
+        return f"not enough data: {test.needed} sweeps are needed"
+    if test.significant:
+        return f"{test.first} is higher"
+    return f"{test.second} is higher" if test.p_holm < 0.05 else "no difference shown"
+
+
+def _table(
+    name: str, title: str, note: str, lines: Sequence[dict[str, Any]], hidden: Sequence[str] = ()
+) -> ReportTable:
+    values = pd.DataFrame(lines).convert_dtypes()
+    bounds = [column for column in values if column.endswith((" low", " high"))]
+    shown = [column for column in values if column not in bounds and column not in hidden]
+    texts = pd.DataFrame(
+        [{column: _text(column, line[column], line.get(f"{column} high")) for column in shown} for line in lines],
+        columns=shown,
+    )
+    return ReportTable(name, title, note, values[[*shown, *bounds, *hidden]], texts)
+
+
+# what is a fraction in the file, and per cent to a reader
+ACCURACIES = {*BASELINES, "best block", "val", "test", "tests at", "its test"}
+SHARES = {"share", "from", "to"}
+
+
+def _text(column: str, value: Any, high: float | None) -> str:
+    if value is None or value != value:  # nan
+        return ""
+    if column in ACCURACIES:
+        return f"{100 * value:.1f}" + (f" ± {100 * (high - value):.1f}" if high is not None else "")
+    if column in SHARES:
+        return f"{100 * value:.0f}"
+    if column.startswith("Δ"):
+        return f"{100 * value:+.1f}"
+    if column == "trainable":
+        return f"{value:,}"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _latex(text: str) -> str:
+    for plain, escaped in (("\\", r"\textbackslash "), ("Δ", r"$\Delta$"), ("±", r"$\pm$")):
+        text = text.replace(plain, escaped)
+    for character in "&%_#{}":
+        text = text.replace(character, f"\\{character}")
+    return text
