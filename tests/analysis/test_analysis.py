@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from blockwise.analysis.figure import accuracy_by_block
+from blockwise.analysis.figures import accuracy_by_block
 from blockwise.analysis.summary import Row, sweeps
 from blockwise.analysis.table import print_table, sweep_table
 
@@ -139,7 +139,8 @@ def test_sweeps_of_other_settings_are_kept_apart():
 @pytest.mark.parametrize("records", [SWEEP, SWEEP[1:2], [record("0", 0.5, 0.4, seed=s) for s in (0, 1)]])
 def test_the_picture(tmp_path, records):
     (sweep,) = sweeps(records)
-    path = accuracy_by_block(sweep, tmp_path / "picture.png")
+    path = tmp_path / "picture.png"
+    accuracy_by_block([sweep]).savefig(path, dpi=150)
     with Image.open(path) as image:
         assert image.width > 800
         assert len(image.convert("RGB").getcolors(1 << 20)) > 20

@@ -15,6 +15,8 @@ from blockwise.analysis.statistics import BASELINES, PairedTest, Ranks, interval
 from blockwise.analysis.summary import Row, Sweep
 from blockwise.results import Record
 
+# characters of a commit's name, enough to find it
+COMMIT = 12
 INTERVAL = "± is half of the 95 % confidence interval over seeds (Student's t)"
 
 
@@ -118,7 +120,7 @@ def quarters_table(sweeps: Sequence[Sweep]) -> ReportTable:
         )
     note = (
         "Blocks whose test accuracy is above both head only and full fine-tuning, in %; 95 % interval by bootstrap "
-        "over sweeps. Without an interval there are too few of them."
+        "over sweeps. It is missing where they are too few, and has no width where all of them agree."
     )
     return _table("quarters", "How often a block beats both baselines", note, lines)
 
@@ -194,27 +196,29 @@ def claims_table(sweeps: Sequence[Sweep]) -> ReportTable:
 
 
 def gaps_table(sweeps: Sequence[Sweep]) -> ReportTable | None:
-    """Return the cells that other seeds or the baselines make one expect, and that have no finished record."""
+    """Return the cells that a whole grid would have and that are in no other table; None if there are none."""
     lines = []
-    seeds = {sweep.data: set[int]() for sweep in sweeps}
     for sweep in sweeps:
-        seeds[sweep.data] |= sweep.seeds
-    for sweep in sweeps:
-        kept = {(row.scope, seed) for row in sweep.rows for seed in row.seeds}
-        diverged = {(r["cell"]["scope"], r["seed"]) for r in sweep.records if r["status"] == "diverged"}
+        seeds = set[int]().union(*(other.seeds for other in sweeps if other.data == sweep.data))
         for scope in ("head", *map(str, range(sweep.num_blocks)), "full"):
-            for reason, cells in (("diverged", diverged - kept), ("no record", None)):
-                lost = [
-                    seed
-                    for seed in sorted(seeds[sweep.data])
-                    if (scope, seed) not in kept and ((scope, seed) in diverged) == (cells is not None)
-                ]
-                if lost:
-                    lines.append({**_names(sweep), "scope": scope, "seeds": " ".join(map(str, lost)), "why": reason})
-    note = (
-        "Cells without a finished record, of those that a whole grid would have. They are left out of everything else."
-    )
+            reasons: dict[str, list[int]] = {}
+            for seed in sorted(seeds):
+                if (reason := _why_missing(sweep, scope, seed)) is not None:
+                    reasons.setdefault(reason, []).append(seed)
+            for reason, lost in reasons.items():
+                lines.append({**_names(sweep), "scope": scope, "seeds": " ".join(map(str, lost)), "why": reason})
+    note = "Cells that a whole grid would have. They are left out of everything else."
     return _table("gaps", "What is missing", note, lines) if lines else None
+
+
+def _why_missing(sweep: Sweep, scope: str, seed: int) -> str | None:
+    row = sweep.row(scope)
+    if row is not None and seed in row.seeds:
+        return None
+    statuses = {r["status"] for r in sweep.records if (r["cell"]["scope"], r["seed"]) == (scope, seed)}
+    if not statuses:
+        return "no record"
+    return "set aside: another seed diverged" if "finished" in statuses else "diverged"
 
 
 def provenance_table(records: Sequence[Record]) -> ReportTable:
@@ -222,7 +226,8 @@ def provenance_table(records: Sequence[Record]) -> ReportTable:
     counted: dict[tuple[str, ...], int] = {}
     for record in records:
         origin = record["provenance"]
-        commit = f"{origin.get('commit') or 'not from a checkout'}{' (changed)' if origin.get('dirty') else ''}"
+        commit = (origin.get("commit") or "not from a checkout")[:COMMIT]
+        commit += " (changed)" if origin.get("dirty") else ""
         versions = ", ".join(f"{name} {version}" for name, version in (origin.get("versions") or {}).items())
         key = (str(origin.get("command")), commit, versions)
         counted[key] = counted.get(key, 0) + 1
@@ -230,7 +235,9 @@ def provenance_table(records: Sequence[Record]) -> ReportTable:
         {"command": command, "records": number, "commit": commit, "versions": versions}
         for (command, commit, versions), number in counted.items()
     ]
-    return _table("provenance", "How the numbers were made", "Each command, and the records that it wrote.", lines)
+    return _table(
+        "provenance", "Commands", "Each command, the records that it wrote, and the commit that it ran.", lines
+    )
 
 
 def _names(sweep: Sweep) -> dict[str, Any]:
@@ -279,7 +286,7 @@ def _text(column: str, value: Any, high: float | None) -> str:
     if column in SHARES:
         return f"{100 * value:.0f}"
     if column.startswith("Δ"):
-        return f"{100 * value:+.1f}"
+        return f"{round(100 * value, 1) + 0.0:+.1f}"  # no -0.0
     if column == "trainable":
         return f"{value:,}"
     return f"{value:.3g}" if isinstance(value, float) else str(value)

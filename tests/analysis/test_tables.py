@@ -1,0 +1,86 @@
+"""Tables of a report: their numbers, and what readers see of them."""
+
+import csv
+import math
+
+import pytest
+from grids import BACKBONES, flat, grid, peaked, record
+
+from blockwise.analysis import tables
+from blockwise.analysis.statistics import accuracy_matrix, ranks
+from blockwise.analysis.summary import sweeps
+
+FEW = BACKBONES[:2]
+
+
+def test_the_summary_shows_what_was_chosen_and_what_it_gains():
+    table = tables.summary_table(sweeps(grid(peaked, noise=0, backbones=FEW)))
+    first = table.texts.iloc[0]
+    half = 100 * 4.302652729911275 * 0.01 / math.sqrt(3)
+    assert first["backbone"] == "net00"
+    assert first["head"] == f"81.0 ± {half:.1f}"
+    assert first["best block"] == "92.0 ± 0.0"
+    assert (first["block"], first["quarter"], first["Δ head"]) == ("6", "3", "+11.0")
+    assert table.values["head high"].iloc[0] == pytest.approx(0.81 + half / 100)
+
+
+def test_a_single_seed_has_no_interval():
+    table = tables.summary_table(sweeps(grid(flat, seeds=(0,), backbones=FEW)))
+    assert all("±" not in text for text in table.texts["head"])
+
+
+def test_choosing_on_test_is_shown_to_be_better_and_is_not_done():
+    records = [record("0", 0.7, val=0.9), record("1", 0.8, val=0.6), record("head", 0.5)]
+    (line,) = tables.selection_table(sweeps(records)).values.to_dict("records")
+    assert (line["chosen"], line["highest on test"]) == (0, 1)
+    assert line["Δ"] == pytest.approx(0.1)
+
+
+def test_what_is_missing_is_named():
+    whole = grid(peaked, backbones=FEW)
+    assert tables.gaps_table(sweeps(whole)) is None
+    records = [
+        r
+        for r in whole
+        if (r["backbone"]["name"], r["cell"]["scope"]) != ("net01", "full")
+        and (r["backbone"]["name"], r["cell"]["scope"], r["seed"]) != ("net00", "3", 1)
+    ]
+    records[0].update(status="diverged", metrics={"train": None, "val": None, "test": None})
+    found = tables.gaps_table(sweeps(records)).texts[["backbone", "scope", "seeds", "why"]].to_numpy().tolist()
+    assert found == [
+        ["net00", "head", "0", "diverged"],
+        ["net00", "head", "1 2", "set aside: another seed diverged"],
+        ["net00", "3", "1", "no record"],
+        ["net01", "full", "0 1 2", "no record"],
+    ]
+
+
+def test_with_too_little_data_there_is_a_sentence_and_no_number():
+    table = tables.tests_table(sweeps(grid(peaked, backbones=FEW)))
+    assert set(table.texts["p"]) == {""}
+    assert set(table.texts["verdict"]) == {"not enough data: 9 sweeps are needed"}
+
+
+def test_files_hold_the_same_for_machines_and_readers(tmp_path):
+    found = sweeps(grid(peaked, noise=0))
+    every = [
+        *(make(found) for make in (tables.summary_table, tables.scopes_table, tables.quarters_table)),
+        *(make(found) for make in (tables.tests_table, tables.selection_table, tables.claims_table)),
+        tables.ranks_table(ranks(accuracy_matrix(found))),
+        tables.provenance_table(grid(peaked)),
+    ]
+    for table in every:
+        data, markdown, latex = table.save(tmp_path)
+        lines = list(csv.DictReader(data.open()))
+        assert len(lines) == len(table.texts)
+        assert len(markdown.read_text().splitlines()) == len(lines) + 2
+        assert latex.read_text().count(r"\\") == len(lines) + 1
+    summary = list(csv.DictReader((tmp_path / "summary.csv").open()))
+    assert float(summary[0]["head"]) == pytest.approx(0.81)
+    assert r"$\Delta$ head" in (tmp_path / "summary.tex").read_text()
+    assert r"5 \%" in (tmp_path / "claims.tex").read_text() or r"\%" in (tmp_path / "summary.tex").read_text()
+
+
+@pytest.mark.parametrize(("text", "latex"), [("a_b & 5 %", r"a\_b \& 5 \%"), ("±Δ", r"$\pm$$\Delta$")])
+def test_latex_takes_every_character(text, latex):
+    assert tables._latex(text) == latex
