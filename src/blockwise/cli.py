@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 import errno
 import json
-import logging
 import os
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -27,6 +25,7 @@ from rich.console import Console
 
 from blockwise.config import CONFIG_DIR, CONFIG_NAME, check_groups, explain
 from blockwise.errors import InputError, Interrupted
+from blockwise.hints import silence_hints
 from blockwise.jobs import Outcome, end_with_parent, ledger, run_job
 
 FAILED = 1
@@ -73,7 +72,7 @@ def train() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     sys.argv[1:] = _flags_first(sys.argv[1:])
 
-    _be_quiet()
+    silence_hints()
 
     def command() -> None:
         check_groups(sys.argv[1:])
@@ -100,7 +99,7 @@ def _job(cfg: DictConfig) -> Outcome | None:
     from blockwise.study import plain, run
 
     end_with_parent()
-    _be_quiet()  # once more: libraries that are imported by now have set levels of their own
+    silence_hints()  # once more: libraries that are imported by now have set levels of their own
     keep_freed_memory()
     try:
         check_config(plain(cfg))
@@ -128,7 +127,7 @@ def _flags_first(arguments: list[str]) -> list[str]:
 def _inspect(options: argparse.Namespace) -> None:
     from blockwise.inspection import inspect_model, print_inspection
 
-    _be_quiet()
+    silence_hints()
     print_inspection(inspect_model(options.model, options.overrides), Console(markup=False), as_json=options.json)
 
 
@@ -212,18 +211,3 @@ def _exit(sentence: str, code: int) -> None:
     else:  # and is given the time to: the first to end takes the others down
         time.sleep(5)
     sys.exit(code)
-
-
-def _be_quiet() -> None:
-    """Keep hints off the screen that a user can do nothing about."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries without a network
-    for hint in (
-        ".*does not have many workers.*",
-        ".*smaller than the logging interval.*",
-        ".*isinstance.treespec.*",
-        ".*in eval mode at the start.*",
-        ".*`srun` command is available.*",  # several devices are started by `launch`, under Slurm too
-        r"\s*'hydra/launcher/.*' is validated against ConfigStore",  # as it should be
-    ):
-        warnings.filterwarnings("ignore", hint)

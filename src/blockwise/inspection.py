@@ -34,7 +34,7 @@ def inspect_model(model: str, overrides: list[str]) -> dict[str, Any]:
     Raises:
         InputError: Unknown model, or options that do not fit it.
     """
-    cfg = compose_config([*_model_overrides(model), *overrides])
+    cfg = compose_config([*model_overrides(model), *overrides])
     check_config(plain(cfg))
     network, example = describe_backbone(cfg.model, cfg.data.image_size)
     layers = record_layers(network, example)
@@ -114,7 +114,12 @@ def _block(partition: Partition, index: int) -> dict[str, Any]:
     }
 
 
-def _model_overrides(model: str) -> list[str]:
+def model_overrides(model: str) -> list[str]:
+    """Return the settings that choose a model by a name under `conf/model/`, of timm or of torchvision.
+
+    Raises:
+        InputError: There is none of that name.
+    """
     source, _, name = model.rpartition(":")
     known = [name for name in options("model") if name not in ("timm", "torchvision")]
     if not source and name in known:

@@ -71,11 +71,11 @@ class ProgressDisplay(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin the bar, where training goes on from."""
         per_epoch = int(trainer.num_training_batches) + sum(int(n) for n in trainer.num_val_batches)
-        done = trainer.datamodule.state_dict()  # type: ignore[attr-defined]
+        done = (trainer.fit_loop.epoch_loop.batch_idx + 1) % int(trainer.num_training_batches)
         self.task = self.bar.add_task(
             self._title(trainer, pl_module),
             total=per_epoch * (trainer.max_epochs or 0),
-            completed=per_epoch * done["epoch"] + done["batch"],
+            completed=per_epoch * trainer.current_epoch + done,
         )
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

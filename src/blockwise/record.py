@@ -2,21 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from blockwise.backbones import Backbone
 from blockwise.cells import Cell, CellNetwork, Progress
-from blockwise.data import BlockwiseDataModule
+from blockwise.module import BlockwiseModule
 from blockwise.partition import Partition
 from blockwise.provenance import peak_memory_bytes, provenance
-from blockwise.results import SCHEMA, Record
+from blockwise.results import SCHEMA, Record, ResultStore
+
+
+def save_cells(
+    store: ResultStore,
+    module: BlockwiseModule,
+    *,
+    backbone: Backbone,
+    data: dict[str, Any],
+    classes: Sequence[str],
+    settings: Callable[[Cell], dict[str, Any]],
+) -> None:
+    """Write what has become of every cell of a module: record, history, predictions, weights.
+
+    Args:
+        store: Where it goes.
+        module: Trained and tested.
+        backbone: What was trained.
+        data: The record's entry on the data.
+        classes: Their names.
+        settings: Returns every setting that changes a cell's result.
+    """
+    partition = module.backbone.partition
+    shared = module.seconds - sum(progress.seconds for progress in module.progress)
+    for cell, network, progress in zip(module.cells, module.networks, module.progress, strict=True):
+        seconds = progress.seconds + shared / len(module.cells)
+        record = build_record(backbone, data, partition, cell, network, progress, settings(cell), seconds)
+        predictions = [(classes[label], classes[predicted]) for label, predicted in progress.predictions]
+        store.save(record, progress.history, progress.best_state, predictions)
 
 
 def build_record(
-    *,
     backbone: Backbone,
-    data: BlockwiseDataModule,
-    data_name: str,
+    data: dict[str, Any],
     partition: Partition,
     cell: Cell,
     network: CellNetwork,
@@ -34,13 +61,7 @@ def build_record(
             "weights": backbone.weights,
             "parameters": sum(layer.num_parameters for layer in partition.layers),
         },
-        "data": {
-            "name": data_name,
-            "classes": len(data.splits.classes),
-            "image_size": data.images.size,
-            **data.counts(),
-            "skipped": data.skipped,
-        },
+        "data": data,
         "partition": {"name": partition.name, "num_blocks": len(partition)},
         "cell": {
             "scope": cell.scope.name,

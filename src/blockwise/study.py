@@ -33,7 +33,7 @@ from blockwise.module import BlockwiseModule, OptimizerFactory
 from blockwise.partition import Partition
 from blockwise.plan import Costs, Stopwatch, describe, measure, show
 from blockwise.progress import ProgressDisplay, decoding
-from blockwise.record import build_record
+from blockwise.record import save_cells
 from blockwise.results import Record, ResultStore, find_records, sweep_hash
 from blockwise.resume import CheckpointCallback, Checkpoints, WholeFiles
 from blockwise.scopes import Scope, parse_scopes
@@ -273,22 +273,22 @@ def _plan(study: Study) -> None:
 
 
 def _record(study: Study, module: BlockwiseModule) -> None:
-    shared = module.seconds - sum(progress.seconds for progress in module.progress)
-    for cell, network, progress in zip(module.cells, module.networks, module.progress, strict=True):
-        record = build_record(
-            backbone=study.backbone,
-            data=study.data,
-            data_name=study.cfg.data.name,
-            partition=study.staged.partition,
-            cell=cell,
-            network=network,
-            progress=progress,
-            settings=study.settings(cell),
-            seconds=progress.seconds + shared / len(module.cells),
-        )
-        classes = study.data.splits.classes
-        predictions = [(classes[label], classes[predicted]) for label, predicted in progress.predictions]
-        study.store.save(record, progress.history, progress.best_state, predictions)
+    data = study.data
+    entry = {
+        "name": study.cfg.data.name,
+        "classes": len(data.splits.classes),
+        "image_size": data.images.size,
+        **data.counts(),
+        "skipped": data.skipped,
+    }
+    save_cells(
+        study.store,
+        module,
+        backbone=study.backbone,
+        data=entry,
+        classes=data.splits.classes,
+        settings=study.settings,
+    )
 
 
 def _call(trainer: L.Trainer, entry: Callable[..., Any], module: BlockwiseModule, **options: Any) -> None:
