@@ -1,8 +1,10 @@
 """The package from Python."""
 
 import copy
+import csv
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,15 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader, TensorDataset
 
 import blockwise
-from blockwise import BlockwiseDataModule, load_backbone, make_partition, read_records, run_study, train_scopes
+from blockwise import (
+    BlockwiseDataModule,
+    fine_tuned,
+    load_backbone,
+    make_partition,
+    read_records,
+    run_study,
+    train_scopes,
+)
 from blockwise.data.digits import Digits
 from blockwise.errors import InputError
 
@@ -81,6 +91,24 @@ def test_a_study_is_what_the_command_line_does(small_overrides, tmp_path):
     assert set(read_records(tmp_path)["scope"]) == {"head", "2"}
     figure = blockwise.plot_accuracy_by_block(tmp_path)
     assert len(figure.axes) == 1
+
+
+@pytest.mark.parametrize("scope", ["head", 1, "full"])
+def test_what_was_trained_is_a_plain_network(backbone, loaders, tmp_path, scope):
+    partition = make_partition(backbone, num_blocks=3)
+    (record,) = train_scopes(backbone, partition, scope, loaders, results_dir=tmp_path, lr=1e-2, **QUICK)
+    network = fine_tuned(backbone, record)
+    with torch.no_grad():
+        predicted = [QUICK["classes"][i] for images, _ in loaders["test"] for i in network(images).argmax(1)]
+    with Path(record["folder"], "predictions.csv").open() as file:
+        assert predicted == [line["predicted"] for line in csv.DictReader(file)]
+    other = load_backbone("timm:test_efficientnet", pretrained=False, image_size=32)
+    if scope != "head":
+        with pytest.raises(InputError, match="was trained on another network than test_efficientnet"):
+            fine_tuned(other, record)
+    Path(record["folder"], "weights.safetensors").unlink()
+    with pytest.raises(InputError, match="holds no weights"):
+        fine_tuned(backbone, record)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from blockwise.api import (
+        fine_tuned,
         load_backbone,
         make_partition,
         plot_accuracy_by_block,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BlockwiseDataModule",
+    "fine_tuned",
     "load_backbone",
     "make_partition",
     "plot_accuracy_by_block",

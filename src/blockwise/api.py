@@ -25,6 +25,7 @@ from __future__ import annotations
 import copy
 import tempfile  # noqa: F401 (the examples above)
 import warnings
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -210,6 +211,33 @@ def train_scopes(
         }
         save_cells(store, module, backbone=backbone, data=entry, classes=classes, settings=settings)
     return [record for cell in cells if (record := store.find(settings(cell))) is not None]
+
+
+def fine_tuned(backbone: Backbone, record: Record) -> nn.Module:
+    """Return the classifier that a record is of: images in, shape (batch, 3, size, size), logits out, (batch, classes).
+
+    Args:
+        backbone: The one that was fine-tuned, as `load_backbone` returns it.
+        record: From `train_scopes` or `blockwise.results.read_records`: its `folder` holds the weights.
+
+    Raises:
+        InputError: The weights are gone, or of another backbone.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        trained = load_file(Path(record["folder"], "weights.safetensors"))
+    except OSError as error:
+        raise InputError(f"{record['folder']} holds no weights: the cell diverged, or they were removed") from error
+    weight = trained["head.weight"]
+    head = nn.Linear(weight.shape[1], weight.shape[0])
+    head.load_state_dict({name: trained.pop(f"head.{name}") for name in ("weight", "bias")})
+    network = copy.deepcopy(backbone.network)
+    known = network.state_dict()
+    if odd := [name for name, tensor in trained.items() if name not in known or known[name].shape != tensor.shape]:
+        raise InputError(f"{record['folder']} was trained on another network than {backbone.name}: it has no {odd[0]}")
+    network.load_state_dict(trained, strict=False)
+    return nn.Sequential(OrderedDict(backbone=network, head=head)).eval()
 
 
 def run_study(*overrides: str) -> pd.DataFrame:
