@@ -77,8 +77,7 @@ def is_reliable(sweeps: Sequence[Sweep]) -> Claim:
     """Test whether the best block's accuracy spreads less over seeds than those of the baselines."""
     tests = paired_tests(sweeps, [(BEST, name) for name in BASELINES], _steadier, alternative="greater")
     parts = [
-        f"against {test.second}, its standard deviation is lower by {100 * test.median:.2f} points (median of "
-        f"{test.pairs} sweeps{_p(test)})"
+        f"against {test.second}, its standard deviation is lower by {100 * test.median:.2f} points ({_pairs(test)})"
         for test in tests
         if test.median is not None
     ]
@@ -154,15 +153,17 @@ def _verdict(tests: Sequence[PairedTest]) -> Verdict:
 
 def _gains(tests: Sequence[PairedTest]) -> str:
     parts = [
-        f"{100 * test.median:+.1f} points to {test.second} (median of {test.pairs} sweeps{_p(test)})"
+        f"{100 * test.median:+.1f} points to {test.second} ({_pairs(test)})"
         for test in tests
         if test.median is not None
     ]
     return "; ".join(parts) or "no sweep has both"
 
 
-def _p(test: PairedTest) -> str:
-    return f"; {test.needed} are needed" if test.p_holm is None else f", p = {test.p_holm:.2g}"
+def _pairs(test: PairedTest) -> str:
+    if test.p_holm is None:
+        return f"{test.pairs} of the {test.needed} sweeps that are needed"
+    return f"median of {test.pairs} sweeps, p = {test.p_holm:.2g}"
 
 
 def _percent(low: float, high: float) -> str:
