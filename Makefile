@@ -6,7 +6,7 @@ DATA ?= $(or $(BLOCKWISE_DATA),data)
 
 .DEFAULT_GOAL := help
 
-.PHONY: help demo table-demo tables table-flowers102 table-caltech101 table-tf_flowers bench profile test test-all lint format clean
+.PHONY: help demo report table-demo tables table-flowers102 table-caltech101 table-tf_flowers bench profile test test-all lint format clean
 
 help: ## list these targets
 	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -14,7 +14,7 @@ help: ## list these targets
 # Two stamps, so that the demo need not wait for test tools; each is renewed when the dependencies change.
 .venv/.demo: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	$(BIN)/python -m pip install --quiet --editable '.[demo,report]'
 	@touch $@
 
 .venv/.dev: pyproject.toml
@@ -45,6 +45,9 @@ table-demo: .venv/.demo ## the same table for what two cores can do in ten minut
 	if [ -d $(DATA)/caltech101 ]; then $(PAPER) +paper=demo model=efficientnet_lite0 data=caltech101 data.root=$(DATA) \
 		data.image_size=96 data.train_per_class=5 data.val_per_class=1 data.test_per_class=2 seed=0 || one=1; fi; \
 	(exit $$one); $(call TABLE,demo)
+
+report: .venv/.demo ## write a page of tables, statistics and figures to report/ (RESULTS: where the records are)
+	$(BIN)/blockwise report $(or $(RESULTS),results) --out report
 
 bench: .venv/.demo ## time a sweep against plain and tuned Lightning (5 minutes; FULL=1: hours; DATA: holds caltech101/)
 	$(BIN)/python experiments/speed/bench.py --data $(DATA) $(if $(FULL),--full)
