@@ -9,6 +9,7 @@ Contenders are `plain` and `tuned` (see peers.py), `ours`, `ours-fp32`, `full` (
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import logging
 import resource
@@ -23,6 +24,7 @@ from time import perf_counter
 from typing import Any
 
 BEGIN = perf_counter()
+gc.disable()  # as the command line does while it imports; here for the peers as well
 
 import lightning as L  # noqa: E402 (imports are part of what a user waits for)
 import torch  # noqa: E402
@@ -37,6 +39,9 @@ from blockwise.scopes import Scope  # noqa: E402
 from blockwise.study import Study, prepare  # noqa: E402
 from peers import FineTuning, loaders  # noqa: E402
 from step import Step  # noqa: E402
+
+gc.freeze()
+gc.enable()
 
 Figures = dict[str, float]
 

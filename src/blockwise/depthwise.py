@@ -1,9 +1,9 @@
 """Depthwise convolutions whose backward pass in bfloat16 is fast on a CPU.
 
 oneDNN, which runs PyTorch's convolutions on a CPU, has no fast kernel for two gradients of depthwise convolutions in
-bfloat16 (measured with torch 2.15): the input's, where the stride is more than one, takes 30 to 80 times as long as it
-need; the weights', where the kernel is larger than 3x3 or than the image, two to five times as long as in float32. Both
-are computed here in another way, by kernels that are fast. Everywhere else PyTorch's own convolution runs.
+bfloat16 (measured with torch 2.14 and 2.15): the input's, where the stride is more than one, takes 30 to 80 times as
+long as it need; the weights', where the kernel is larger than 3x3, 3 to 20 times. Both are computed here in another
+way, by kernels that are fast. Everywhere else PyTorch's own convolution runs.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from torch import Tensor, fx, nn
 from torch.nn.functional import conv2d, pad
 
 Pair = tuple[int, int]
+# the side of the largest kernel that oneDNN has a fast weight gradient for
+FAST = 3
 
 
 class DepthwiseConv2d(nn.Conv2d):
@@ -147,7 +149,31 @@ def put_zeros_between(
 
 
 def _weight_gradient(grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
-    if max(weight.shape[2:]) > min(3, *grad.shape[2:]):
-        grad, x, weight = grad.float(), x.float(), weight.float()
+    if min(grad.shape[2:]) < FAST:  # no fast kernel for images this small; there is little to do anyway
+        return _library_gradient(grad.float(), x.float(), weight.shape[2:], stride, padding)
+    if max(weight.shape[2:]) <= FAST:
+        return _library_gradient(grad, x, weight.shape[2:], stride, padding)
+    return _gradient_by_tiles(grad, x, weight, stride, padding)
+
+
+def _gradient_by_tiles(grad: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
+    """Compute the gradient of a large kernel as those of small ones, each of which sees the images shifted."""
+    (height, width), (rows, columns) = weight.shape[2:], x.shape[2:]
+    # what a small kernel sees of the images
+    seen = [step * (side - 1) + FAST for step, side in zip(stride, grad.shape[2:], strict=True)]
+    result = torch.empty(weight.shape)
+    for top in range(0, height, FAST):
+        for left in range(0, width, FAST):
+            above, before = padding[0] - top, padding[1] - left
+            # a negative padding cuts off
+            shifted = pad(x, (before, seen[1] - columns - before, above, seen[0] - rows - above))
+            tile = _library_gradient(grad, shifted, (FAST, FAST), stride, (0, 0))
+            tile = tile[:, :, : height - top, : width - left]
+            result[:, :, top : top + FAST, left : left + FAST] = tile
+    return result
+
+
+def _library_gradient(grad: Tensor, x: Tensor, kernel: Sequence[int], stride: Pair, padding: Pair) -> Tensor:
+    weight = x.new_empty((x.shape[1], 1, *kernel))  # only its shape is looked at
     rest = (stride, padding, (1, 1), False, (0, 0), x.shape[1], (False, True, False))
     return torch.ops.aten.convolution_backward(grad, x, weight, None, *rest)[1]
