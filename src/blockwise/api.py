@@ -54,7 +54,7 @@ from blockwise.layers import record_layers
 from blockwise.module import BlockwiseModule, OptimizerFactory
 from blockwise.partition import Partition
 from blockwise.progress import ProgressDisplay
-from blockwise.record import save_cells
+from blockwise.record import Recorder
 from blockwise.results import Record, ResultStore
 from blockwise.scopes import parse_scopes
 from blockwise.stages import CannotStageError, StagedBackbone, stage_backbone, whole_backbone
@@ -209,7 +209,7 @@ def train_scopes(
             **counts,
             "skipped": [],
         }
-        save_cells(store, module, backbone=backbone, data=entry, classes=classes, settings=settings)
+        Recorder(backbone, entry, classes, settings).save(store, module)
     return [record for cell in cells if (record := store.find(settings(cell))) is not None]
 
 

@@ -1,4 +1,4 @@
-"""The command line: `train`, `inspect`, `table`, `report`, `claims`."""
+"""The command line: `train`, `inspect`, `table`, `report`, `claims`, `sync`, `dashboard`."""
 
 from __future__ import annotations
 
@@ -63,6 +63,16 @@ def main(arguments: list[str] | None = None) -> None:
     claims.add_argument("results", nargs="?", default="results", help="a results folder, or one below it")
     claims.add_argument("--json", action="store_true", help="print JSON")
     claims.set_defaults(command=_claims)
+    sync = commands.add_parser("sync", help="send recorded cells to Weights & Biases, a run a cell")
+    sync.add_argument("results", nargs="?", default="results", help="a results folder, or one below it")
+    sync.add_argument("--project", default="blockwise", help="their project (blockwise)")
+    sync.add_argument("--entity", help="a user or a team (your default)")
+    sync.set_defaults(command=_sync)
+    dashboard = commands.add_parser("dashboard", help="publish a workspace of Weights & Biases that compares blocks")
+    dashboard.add_argument("--entity", required=True, help="a user or a team")
+    dashboard.add_argument("--project", default="blockwise", help="the project of the runs (blockwise)")
+    dashboard.add_argument("--dry-run", action="store_true", help="print its JSON, send nothing")
+    dashboard.set_defaults(command=_dashboard)
     options = parser.parse_args([*arguments[:1], *_flags_first(arguments[1:])])
     _or_one_sentence(lambda: options.command(options))
 
@@ -182,6 +192,24 @@ def _claims(options: argparse.Namespace) -> None:
         print(json.dumps([asdict(claim) for claim in found], indent=2))
     else:
         Console(markup=False).print(claims_list(found))
+
+
+def _sync(options: argparse.Namespace) -> None:
+    with _extra("wandb"):
+        from blockwise.wandb_runs import sync
+    from blockwise.results import read_records
+
+    records = read_records(options.results)
+    sync(records, options.project, options.entity, Console(markup=False))
+    print(f"{len(records)} runs are in {options.project}")
+
+
+def _dashboard(options: argparse.Namespace) -> None:
+    with _extra("wandb"):
+        from blockwise.dashboard import build_dashboard, dashboard_json, publish
+
+    dashboard = build_dashboard(options.entity, options.project)
+    print(dashboard_json(dashboard) if options.dry_run else publish(dashboard))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from blockwise.backbones import Backbone
@@ -13,32 +14,46 @@ from blockwise.provenance import peak_memory_bytes, provenance
 from blockwise.results import SCHEMA, Record, ResultStore
 
 
-def save_cells(
-    store: ResultStore,
-    module: BlockwiseModule,
-    *,
-    backbone: Backbone,
-    data: dict[str, Any],
-    classes: Sequence[str],
-    settings: Callable[[Cell], dict[str, Any]],
-) -> None:
-    """Write what has become of every cell of a module: record, history, predictions, weights.
+@dataclass(frozen=True)
+class Recorder:
+    """Makes the records of a module's cells.
 
-    Args:
-        store: Where it goes.
-        module: Trained and tested.
-        backbone: What was trained.
+    Attributes:
+        backbone: What is trained.
         data: The record's entry on the data.
         classes: Their names.
         settings: Returns every setting that changes a cell's result.
     """
-    partition = module.backbone.partition
-    shared = module.seconds - sum(progress.seconds for progress in module.progress)
-    for cell, network, progress in zip(module.cells, module.networks, module.progress, strict=True):
-        seconds = progress.seconds + shared / len(module.cells)
-        record = build_record(backbone, data, partition, cell, network, progress, settings(cell), seconds)
-        predictions = [(classes[label], classes[predicted]) for label, predicted in progress.predictions]
-        store.save(record, progress.history, progress.best_state, predictions)
+
+    backbone: Backbone
+    data: dict[str, Any]
+    classes: Sequence[str]
+    settings: Callable[[Cell], dict[str, Any]]
+
+    def records(self, module: BlockwiseModule) -> list[Record]:
+        """Return the record of every cell as it is now; `status` is `running` as long as it is not finished."""
+        shared = module.seconds - sum(progress.seconds for progress in module.progress)
+        return [
+            build_record(
+                self.backbone,
+                self.data,
+                module.backbone.partition,
+                cell,
+                network,
+                progress,
+                self.settings(cell),
+                progress.seconds + shared / len(module.cells),
+            )
+            for cell, network, progress in zip(module.cells, module.networks, module.progress, strict=True)
+        ]
+
+    def save(self, store: ResultStore, module: BlockwiseModule) -> list[Record]:
+        """Write what has become of every cell, record, history, predictions and weights, and return the records."""
+        records = self.records(module)
+        for record, progress in zip(records, module.progress, strict=True):
+            predictions = [(self.classes[label], self.classes[predicted]) for label, predicted in progress.predictions]
+            store.save(record, progress.history, progress.best_state, predictions)
+        return records
 
 
 def build_record(

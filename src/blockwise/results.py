@@ -43,6 +43,16 @@ def sweep_hash(settings: Settings) -> str:
     return settings_hash({key: value for key, value in settings.items() if key not in PER_CELL})
 
 
+def sweep_path(settings: Settings) -> str:
+    """Return where a sweep lies below a results folder."""
+    return "/".join(str(settings[part]["name"]) for part in ("data", "model", "partition"))
+
+
+def cell_name(settings: Settings) -> str:
+    """Return what tells a cell from the others of its sweep and scope: seed and hash."""
+    return f"seed{settings['seed']}-{settings_hash(settings)}"
+
+
 class ResultStore:
     """Writes and finds records below one folder.
 
@@ -61,12 +71,11 @@ class ResultStore:
 
     def cell_folder(self, settings: Settings) -> Path:
         """Return the folder of the cell with these settings."""
-        name = f"seed{settings['seed']}-{settings_hash(settings)}"
-        return self.sweep_folder(settings) / str(settings["scope"]) / name
+        return self.sweep_folder(settings) / str(settings["scope"]) / cell_name(settings)
 
     def sweep_folder(self, settings: Settings) -> Path:
         """Return the folder of the sweep that a cell with these settings belongs to."""
-        return self.folder / settings["data"]["name"] / settings["model"]["name"] / settings["partition"]["name"]
+        return self.folder / sweep_path(settings)
 
     def lock(self, settings: Settings) -> Path:
         """Return the file that a process locks while it trains the cell with these settings."""
@@ -139,6 +148,17 @@ def read_record(path: Path) -> Record | None:
         return None
     whole = isinstance(record, dict) and record.get("schema") == SCHEMA and set(record) >= KEYS
     return {**record, "folder": str(path.parent)} if whole else None
+
+
+def read_history(folder: str | Path) -> list[dict[str, Metrics]]:
+    """Return the `train` and `val` metrics of each epoch of a cell, from its folder; none where they are not kept."""
+    try:
+        with Path(folder, HISTORY).open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        splits = ("train", "val")
+        return [{split: {name: float(row[f"{split}_{name}"]) for name in METRICS} for split in splits} for row in rows]
+    except (OSError, KeyError, TypeError, ValueError):  # removed, or cut off
+        return []
 
 
 def _write_csv(path: Path, header: list[str], rows: Iterable[Iterable[Any]]) -> None:

@@ -33,12 +33,13 @@ from blockwise.module import BlockwiseModule, OptimizerFactory
 from blockwise.partition import Partition
 from blockwise.plan import Costs, Stopwatch, describe, measure, show
 from blockwise.progress import ProgressDisplay, decoding
-from blockwise.record import save_cells
+from blockwise.record import Recorder
 from blockwise.results import Record, ResultStore, find_records, sweep_hash
 from blockwise.resume import CheckpointCallback, Checkpoints, WholeFiles
 from blockwise.scopes import Scope, parse_scopes
 from blockwise.settings import common_settings
 from blockwise.stages import CannotStageError, StagedBackbone, stage_backbone, whole_backbone
+from blockwise.tracking import CellTracking, OpenLog, open_loggers
 
 
 @dataclass
@@ -52,6 +53,7 @@ class Study:
         data: The data module.
         store: Where records go.
         scopes: What was asked for.
+        loggers: What opens a cell's run with each logger.
         console: Where a user reads.
     """
 
@@ -61,6 +63,7 @@ class Study:
     data: BlockwiseDataModule
     store: ResultStore
     scopes: list[Scope]
+    loggers: list[OpenLog]
     console: Console
 
     def settings(self, cell: Cell) -> dict[str, Any]:
@@ -130,6 +133,7 @@ def prepare(cfg: DictConfig, console: Console) -> Study:
     begin(trainer.strategy.root_device)
     _hint(console, trainer)
     make_optimizer(cfg)
+    loggers = open_loggers(cfg) if rank() == 0 and not cfg.plan else []
     store = ResultStore(cfg.results_dir)
     console.print(f"loading {cfg.model.name}", style="dim", highlight=False)  # a download may take minutes
     backbone = load_backbone(cfg.model, image_size=cfg.data.image_size, seed=cfg.seed)
@@ -154,7 +158,7 @@ def prepare(cfg: DictConfig, console: Console) -> Study:
     except CannotStageError as error:
         console.print(f"{backbone.name} cannot be cut into stages ({error}): its cells train one at a time.")
         staged = whole_backbone(backbone.network, partition, example)
-    study = Study(cfg, backbone, staged, data, store, scopes, console)
+    study = Study(cfg, backbone, staged, data, store, scopes, loggers, console)
     _check_top(study)
     return study
 
@@ -223,15 +227,17 @@ def _train_side_by_side(study: Study, cells: list[Cell]) -> None:
         study.console.print("going on from the checkpoint of an interrupted run")
     minutes = cfg.checkpoint.every_minutes
     saving = CheckpointCallback(checkpoints.path(cells), None if minutes is None else 60 * minutes)
-    with ProgressDisplay(study.console, f"{study.backbone.name} on {cfg.data.name}") as display:
-        logger = hydra.utils.instantiate(cfg.logger) if cfg.logger.get("_target_") else False
-        trainer = _trainer(cfg, logger=logger, callbacks=[display, saving], plugins=[WholeFiles()])
-        _call(trainer, trainer.fit, module, datamodule=data, ckpt_path=begun)
-        if any(progress.status in ("running", "stopped") for progress in module.progress):
-            _call(trainer, trainer.test, module, datamodule=data, verbose=False)
-    if rank() == 0:
-        _record(study, module)
-        checkpoints.drop(study.recorded_keys())
+    recorder = _recorder(study)
+    with CellTracking(study.loggers, recorder) as tracking:
+        with ProgressDisplay(study.console, f"{study.backbone.name} on {cfg.data.name}") as display:
+            trainer = _trainer(cfg, logger=False, callbacks=[display, tracking, saving], plugins=[WholeFiles()])
+            _call(trainer, trainer.fit, module, datamodule=data, ckpt_path=begun)
+            if any(progress.status in ("running", "stopped") for progress in module.progress):
+                _call(trainer, trainer.test, module, datamodule=data, verbose=False)
+        if rank() == 0:
+            records = recorder.save(study.store, module)
+            checkpoints.drop(study.recorded_keys())
+            tracking.finish(module, records, study.sweep())
 
 
 def _module(study: Study, cells: list[Cell]) -> BlockwiseModule:
@@ -272,7 +278,7 @@ def _plan(study: Study) -> None:
     show(study.console, f"{study.backbone.name} on {cfg.data.name}, {len(partition)} blocks", known, costs)
 
 
-def _record(study: Study, module: BlockwiseModule) -> None:
+def _recorder(study: Study) -> Recorder:
     data = study.data
     entry = {
         "name": study.cfg.data.name,
@@ -281,14 +287,7 @@ def _record(study: Study, module: BlockwiseModule) -> None:
         **data.counts(),
         "skipped": data.skipped,
     }
-    save_cells(
-        study.store,
-        module,
-        backbone=study.backbone,
-        data=entry,
-        classes=data.splits.classes,
-        settings=study.settings,
-    )
+    return Recorder(study.backbone, entry, data.splits.classes, study.settings)
 
 
 def _call(trainer: L.Trainer, entry: Callable[..., Any], module: BlockwiseModule, **options: Any) -> None:

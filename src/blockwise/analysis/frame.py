@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+if TYPE_CHECKING:  # not everyone has installed it
+    import pandas as pd
 
 from blockwise.results import METRICS, Record, sweep_hash
 
@@ -18,7 +19,9 @@ def records_frame(records: Iterable[Record]) -> pd.DataFrame:
     `seed`, `status`, `best_epoch`, `epochs`, `seconds`, `peak_memory_bytes`, `train_top1` to `test_loss` (fractions),
     `sweep` (equal for cells that may be compared) and `folder`.
     """
-    return pd.DataFrame([_line(record) for record in records]).convert_dtypes()
+    import pandas as pd
+
+    return pd.DataFrame([{**identity(record), **_outcome(record)} for record in records]).convert_dtypes()
 
 
 def depth(block: int, num_blocks: int) -> float:
@@ -26,14 +29,10 @@ def depth(block: int, num_blocks: int) -> float:
     return (block + 0.5) / num_blocks
 
 
-def _line(record: Record) -> dict[str, Any]:
+def identity(record: Record) -> dict[str, Any]:
+    """Return what a cell is, under the names of the table's columns."""
     backbone, cell, partition = record["backbone"], record["cell"], record["partition"]
     block = int(cell["scope"]) if cell["scope"].isdigit() else None
-    metrics = {
-        f"{split}_{name}": ((record["metrics"] or {}).get(split) or {}).get(name)
-        for split in ("train", "val", "test")
-        for name in METRICS
-    }
     return {
         "data": record["data"]["name"],
         "backbone": backbone["name"],
@@ -48,6 +47,16 @@ def _line(record: Record) -> dict[str, Any]:
         "trainable": cell["trainable_parameters"],
         "lr": record["settings"].get("lr"),
         "seed": record["seed"],
+    }
+
+
+def _outcome(record: Record) -> dict[str, Any]:
+    metrics = {
+        f"{split}_{name}": ((record["metrics"] or {}).get(split) or {}).get(name)
+        for split in ("train", "val", "test")
+        for name in METRICS
+    }
+    return {
         "status": record["status"],
         **{key: record.get(key) for key in ("best_epoch", "epochs", "seconds", "peak_memory_bytes")},
         **metrics,

@@ -1,0 +1,173 @@
+"""Weights & Biases: a run a cell, while it trains or from its record.
+
+A run's id is the hash of the cell's settings: training that goes on continues its run, and what is sent twice is there
+once. Runs of a sweep form a group.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import wandb
+from rich.console import Console
+
+from blockwise.analysis.summary import Sweep, sweeps
+from blockwise.errors import InputError
+from blockwise.progress import new_bar
+from blockwise.results import Metrics, Record, read_history, settings_hash, sweep_hash, sweep_path
+from blockwise.tracking import Status, describe, final_metrics, replay
+
+# seconds: a server that is there answers sooner
+PATIENCE = 30
+# runs that are sent at the same time
+AT_ONCE = 8
+LATER = "`blockwise sync` sends the cells from their records"
+
+
+class WandbRuns:
+    """Opens the runs of cells, online where there is a key, and says so once where there is none.
+
+    Args:
+        project: Their project.
+        entity: A user or a team; None is the default of the key.
+        folder: Where W&B keeps files of its own, in a folder `wandb`.
+        mode: `online` or `offline`; None decides by `WANDB_MODE`, then by whether there is a key.
+    """
+
+    def __init__(self, project: str, entity: str | None, folder: str, mode: str | None = None) -> None:
+        if mode not in (None, "online", "offline"):
+            raise InputError(f"logger.wandb.mode={mode} is unknown: choose online or offline, or null")
+        self._project, self._entity = project, entity
+        self._folder = folder
+        self._mode: Any = mode or os.environ.get("WANDB_MODE")
+        if self._mode == "online":
+            check_online()
+        elif self._mode is None:
+            reason = why_offline()
+            self._mode = "online" if reason is None else "offline"
+            if reason is not None:
+                print(f"W&B is offline ({reason}): runs are kept in {folder}/wandb, and {LATER}")
+
+    def __call__(self, record: Record) -> WandbRun:
+        """Open the run of a cell, or go on with it; if W&B does not take it, train without."""
+        try:
+            return self.open(record)
+        except InputError as error:
+            print(f"{error}; {LATER}")
+            self._mode = "disabled"
+            return self.open(record)
+
+    def open(self, record: Record) -> WandbRun:
+        """Open the run of a cell, or go on with it.
+
+        Raises:
+            InputError: W&B does not take it.
+        """
+        try:
+            return WandbRun(self._init(record))
+        except wandb.errors.Error as error:
+            raise InputError(f"W&B does not take the run: {' '.join(str(error).split())}") from error
+
+    def _init(self, record: Record) -> Any:
+        Path(self._folder).mkdir(parents=True, exist_ok=True)
+        cell, settings = record["cell"], record["settings"]
+        quarter = [] if cell["quarter"] is None else [f"quarter {cell['quarter']}"]
+        scope = f"block {cell['scope']}" if cell["scope"].isdigit() else cell["scope"]
+        return wandb.init(
+            project=self._project,
+            entity=self._entity,
+            id=settings_hash(settings),
+            name=f"{record['backbone']['name']} {scope} lr{settings['lr']:g} seed{record['seed']}",
+            group=f"{sweep_path(settings)}-{sweep_hash(settings)}",
+            tags=[record["backbone"]["name"], record["data"]["name"], record["partition"]["name"], scope, *quarter],
+            config=describe(record),
+            dir=self._folder,
+            mode=self._mode,
+            resume="allow",
+            reinit="create_new",  # many at a time
+            settings=_settings(),
+        )
+
+
+class WandbRun:
+    """The run of a cell; see `tracking.CellLog`."""
+
+    def __init__(self, run: Any) -> None:
+        self._run = run
+        self.next_epoch = run.step  # one step an epoch: what the server has of an interrupted training
+        run.define_metric("epoch", hidden=True)
+        run.define_metric("*", step_metric="epoch")
+
+    def log(self, epoch: int, metrics: Metrics) -> None:
+        """Send an epoch."""
+        self._run.log({"epoch": epoch, **metrics}, step=epoch, commit=True)
+
+    def finish(self, status: Status, final: dict[str, float]) -> None:
+        """Set the summary, and end the run: as failed, unless it is finished; an interrupted one may go on."""
+        self._run.summary.update({"status": status, **final})
+        if status == "interrupted":
+            self._run.mark_preempting()
+        self._run.finish(exit_code=0 if status == "finished" else 1)
+
+
+def why_offline() -> str | None:
+    """Return why W&B cannot be used online; None where it can."""
+    wandb.setup(settings=wandb.Settings(silent=True))
+    try:
+        return None if wandb.login(prompt=False) else "there is no key"
+    except wandb.errors.Error as error:
+        return " ".join(str(error).split())
+
+
+def check_online() -> None:
+    """Make sure that there is a key, and a server that takes it.
+
+    Raises:
+        InputError: There is not.
+    """
+    if (reason := why_offline()) is not None:
+        raise InputError(f"W&B cannot be used ({reason}): run `wandb login`, or set WANDB_API_KEY and WANDB_BASE_URL")
+
+
+def sync(records: Sequence[Record], project: str, entity: str | None, console: Console) -> None:
+    """Send recorded cells, also those that were trained without W&B; a run that is there already is completed.
+
+    Raises:
+        InputError: There is no key, or the server cannot be reached.
+    """
+    with tempfile.TemporaryDirectory() as folder, new_bar(console) as bar, ThreadPoolExecutor(AT_ONCE) as pool:
+        runs = WandbRuns(project, entity, folder, "online")
+        task = bar.add_task("sending runs", total=len(records))
+
+        def send(record: Record, sweep: Sweep) -> None:
+            run = runs.open(record)
+            replay(run, read_history(record["folder"]))
+            run.finish(record["status"], final_metrics(record, sweep))
+            bar.advance(task)
+
+        sent = [pool.submit(send, record, sweep) for sweep in sweeps(records) for record in sweep.records]
+        for one in sent:
+            one.result()
+
+
+def _settings() -> Any:
+    """Send nothing of the user's machine, code or environment: what a record says is all there is to know."""
+    return wandb.Settings(
+        console="off",
+        disable_code=True,
+        disable_git=True,
+        disable_job_creation=True,
+        host="",
+        init_timeout=PATIENCE,
+        save_code=False,
+        silent=True,
+        x_disable_machine_info=True,
+        x_disable_meta=True,
+        x_disable_stats=True,
+        x_save_requirements=False,
+    )
