@@ -29,7 +29,7 @@ def server():
 @pytest.fixture
 def call(tmp_path):
     """Run `blockwise` in a process of its own, in a home where nobody has logged in."""
-    quiet = {"WANDB_ERROR_REPORTING": "false", "HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc")}
+    quiet = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc")}
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
 
     def run(*arguments, server=None, **environment):
@@ -90,6 +90,7 @@ def test_nothing_of_the_environment_is_sent_beyond_the_record(call, tmp_path, se
     private = [socket.gethostname(), str(tmp_path), str(Path(__file__).parents[1]), sys.executable, platform.release()]
     assert [word for word in private if word in heard] == []
     assert "a-secret-of-the-environment" not in heard
+    assert {line.split()[0] for line in server.heard if "/otel/" in line.split()[0]} == set()
     assert "requirements.txt" not in heard
     assert "wandb-metadata" not in heard
     assert f'"{getpass.getuser()}"' not in heard

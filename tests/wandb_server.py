@@ -110,8 +110,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.path.endswith("/graphql"):
             asked = json.loads(text)
             self._reply({"data": self.server.answer(asked["query"], asked.get("variables") or {})})
-        else:  # /files/<entity>/<project>/<run>/file_stream
-            self.server.stream(self.path.split("/")[-2], json.loads(text))
+        else:
+            if self.path.endswith("/file_stream"):  # /files/<entity>/<project>/<run>/file_stream
+                self.server.stream(self.path.split("/")[-2], json.loads(text))
             self._reply({})
 
     def do_PUT(self):

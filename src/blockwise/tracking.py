@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from types import TracebackType
 from typing import Any, Literal, Protocol
@@ -22,6 +23,8 @@ from blockwise.results import Metrics, Record, cell_name, sweep_path
 
 # loggers that need a package which only some users have, by the name that they share
 EXTRAS = ("wandb", "tensorboard")
+# runs that are opened and ended at the same time: a server takes a second for each
+AT_ONCE = 8
 Status = Literal["finished", "diverged", "interrupted", "failed"]
 
 
@@ -108,15 +111,22 @@ class CellTracking(L.Callback):
     def _tell(self, module: BlockwiseModule) -> None:
         """Bring every run up to date; the first time, open it."""
         if self._loggers and not self._logs:
-            self._logs = [[opened(record) for opened in self._loggers] for record in self._recorder.records(module)]
+            with ThreadPoolExecutor(AT_ONCE) as pool:
+                self._logs = list(pool.map(self._open, self._recorder.records(module)))
         for logs, progress in zip(self._logs, module.progress, strict=False):
             for log in logs:
                 replay(log, progress.history)
 
+    def _open(self, record: Record) -> list[CellLog]:
+        return [opened(record) for opened in self._loggers]
+
     def _finish_all(self, statuses: Sequence[Any], finals: Sequence[dict[str, float]]) -> None:
-        for logs, status, final in zip(self._logs, statuses, finals, strict=False):
+        def finish(logs: list[CellLog], status: Any, final: dict[str, float]) -> None:
             for log in logs:
                 log.finish(status, final)
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(finish, self._logs, statuses, finals))  # a list, so that errors are raised
         self._logs = []
 
 

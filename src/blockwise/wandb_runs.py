@@ -20,12 +20,12 @@ from blockwise.analysis.summary import Sweep, sweeps
 from blockwise.errors import InputError
 from blockwise.progress import new_bar
 from blockwise.results import Metrics, Record, read_history, settings_hash, sweep_hash, sweep_path
-from blockwise.tracking import Status, describe, final_metrics, replay
+from blockwise.tracking import AT_ONCE, Status, describe, final_metrics, replay
 
 # seconds: a server that is there answers sooner
 PATIENCE = 30
-# runs that are sent at the same time
-AT_ONCE = 8
+# W&B reports on itself, the operating system included, unless it is told not to before it begins
+os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 LATER = "`blockwise sync` sends the cells from their records"
 
 
