@@ -118,7 +118,7 @@ def accuracy_against_cost(sweeps: Sequence[Sweep], cost: Cost) -> Figure:
         if val > best:
             best = val
             front.append((price, test))
-    axes.plot(*zip(*front, strict=True), color=PURPLE, lw=1.5, marker="o", mfc="none", ms=9)
+    axes.plot(*zip(*front, strict=True), color=PURPLE, lw=1.5, marker="o", mfc="none", ms=9, drawstyle="steps-post")
     axes.set(xscale="log", xlabel=COSTS[cost], ylabel="top-1 test accuracy, %")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
