@@ -70,6 +70,6 @@ def test_missing_and_diverged_cells_are_left_out():
 def test_the_evidence_names_figures():
     best, differs, quarter, reliable = claims(sweeps(grid(peaked, noise=0, backbones=BACKBONES[:12])))
     assert best.evidence.startswith("+11.0 points to head (median of 12 sweeps, p = 0.00049)")
-    assert "12 backbones, 36 runs" in differs.evidence
+    assert "backbones: 12, runs: 36" in differs.evidence
     assert "of its blocks 36 of 36 beat both" in quarter.evidence
     assert "lower by 1.00 points" in reliable.evidence

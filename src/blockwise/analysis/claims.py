@@ -77,7 +77,7 @@ def is_reliable(sweeps: Sequence[Sweep]) -> Claim:
     """Test whether the best block's accuracy spreads less over seeds than those of the baselines."""
     tests = paired_tests(sweeps, [(BEST, name) for name in BASELINES], _steadier, alternative="greater")
     parts = [
-        f"against {test.second}, its standard deviation is lower by {100 * test.median:.2f} points ({_pairs(test)})"
+        f"{-100 * test.median + 0.0:+.2f} points of standard deviation against {test.second} ({_pairs(test)})"
         for test in tests
         if test.median is not None
     ]
@@ -94,8 +94,9 @@ def differs_between_backbones(sweeps: Sequence[Sweep]) -> Claim:
         places.setdefault(name, []).extend(_places(sweep))
     groups = [group for group in places.values() if group]
     found = Counter(place for group in groups for place in group)
-    shown = ", ".join(f"{place:.2f} ({times} times)" for place, times in sorted(found.items()))
-    evidence = f"{len(groups)} backbones, {found.total()} runs; relative depth of the best block: {shown or 'none'}"
+    shown = ", ".join(f"{place:.2f} ({times} x)" for place, times in sorted(found.items()))
+    counts = f"backbones: {len(groups)}, runs: {found.total()}"
+    evidence = f"relative depth of the best block: {shown or 'unknown'}; {counts}"
     verdict: Verdict = "not enough data"
     if len(found) == 1 and len(groups) > 2:
         verdict = "not supported"

@@ -66,8 +66,11 @@ def depth_map(sweeps: Sequence[Sweep], baseline: str = "head") -> Figure:
     """Draw a line a backbone: gain of each block over a baseline, by relative depth; a star marks the chosen block."""
     figure = Figure(figsize=(8, 1.4 + 0.32 * len(sweeps)), layout="constrained")
     axes = figure.add_subplot()
-    gains = [[(row.blocks[0], row.difference(base)) for row in s.single_blocks] if (base := s.row(baseline)) else []
-             for s in sweeps]  # fmt: skip
+    bases = [sweep.row(baseline) for sweep in sweeps]
+    gains = [
+        [(row.blocks[0], row.difference(base)) for row in sweep.single_blocks] if base else []
+        for sweep, base in zip(sweeps, bases, strict=True)
+    ]
     limit = max((abs(gain) for line in gains for _, gain in line if gain is not None), default=0) * 100 or 1
     colors = None
     for line, (sweep, blocks) in enumerate(zip(sweeps, gains, strict=True)):
@@ -82,7 +85,8 @@ def depth_map(sweeps: Sequence[Sweep], baseline: str = "head") -> Figure:
     axes.set(xlim=(0, 1), ylim=(len(sweeps) - 0.5, -0.5), xlabel="depth of the block (0 touches the pixels)")
     axes.set_yticks(range(len(sweeps)), [sweep.backbone for sweep in sweeps])
     if colors is not None:
-        figure.colorbar(colors, label=f"gain over {baseline}, points")
+        bar = figure.colorbar(colors, label=f"over {baseline}")
+        bar.ax.set_title("points", fontsize="medium")
     return figure
 
 
