@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import StubNetwork
@@ -25,7 +26,8 @@ from blockwise import (
 from blockwise.data.digits import Digits
 from blockwise.errors import InputError
 
-QUICK = {"classes": "abcdefghij", "max_epochs": 2, "accelerator": "cpu", "quiet": True}
+TEN = [*"abcdefghij"]
+QUICK = {"classes": TEN, "max_epochs": 2, "accelerator": "cpu", "quiet": True}
 
 
 @pytest.fixture
@@ -117,16 +119,106 @@ def test_what_was_trained_is_a_plain_network(backbone, loaders, tmp_path, scope)
         (lambda b, p, d: load_backbone("vgg61"), "no model is named vgg61"),
         (lambda b, p, d: load_backbone(StubNetwork()), "needs name= and image_size="),
         (lambda b, p, d: make_partition(b, num_blocks=99), "partition.num_blocks=99 does not fit"),
-        (lambda b, p, d: make_partition(b, "halves"), "partition=halves is unknown"),
-        (lambda b, p, d: train_scopes(b, p, 7, d, classes="ab"), "block=7 is out of range"),
-        (lambda b, p, d: train_scopes(b, p, "top2", d, classes="ab"), "top2 needs the records of other scopes"),
-        (lambda b, p, d: train_scopes(b, p, 0, {"train": d["train"]}, classes="ab"), "data lacks val, test"),
+        (lambda b, p, d: make_partition(b, "halves"), "there is no partitioner 'halves'"),
+        (lambda b, p, d: train_scopes(b, p, 7, d, classes=TEN), "block=7 is out of range"),
+        (lambda b, p, d: train_scopes(b, p, "top2", d, classes=TEN), "top2 needs the records of other scopes"),
+        (lambda b, p, d: train_scopes(b, p, 0, {"train": d["train"]}, classes=TEN), "data lacks val, test"),
         (lambda b, p, d: read_records("/nowhere"), "holds no records"),
     ],
 )
 def test_wrong_input_is_one_sentence(backbone, loaders, call, message):
     with pytest.raises(InputError, match=message):
         call(backbone, make_partition(backbone, num_blocks=3), loaders)
+
+
+def of(values):
+    return DataLoader(values, batch_size=10)
+
+
+IMAGES, LABELS = torch.randn(20, 3, 32, 32), torch.arange(20) % 10
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_epochs": 0}, "max_epochs=0 must be a whole number"),
+        ({"max_epochs": 1.5}, "max_epochs=1.5 must be a whole number"),
+        ({"lr": -1}, "lr=-1.0 must be a number greater than 0"),
+        ({"lr": "abc"}, "lr=abc must be a number greater than 0"),
+        ({"lr": float("nan")}, "lr=nan must be a number greater than 0"),
+        ({"lr": []}, r"lr=\[\] trains nothing"),
+        ({"lr": [1e-3, 1e-3]}, "names a learning rate twice"),
+        ({"seed": -1}, "seed=-1 must be a whole number"),
+        ({"seed": 2**40}, "is too large"),
+        ({"patience": 0}, "patience=0 must be a whole number"),
+        ({"norm": "bogus"}, "norm=bogus is unknown"),
+        ({"data_name": "../../evil"}, "data_name=../../evil must be a name"),
+        ({"classes": "ab"}, "two or more names"),
+        ({"classes": ["a", "a"]}, "each of them once"),
+        ({"classes": TEN[:5]}, "labels of train must lie between 0 and 4"),
+        ({"optimizer": "adam"}, "makes no optimizer"),
+        ({"accelerator": "bogus"}, "Lightning's trainer refuses its settings"),
+        ({"data": None}, "data must be a LightningDataModule, or DataLoaders"),
+        ({"data": {"test": None}}, "data lacks test"),
+        ({"data": {"val": of([])}}, r"data\['val'\] gives no batch"),
+        ({"data": {"val": 3}}, r"data\['val'\] gives no batch"),
+        ({"data": {"train": of(IMAGES)}}, "must be a pair of tensors"),
+        ({"data": {"train": of(TensorDataset(IMAGES[:, :1], LABELS))}}, r"shape \(batch, 3, 32, 32\)"),
+        ({"data": {"test": of(TensorDataset(IMAGES.byte(), LABELS))}}, "must be floating point numbers"),
+        ({"data": {"test": of(TensorDataset(IMAGES, LABELS.float()))}}, r"must be torch.long of shape \(batch,\)"),
+        ({"data": {"val": of(TensorDataset(IMAGES, LABELS[:, None]))}}, r"must be torch.long of shape \(batch,\)"),
+    ],
+)
+def test_what_cannot_be_right_is_refused_before_anything_trains(backbone, loaders, tmp_path, change, message):
+    data = change.get("data", {})
+    options = {**QUICK, **change, "data": {**loaders, **data} if isinstance(data, dict) else data}
+    with pytest.raises(InputError, match=message):
+        train_scopes(backbone, make_partition(backbone, num_blocks=3), 1, results_dir=tmp_path, **options)
+    assert not list(tmp_path.rglob("record.json"))
+
+
+def test_what_gives_no_result_is_not_recorded(backbone, loaders, tmp_path):
+    partition = make_partition(backbone, num_blocks=3)
+    for limit, missing in (("limit_test_batches", "test"), ("limit_val_batches", "training and validation")):
+        with pytest.raises(InputError, match=f"1 has no result: there was no batch for {missing}"):
+            train_scopes(backbone, partition, 1, loaders, results_dir=tmp_path, **QUICK, **{limit: 0})
+    assert not list(tmp_path.rglob("record.json"))
+
+
+def test_a_partition_of_another_network_is_refused(backbone, loaders, tmp_path):
+    other = load_backbone("timm:test_efficientnet", pretrained=False, image_size=32)
+    with pytest.raises(InputError, match="the partition is not of test_efficientnet"):
+        train_scopes(other, make_partition(backbone, num_blocks=3), 1, loaders, results_dir=tmp_path, **QUICK)
+
+
+def test_numbers_of_numpy_are_numbers(backbone, loaders, tmp_path):
+    options = {**QUICK, "seed": np.int64(3), "lr": np.float32(0.5), "max_epochs": np.int64(1), "classes": np.arange(10)}
+    (record,) = train_scopes(
+        backbone, make_partition(backbone, num_blocks=3), np.int64(1), loaders, results_dir=tmp_path, **options
+    )
+    assert (record["seed"], record["settings"]["lr"]) == (3, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": None}, "neither the name of a model nor a network"),
+        ({"model": StubNetwork(), "name": "a/b", "image_size": 32}, "name=a/b must be a name"),
+        ({"model": StubNetwork(), "name": "stub", "image_size": -3}, "image_size=-3 must be a whole number"),
+        ({"model": torch.nn.Conv2d(3, 8, 3), "name": "conv", "image_size": 32}, r"not \(2, 8, 30, 30\)"),
+        ({"model": torch.nn.Linear(3, 8), "name": "linear", "image_size": 32}, "does not take images of 32 pixels"),
+    ],
+)
+def test_a_network_that_is_none_is_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        load_backbone(**options)
+
+
+def test_options_of_a_partitioner_are_values_of_python(backbone):
+    every = make_partition(backbone, num_blocks=None)
+    assert len(every) > len(make_partition(backbone, num_blocks=3, separators=("pool", "activation")))
+    with pytest.raises(InputError, match="the partitioner window has no option lenght. Did you mean 'length'?"):
+        make_partition(backbone, "window", lenght=2)
 
 
 def test_importing_the_package_waits_for_nothing():

@@ -54,6 +54,8 @@ def test_the_keys_of_the_contract_are_there():
         (["modle=vgg16"], r"there is no setting modle. Did you mean 'model'\?"),
         (["block=range(0,12)"], r"block=range\(0,12\) names several values: add -m"),
         (["block=1,2"], "names several values: add -m"),
+        (["logger=[csv,bogus]"], "logger=bogus is unknown: choose from csv, none, tensorboard, wandb"),
+        (["partition=layer", "partition.num_blocks=4"], "partition.num_blocks here: it belongs to another choice of"),
         (["optimizer=null"], "optimizer=null leaves out a group of settings: choose from adamw, sgd"),
         (["block"], "Error parsing override 'block'"),
     ],

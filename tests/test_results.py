@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from blockwise.errors import InputError
-from blockwise.results import KEYS, ResultStore, read_records, settings_hash, sweep_hash
+from blockwise.results import KEYS, ResultStore, find_records, read_records, settings_hash, sweep_hash
 
 SETTINGS = {
     "data": {"name": "digits"},
@@ -18,7 +18,19 @@ SETTINGS = {
     "lr": 0.001,
 }
 ROW = dict.fromkeys(("top1", "top5", "macro_f1", "ece", "loss"), 0.25)
-RECORD = {"schema": 1, "settings": SETTINGS, **dict.fromkeys(KEYS - {"settings"})}
+RECORD = {
+    **dict.fromkeys(KEYS),
+    "schema": 1,
+    "status": "finished",
+    "settings": SETTINGS,
+    "backbone": {"name": "net"},
+    "data": {"name": "digits"},
+    "partition": {"name": "segment", "num_blocks": 12},
+    "cell": {"scope": "7", "blocks": [7], "quarter": 3, "trainable_parameters": 9},
+    "metrics": dict.fromkeys(("train", "val", "test"), ROW),
+    "seconds": 1.5,
+    "provenance": {},
+}
 
 
 def test_files_of_a_cell(tmp_path):
@@ -48,12 +60,25 @@ def test_a_record_that_cannot_be_written_leaves_none(tmp_path):
     assert not list(store.cell_folder(SETTINGS).glob(".*"))
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 2}', '{"schema": 1}'])
-def test_half_written_and_foreign_records_count_as_missing(tmp_path, content):
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "{", "[]", '{"schema": 2}', '{"schema": 1}'),
+        json.dumps({**RECORD, "metrics": None}),
+        json.dumps({**RECORD, "metrics": {"train": ROW, "val": ROW, "test": None}}),
+        json.dumps({**RECORD, "metrics": {split: {**ROW, "top1": None} for split in ("train", "val", "test")}}),
+        json.dumps({**RECORD, "seconds": float("nan")}),
+        json.dumps({**RECORD, "cell": {"scope": None}}),
+        json.dumps({**RECORD, "settings": None}),
+    ],
+)
+def test_half_written_and_foreign_records_count_as_missing(tmp_path, content, capsys):
     store = ResultStore(tmp_path)
     folder = store.save(RECORD, [], {})
     (folder / "record.json").write_text(content)
     assert store.find(SETTINGS) is None
+    assert find_records(tmp_path) == []
+    assert f"{folder / 'record.json'} is left out" in capsys.readouterr().err
 
 
 def test_the_hash_covers_every_setting():

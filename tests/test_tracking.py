@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from blockwise.checks import check_config
 from blockwise.errors import InputError, Interrupted
 from blockwise.module import BlockwiseModule
-from blockwise.results import METRICS, cell_name, read_history, sweep_path
-from blockwise.study import run
-from blockwise.tracking import final_metrics
+from blockwise.results import METRICS, cell_name, find_records, read_history, sweep_path
+from blockwise.study import plain, run
+from blockwise.tracking import final_metrics, open_loggers
 
 BLOCKS = "block=[head,1,full]"
 
@@ -44,6 +45,28 @@ def test_a_package_that_is_missing_is_one_sentence(small, console, monkeypatch):
     monkeypatch.setattr("blockwise.tracking.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'blockwise\[tensorboard\]'"):
         run(small("logger=tensorboard", BLOCKS), console)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["logger=wandb", "logger.wandb.mode=bogus"], "^logger.wandb.mode=bogus is unknown: choose online or offline"),
+        (["logger=wandb", "logger.wandb.project=''"], "the project of W&B has no name"),
+        (["logger=csv", "+logger.csv.bogus=3"], "a logger cannot be opened .*bogus.*look at the settings of logger"),
+        (["logger=csv", "logger.csv.logger.save_dir=/proc/x"], "a logger cannot be opened"),
+    ],
+)
+def test_settings_that_are_wrong_are_one_sentence(small, console, overrides, message):
+    cfg = small(*overrides, BLOCKS)
+    with pytest.raises(InputError, match=message):
+        run(cfg, console)
+    assert not find_records(Path(cfg.results_dir))
+
+
+def test_no_logger_has_several_names(small, console):
+    for overrides in (["logger=[]"], ["logger=none"], ["logger=csv", "logger.csv=null"]):
+        assert open_loggers(small(*overrides)) == []
+        check_config(plain(small(*overrides)))
 
 
 class Listener:

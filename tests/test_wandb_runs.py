@@ -158,6 +158,23 @@ def test_sync_without_a_key_is_one_sentence(call, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (["sync", "results"], {"WANDB_MODE": "offline"}, "WANDB_MODE is offline"),
+        (["sync", "results"], {"WANDB_BASE_URL": "junk"}, "W&B cannot be used"),
+        (["sync", "results", "--project", ""], {}, "the project of W&B has no name"),
+        (["dashboard", "--entity", ""], {}, "'' is no name of W&B"),
+    ],
+)
+def test_what_sync_and_dashboard_cannot_do_is_one_sentence(call, tmp_path, server, arguments, environment, message):
+    grids.save([grids.record("head", 0.5)], tmp_path / "results")
+    done = call(*arguments, server=server, **environment)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_dashboard_dry_run_prints_json_and_sends_nothing(call, server):
     done = call("dashboard", "--entity", "e", "--project", "p", "--dry-run", server=server)
     assert done.returncode == 0, done.stderr

@@ -33,20 +33,20 @@ from typing import TYPE_CHECKING, Any
 import hydra
 import lightning as L
 import torch
+from hydra.errors import InstantiationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from matplotlib.figure import Figure
 from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset  # noqa: F401 (the examples above)
 
-from blockwise import backbones, results, study
+from blockwise import api_checks, backbones, config, results, study
 from blockwise.analysis.figures import accuracy_by_block
 from blockwise.analysis.summary import sweeps
 from blockwise.backbones import Backbone, ImageSpec
 from blockwise.cells import Cell
-from blockwise.checks import as_list
-from blockwise.config import compose_config
 from blockwise.cpu import keep_freed_memory
-from blockwise.errors import InputError
+from blockwise.errors import InputError, did_you_mean
 from blockwise.freezing import NormMode
 from blockwise.hints import silence_hints
 from blockwise.inspection import model_overrides
@@ -97,13 +97,19 @@ def load_backbone(
     Raises:
         InputError: Unknown model, or weights that cannot be had or do not fit.
     """
+    image_size = api_checks.check("data.image_size", "image_size", image_size)
+    seed = api_checks.check("seed", "seed", seed)
+    if name is not None:
+        api_checks.check("data.name", "name", name)
     if isinstance(model, nn.Module):
         if name is None or image_size is None:
             raise InputError("a network of your own needs name= and image_size=")
         images = ImageSpec(image_size, IMAGENET_MEAN, IMAGENET_STD, "bicubic", 0.875)
-        return Backbone(name, model.eval(), "own", images)
+        return Backbone(name, api_checks.check_network(model, image_size), "own", images)
+    if not isinstance(model, str):
+        raise InputError(f"{model!r} is neither the name of a model nor a network")
     overrides = [f"model.pretrained={str(pretrained).lower()}"]
-    cfg = compose_config([*model_overrides(model), *overrides]).model
+    cfg = config.compose_config([*model_overrides(model), *overrides]).model
     cfg.checkpoint = None if checkpoint is None else str(checkpoint)
     backbone = backbones.load_backbone(cfg, image_size=image_size, seed=seed)
     backbone.name = name or backbone.name
@@ -121,11 +127,19 @@ def make_partition(backbone: Backbone, partitioner: str = "segment", **options: 
     Raises:
         InputError: Unknown partitioner, or options that do not fit the backbone.
     """
-    settings = [f"partition.{key}={value}" for key, value in options.items()]
-    cfg = compose_config([f"partition={partitioner}", *settings])
+    if partitioner not in (known := config.options("partition")):
+        raise InputError(f"there is no partitioner {partitioner!r}: choose from {', '.join(known)}")
+    settings = config.compose_config([f"partition={partitioner}"]).partition
+    for key, value in options.items():
+        if key not in settings or key == "_target_":
+            raise InputError(f"the partitioner {partitioner} has no option {key}.{did_you_mean(key, settings)}")
+        settings[key] = list(value) if isinstance(value, tuple) else value
     size = backbone.images.size
     layers = record_layers(backbone.network, torch.zeros(1, 3, size, size))
-    partition: Partition = hydra.utils.instantiate(cfg.partition)(layers, backbone.network)
+    try:
+        partition: Partition = hydra.utils.instantiate(settings)(layers, backbone.network)
+    except InstantiationException as error:
+        raise config.explain(error) from error
     return partition
 
 
@@ -170,21 +184,35 @@ def train_scopes(
         trainer: Further settings of Lightning's Trainer, as `accelerator="cpu"` or `precision="bf16-mixed"`.
 
     Raises:
-        InputError: A scope that the partition does not have, or data without one of the three splits.
+        InputError: A scope that the partition does not have, a setting that is not as it must be, data without one of
+            the three splits, or with batches of another shape.
     """
     silence_hints()
     keep_freed_memory()
+    rates, classes = api_checks.check_rates(lr), api_checks.check_classes(classes)
+    max_epochs = api_checks.check("trainer.max_epochs", "max_epochs", max_epochs)
+    patience = api_checks.check("early_stopping.patience", "patience", patience)
+    seed = api_checks.check("seed", "seed", seed)
+    api_checks.check("freeze.norm", "norm", norm)
+    api_checks.check("data.name", "data_name", data_name)
+    api_checks.check_optimizer(optimizer)
+    api_checks.check_partition(backbone, partition)
+    api_checks.check_data(data)
+    if not isinstance(data, L.LightningDataModule):
+        api_checks.check_loaders(data, len(classes), backbone.images.size)
     found = parse_scopes(scopes, len(partition), backbone.name)
     if waiting := [scope.name for scope in found if scope.top is not None]:
         raise InputError(
             f"{waiting[0]} needs the records of other scopes: train them first, and name the blocks as 3+7"
         )
-    cells = [Cell(scope, float(rate)) for scope in found for rate in as_list(lr)]
+    cells = [Cell(scope, float(rate)) for scope in found for rate in rates]
     loaders = _loaders(data)
+    look = api_checks.LookAtBatches(len(classes), backbone.images.size)
+    callbacks = [look, *trainer.pop("callbacks", [])]
     store = ResultStore(results_dir)
     common = {
         "model": {"name": backbone.name, "weights": backbone.weights},
-        "data": {"name": data_name, "classes": list(classes), "image_size": backbone.images.size},
+        "data": {"name": data_name, "classes": classes, "image_size": backbone.images.size},
         "partition": {"name": partition.name, "num_blocks": len(partition)},
         "optimizer": getattr(optimizer, "__name__", str(optimizer)),
         "freeze": {"norm": norm},
@@ -200,8 +228,9 @@ def train_scopes(
     for group in [[cell] for cell in cells] if staged.whole else [cells]:
         module = BlockwiseModule(staged, group, len(classes), optimizer, norm=norm, patience=patience, seed=seed)
         with ProgressDisplay(Console(quiet=quiet), f"{backbone.name} on {data_name}") as display:
-            fitting = L.Trainer(**{"max_epochs": max_epochs, "callbacks": [display], **BARE, **trainer})
+            fitting = _trainer({"max_epochs": max_epochs, "callbacks": [display, *callbacks], **BARE, **trainer})
             counts = _fit_and_test(fitting, module, loaders)
+        api_checks.check_outcome(module)
         entry = {
             "name": data_name,
             "classes": len(classes),
@@ -253,7 +282,7 @@ def run_study(*overrides: str) -> pd.DataFrame:
 
     silence_hints()
     keep_freed_memory()
-    return records_frame(study.run(compose_config(list(overrides)), Console()))
+    return records_frame(study.run(config.compose_config(list(overrides)), Console()))
 
 
 def read_records(folder: str | Path = "results") -> pd.DataFrame:
@@ -292,10 +321,15 @@ def _loaders(data: Data) -> Any:
     """Return what hands the trainer its data, split by split."""
     if isinstance(data, L.LightningDataModule):
         return lambda *_: {"datamodule": data}
-    if missing := [split for split in ("train", "val", "test") if split not in data]:
-        raise InputError(f"data lacks {', '.join(missing)}: give DataLoaders called train, val and test")
     names = {"train": "train_dataloaders", "val": "val_dataloaders", "test": "dataloaders"}
     return lambda *splits: {names[split]: data[split] for split in splits}
+
+
+def _trainer(options: dict[str, Any]) -> L.Trainer:
+    try:
+        return L.Trainer(**options)
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise InputError(f"Lightning's trainer refuses its settings: {error}") from error
 
 
 def _fit_and_test(trainer: L.Trainer, module: BlockwiseModule, loaders: Any) -> dict[str, int]:

@@ -30,7 +30,7 @@ def check_config(cfg: Mapping[str, Any]) -> None:
         InputError: One of them is not what it must be.
     """
     for group in GROUPS:
-        if not isinstance(cfg.get(group), dict):
+        if not isinstance(cfg.get(group), dict) and not (group == "logger" and cfg.get(group) is None):  # logger=[]
             raise InputError(f"{group}={cfg.get(group)} is no group of settings: name one of conf/{group}")
     for key, check in CHECKS.items():
         value = _get(cfg, key)

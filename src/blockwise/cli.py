@@ -207,7 +207,11 @@ def _sync(options: argparse.Namespace) -> None:
 def _dashboard(options: argparse.Namespace) -> None:
     with _extra("wandb"):
         from blockwise.dashboard import build_dashboard, dashboard_json, publish
+    from blockwise.checks import NAME
 
+    for name in (options.entity, options.project):
+        if not NAME.fullmatch(name):
+            raise InputError(f"{name!r} is no name of W&B: letters, digits, and . _ + -")
     dashboard = build_dashboard(options.entity, options.project)
     print(dashboard_json(dashboard) if options.dry_run else publish(dashboard))
 

@@ -55,12 +55,14 @@ def explain(error: Exception) -> InputError:
     if isinstance(error.__cause__, InputError):  # raised by something that Hydra made
         return error.__cause__
     text = str(error)
-    if match := re.search(r"Could not find '([^'/]+)/([^']+)'", text):
+    if match := re.search(r"Could not (?:find|load) '([^'/]+)/([^']+?)'", text):
         group, name = match.groups()
         return InputError(_unknown_option(group, name))
     if match := re.search(r"Could not override '([^']+)'", text):
-        key = match[1]
-        return InputError(f"there is no setting {key}.{did_you_mean(key, settings())}")
+        key, known = match[1], settings()
+        if key in known:
+            return InputError(f"there is no setting {key} here: it belongs to another choice of {key.split('.')[0]}")
+        return InputError(f"there is no setting {key}.{did_you_mean(key, known)}")
     if match := re.search(r"[Mm]issing mandatory value: (\S+)", text):
         return InputError(f"{match[1]} is missing: give it as {match[1]}=<value>")
     if "requires --multirun" in text or "Ambiguous value for argument" in text:

@@ -15,6 +15,7 @@ def silence_hints() -> None:
         ".*smaller than the logging interval.*",
         ".*isinstance.treespec.*",
         ".*in eval mode at the start.*",
+        ".*resuming from a checkpoint that ended before the epoch ended.*",  # our batches can be resumed
         ".*`srun` command is available.*",  # several devices are started by `launch`, under Slurm too
         r"\s*'hydra/launcher/.*' is validated against ConfigStore",  # as it should be
     ):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -135,19 +136,45 @@ def read_records(folder: str | Path) -> list[Record]:
 
 
 def find_records(folder: Path) -> list[Record]:
-    """Return every record below a folder, in a stable order; none is fine."""
-    found = (read_record(path) for path in sorted(folder.rglob("record.json")))
-    return [record for record in found if record is not None]
+    """Return every record below a folder, in a stable order; none is fine. What cannot be read is named on stderr."""
+    found = []
+    for path in sorted(folder.rglob("record.json")):
+        record = read_record(path)
+        if record is None:
+            print(f"{path} is left out: it is no whole record", file=sys.stderr)
+        else:
+            found.append(record)
+    return found
 
 
 def read_record(path: Path) -> Record | None:
-    """Return a record, or None where there is none that can be read."""
+    """Return a record, or None where there is none that is whole."""
     try:
-        record = json.loads(path.read_text())
-    except (OSError, ValueError):
+        record = json.loads(path.read_text(), parse_constant=_refuse)
+        return {**record, "folder": str(path.parent)} if _is_whole(record) else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    whole = isinstance(record, dict) and record.get("schema") == SCHEMA and set(record) >= KEYS
-    return {**record, "folder": str(path.parent)} if whole else None
+
+
+def _is_whole(record: Any) -> bool:
+    """Tell whether a record has what is read of it."""
+    if record["schema"] != SCHEMA or not set(record) >= KEYS:
+        return False
+    names = (record["backbone"]["name"], record["data"]["name"], record["partition"]["name"], record["cell"]["scope"])
+    numbers = [record["partition"]["num_blocks"], record["cell"]["trainable_parameters"], record["seconds"]]
+    if record["status"] == "finished":
+        numbers += [record["metrics"][split]["top1"] for split in ("val", "test")]
+    parts = (record["settings"], record["provenance"])
+    return (
+        {"quarter", "blocks"} <= set(record["cell"])
+        and all(isinstance(name, str) for name in names)
+        and all(isinstance(number, (int, float)) for number in numbers)
+        and all(isinstance(part, dict) for part in parts)
+    )
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
 
 
 def read_history(folder: str | Path) -> list[dict[str, Metrics]]:

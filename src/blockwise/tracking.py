@@ -54,12 +54,16 @@ def open_loggers(cfg: DictConfig) -> list[OpenLog]:
         InputError: One of them cannot be used here.
     """
     found = []
-    for name, entry in cfg.logger.items():
+    for name, entry in (cfg.get("logger") or {}).items():
+        if entry is None:
+            continue
         if name in EXTRAS and find_spec(str(name)) is None:
             raise InputError(f"logger={name} needs a package that is not installed: pip install 'blockwise[{name}]'")
         try:
             found.append(hydra.utils.instantiate(entry))
         except InstantiationException as error:
+            if isinstance(error.__cause__, InputError):
+                raise error.__cause__ from error
             reason = str(error.__cause__ or error).strip().split("\n")[0]
             raise InputError(f"logger={name} cannot be used ({reason}): look at the settings of logger") from error
     return found
@@ -118,7 +122,11 @@ class CellTracking(L.Callback):
                 replay(log, progress.history)
 
     def _open(self, record: Record) -> list[CellLog]:
-        return [opened(record) for opened in self._loggers]
+        try:
+            return [opened(record) for opened in self._loggers]
+        except (OSError, TypeError, ValueError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise InputError(f"a logger cannot be opened ({reason}): look at the settings of logger") from error
 
     def _finish_all(self, statuses: Sequence[Any], finals: Sequence[dict[str, float]]) -> None:
         def finish(logs: list[CellLog], status: Any, final: dict[str, float]) -> None:
@@ -143,9 +151,9 @@ def final_metrics(record: Record, sweep: Sweep | None) -> dict[str, float]:
 
     A gain is the difference of test accuracies to `head` or `full`, each at its best rate, with the same seed.
     """
-    costs = {key: record[key] for key in ("best_epoch", "epochs", "seconds", "peak_memory_bytes")}
+    costs = {key: record.get(key) for key in ("best_epoch", "epochs", "seconds", "peak_memory_bytes")}
     found = {key: value for key, value in costs.items() if value is not None}
-    for split, metrics in record["metrics"].items():
+    for split, metrics in (record["metrics"] or {}).items():
         found.update({f"{split}/{name}": value for name, value in (metrics or {}).items()})
     for baseline in ("head", "full"):
         row = sweep.row(baseline) if sweep else None
@@ -156,7 +164,7 @@ def final_metrics(record: Record, sweep: Sweep | None) -> dict[str, float]:
 
 def describe(record: Record) -> dict[str, Any]:
     """Return what a logger keeps of a cell beside its metrics: what it is, and every setting behind it."""
-    layers = {key: record["cell"][key] for key in ("first_layer", "last_layer")}
+    layers = {key: record["cell"].get(key) for key in ("first_layer", "last_layer")}
     return {**identity(record), **layers, "settings": record["settings"], "provenance": record["provenance"]}
 
 

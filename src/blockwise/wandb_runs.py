@@ -26,6 +26,8 @@ from blockwise.tracking import AT_ONCE, Status, describe, final_metrics, replay
 PATIENCE = 30
 # W&B reports on itself, the operating system included, unless it is told not to before it begins
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+MODES = (None, "online", "offline", "disabled")
+LONGEST_TAG = 64
 LATER = "`blockwise sync` sends the cells from their records"
 
 
@@ -40,11 +42,15 @@ class WandbRuns:
     """
 
     def __init__(self, project: str, entity: str | None, folder: str, mode: str | None = None) -> None:
+        if not project:
+            raise InputError("the project of W&B has no name: give it one")
         if mode not in (None, "online", "offline"):
             raise InputError(f"logger.wandb.mode={mode} is unknown: choose online or offline, or null")
         self._project, self._entity = project, entity
         self._folder = folder
         self._mode: Any = mode or os.environ.get("WANDB_MODE")
+        if self._mode not in MODES:
+            raise InputError(f"WANDB_MODE={self._mode} is unknown: choose online, offline or disabled")
         if self._mode == "online":
             check_online()
         elif self._mode is None:
@@ -70,7 +76,7 @@ class WandbRuns:
         """
         try:
             return WandbRun(self._init(record))
-        except wandb.errors.Error as error:
+        except (wandb.errors.Error, ValueError) as error:
             raise InputError(f"W&B does not take the run: {' '.join(str(error).split())}") from error
 
     def _init(self, record: Record) -> Any:
@@ -78,13 +84,14 @@ class WandbRuns:
         cell, settings = record["cell"], record["settings"]
         quarter = [] if cell["quarter"] is None else [f"quarter {cell['quarter']}"]
         scope = f"block {cell['scope']}" if cell["scope"].isdigit() else cell["scope"]
+        names = [record["backbone"]["name"], record["data"]["name"], record["partition"]["name"], scope, *quarter]
         return wandb.init(
             project=self._project,
             entity=self._entity,
             id=settings_hash(settings),
-            name=f"{record['backbone']['name']} {scope} lr{settings['lr']:g} seed{record['seed']}",
+            name=f"{record['backbone']['name']} {scope} lr{settings.get('lr')} seed{record['seed']}",
             group=f"{sweep_path(settings)}-{sweep_hash(settings)}",
-            tags=[record["backbone"]["name"], record["data"]["name"], record["partition"]["name"], scope, *quarter],
+            tags=[name[:LONGEST_TAG] for name in names],
             config=describe(record),
             dir=self._folder,
             mode=self._mode,
@@ -117,10 +124,12 @@ class WandbRun:
 
 def why_offline() -> str | None:
     """Return why W&B cannot be used online; None where it can."""
-    wandb.setup(settings=wandb.Settings(silent=True))
+    if (mode := os.environ.get("WANDB_MODE", "online")) != "online":
+        return f"WANDB_MODE is {mode}"
     try:
+        wandb.setup(settings=wandb.Settings(silent=True))
         return None if wandb.login(prompt=False) else "there is no key"
-    except wandb.errors.Error as error:
+    except (wandb.errors.Error, ValueError) as error:
         return " ".join(str(error).split())
 
 

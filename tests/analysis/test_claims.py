@@ -1,5 +1,6 @@
 """Claims that are true, that are false, and that cannot be decided."""
 
+import numpy as np
 import pytest
 from grids import BACKBONES, flat, grid, peaked
 
@@ -47,7 +48,7 @@ def test_one_seed_cannot_tell_backbones_from_chance():
     assert found[1].verdict == "not enough data"
     assert "more seeds are needed" in found[1].evidence
     assert found[3].verdict == "not enough data"
-    assert "no sweep has two seeds" in found[3].evidence
+    assert "no backbone has two seeds" in found[3].evidence
     assert found[0].verdict == "supported"
 
 
@@ -63,13 +64,43 @@ def test_missing_and_diverged_cells_are_left_out():
             record.update(status="diverged", metrics={"train": None, "val": None, "test": None})
     found = claims(sweeps(gone))
     assert [claim.verdict for claim in found] == ["supported"] * 4
-    assert "median of 14 sweeps" in found[0].evidence.split(";")[0]
-    assert "median of 13 sweeps" in found[0].evidence.split(";")[1]
+    assert "median of 14 pairs" in found[0].evidence.split(";")[0]
+    assert "median of 13 pairs" in found[0].evidence.split(";")[1]
 
 
 def test_the_evidence_names_figures():
     best, differs, quarter, reliable = claims(sweeps(grid(peaked, noise=0, backbones=BACKBONES[:12])))
-    assert best.evidence.startswith("+11.0 points to head (median of 12 sweeps, p = 0.00049)")
+    assert best.evidence.startswith("+11.0 points to head (median of 12 pairs, p = 0.00049)")
     assert "backbones: 12, runs: 36" in differs.evidence
     assert "of its blocks 36 of 36 beat both" in quarter.evidence
-    assert "lower by 1.00 points" in reliable.evidence
+    assert "-1.00 points of standard deviation against head" in reliable.evidence
+
+
+def test_other_partitions_and_settings_are_no_further_observations():
+    few = grid(peaked, backbones=BACKBONES[:3])
+    again = grid(peaked, backbones=BACKBONES[:3])
+    for record in again:
+        record["partition"]["name"] = "even"
+        record["settings"]["partition"] = {"name": "even"}
+    alone, both = claims(sweeps(few)), claims(sweeps([*few, *again]))
+    assert [claim.verdict for claim in both] == [claim.verdict for claim in alone]
+    assert [both[number].verdict for number in (0, 2, 3)] == ["not enough data"] * 3
+    assert "3 of the 6 pairs" in both[0].evidence
+
+
+def test_a_backbone_with_a_single_common_seed_does_no_harm():
+    records = [r for r in grid(peaked, backbones=BACKBONES[:7]) if not (r["backbone"]["name"] == "net01" and r["seed"])]
+    assert claims(sweeps(records))[1].verdict == "supported"
+
+
+def test_equal_accuracies_tie_although_they_went_through_float32():
+    def equal(backbone, data, scope, seed):
+        return (0.2, 0.2) if scope in ("head", "full") else (0.1, 0.3)
+
+    records = grid(lambda *place: equal(*place)[place[3]], backbones=BACKBONES[:7], seeds=(0, 1), noise=0)
+    for record in records:
+        for metrics in record["metrics"].values():
+            metrics["top1"] = float(np.float32(metrics["top1"]))
+    best, _, quarter, _ = claims(sweeps(records))
+    assert best.evidence.startswith("+0.0 points to head (median of 7 pairs, p = 1)")
+    assert "of its blocks 0 of 21 beat both" in quarter.evidence

@@ -104,6 +104,49 @@ def test_of_little_it_says_that_it_is_little(tmp_path, records):
     assert not (tmp_path / "tables" / "ranks.csv").exists()
 
 
+def one_sweep(**options):
+    return grid(peaked, backbones=FEW[:1], seeds=(0,), **options)
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        pytest.param(one_sweep(num_blocks=3), id="no block in a quarter"),
+        pytest.param(one_sweep(num_blocks=1), id="one block"),
+        pytest.param([r for r in one_sweep() if r["cell"]["scope"] != "head"], id="no head"),
+        pytest.param([r for r in one_sweep() if r["cell"]["scope"] != "full"], id="no full"),
+        pytest.param([{**r, "status": "diverged", "metrics": None} for r in one_sweep()], id="all diverged"),
+    ],
+)
+def test_what_a_grid_lacks_its_report_lacks(tmp_path, records):
+    assert "Best block and baselines" in write_report(records, tmp_path).read_text()
+
+
+def test_damaged_files_beside_a_record_are_left_out(tmp_path):
+    save(one_sweep(), tmp_path / "results")
+    for number, path in enumerate(sorted((tmp_path / "results").rglob("*.csv"))):
+        path.write_text(["", "epoch,val_top1\n0,x\n", "a,b\n1,2\n", "\0\0"][number % 4])
+    text = write_report(read_records(tmp_path / "results"), tmp_path / "report").read_text()
+    assert "What the best cell confuses" not in text
+
+
+def test_settings_tell_sweeps_of_one_name_apart(tmp_path):
+    again = one_sweep(num_blocks=1)
+    for one in again:
+        one["settings"]["freeze"] = {"norm": "eval"}
+    write_report([*one_sweep(num_blocks=1), *again], tmp_path)
+    lines = (tmp_path / "tables" / "summary.md").read_text().splitlines()
+    assert "settings" in lines[0]
+    assert len({line.split("|")[4] for line in lines[2:]}) == 2
+
+
+def test_names_may_hold_what_matplotlib_and_latex_read(tmp_path):
+    name = "$x_{$ a^b~c<d> 5%"
+    write_report([{**one, "backbone": {"name": name}} for one in one_sweep(num_blocks=1)], tmp_path)
+    latex = (tmp_path / "tables" / "summary.tex").read_text()
+    assert r"\$x\_\{\$ a\textasciicircum{}b\textasciitilde{}c\textless{}d\textgreater{} 5\%" in latex
+
+
 def test_names_are_only_names(tmp_path):
     text = write_report(
         [record("3", 0.5, backbone="<script>alert(1)</script>"), record("head", 0.4)], tmp_path

@@ -128,7 +128,7 @@ def test_how_often_a_quarter_beats_both_baselines():
         return {"head": 0.8, "full": 0.8}.get(scope, 0.9 if wins else 0.7)
 
     shares = quarter_shares(sweeps(grid(half, noise=0)))
-    assert [(share.wins, share.blocks, share.sweeps) for share in shares] == [*[(0, 45, 15)] * 3, (35, 45, 15)]
+    assert [(share.wins, share.blocks, share.pairs) for share in shares] == [*[(0, 45, 15)] * 3, (35, 45, 15)]
     low, high = shares[3].interval
     # the share of wins is 2/3 plus a third of a proportion of 5 in 15
     spread = 1.96 * math.sqrt(1 / 3 * 2 / 3 / 15) / 3

@@ -58,7 +58,7 @@ def test_what_is_missing_is_named():
 def test_with_too_little_data_there_is_a_sentence_and_no_number():
     table = tables.tests_table(sweeps(grid(peaked, backbones=FEW)))
     assert set(table.texts["p"]) == {""}
-    assert set(table.texts["verdict"]) == {"not enough data: 9 sweeps are needed"}
+    assert set(table.texts["verdict"]) == {"not enough data: 9 pairs are needed"}
 
 
 def test_files_hold_the_same_for_machines_and_readers(tmp_path):

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import factorial, prod
+from statistics import fmean
 from typing import Literal
 
 import numpy as np
@@ -15,11 +16,14 @@ from scipy import stats
 
 from blockwise.analysis.frame import depth
 from blockwise.analysis.statistics import BASELINES, BEST, LEVEL, PairedTest, paired_tests, quarter_shares
-from blockwise.analysis.summary import Row, Sweep
+from blockwise.analysis.summary import Row, Sweep, by_backbone_and_data
 
 Verdict = Literal["supported", "not supported", "not enough data"]
 PERMUTATIONS = 1999
-TEST = "Wilcoxon signed-rank test across sweeps, one-sided, against each baseline, Holm's correction"
+TEST = (
+    "Wilcoxon signed-rank test across pairs of backbone and data set, one-sided, against each baseline, "
+    "Holm's correction"
+)
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def is_reliable(sweeps: Sequence[Sweep]) -> Claim:
         for test in tests
         if test.median is not None
     ]
-    evidence = "; ".join(parts) or "no sweep has two seeds of the best block and of a baseline"
+    evidence = "; ".join(parts) or "no backbone has two seeds of the best block and of a baseline"
     statement = "The best block is more reliable: its accuracy spreads less over seeds than the baselines'."
     return Claim(statement, f"{TEST}; of standard deviations of test accuracy", evidence, _verdict(tests))
 
@@ -89,19 +93,20 @@ def is_reliable(sweeps: Sequence[Sweep]) -> Claim:
 def differs_between_backbones(sweeps: Sequence[Sweep]) -> Claim:
     """Test whether the best block lies elsewhere from backbone to backbone, beyond what seeds and data sets change."""
     places: dict[str, list[float]] = {}
-    for sweep in sweeps:
-        name = sweep.records[0]["backbone"]["name"]
-        places.setdefault(name, []).extend(_places(sweep))
+    for group in by_backbone_and_data(sweeps):
+        places.setdefault(group[0].backbone, []).extend(_places(group))
     groups = [group for group in places.values() if group]
     found = Counter(place for group in groups for place in group)
     shown = ", ".join(f"{place:.2f} ({times} x)" for place, times in sorted(found.items()))
     counts = f"backbones: {len(groups)}, runs: {found.total()}"
     evidence = f"relative depth of the best block: {shown or 'unknown'}; {counts}"
+    # a single run does not show what chance does to a backbone
+    repeated = [group for group in groups if len(group) > 1]
     verdict: Verdict = "not enough data"
     if len(found) == 1 and len(groups) > 2:
         verdict = "not supported"
-    elif _arrangements(groups) > 1 / LEVEL:
-        p = _permuted(groups)
+    elif _arrangements(repeated) > 1 / LEVEL:
+        p = _permuted(repeated)
         verdict = "supported" if p < LEVEL else "not supported"
         evidence += f"; p = {p:.2g}"
     elif len(found) > 1:
@@ -114,13 +119,16 @@ def differs_between_backbones(sweeps: Sequence[Sweep]) -> Claim:
     )
 
 
-def _places(sweep: Sweep) -> list[float]:
-    """Return the depth of the best block by validation, once a seed that all blocks have."""
-    rows = sweep.single_blocks
-    common = set.intersection(*(row.seeds for row in rows)) if len(rows) > 1 else set()
-    blocks = sweep.records[0]["partition"]["num_blocks"]
-    best = (max(rows, key=lambda row: (row.mean("val", seeds={seed}), row.blocks)) for seed in sorted(common))
-    return [depth(row.blocks[0], blocks) for row in best]
+def _places(group: Sequence[Sweep]) -> list[float]:
+    """Return the depth of the best block by validation, once a seed that all blocks have, the mean of all sweeps."""
+    found: dict[int, list[float]] = {}
+    for sweep in group:
+        rows = sweep.single_blocks
+        common = set.intersection(*(row.seeds for row in rows)) if len(rows) > 1 else set()
+        for seed in sorted(common):
+            best = max(rows, key=lambda row: (row.mean("val", seeds={seed}), row.blocks))
+            found.setdefault(seed, []).append(depth(best.blocks[0], sweep.num_blocks))
+    return [fmean(depths) for depths in found.values()]
 
 
 def _arrangements(groups: Sequence[Sequence[float]]) -> float:
@@ -158,13 +166,13 @@ def _gains(tests: Sequence[PairedTest]) -> str:
         for test in tests
         if test.median is not None
     ]
-    return "; ".join(parts) or "no sweep has both"
+    return "; ".join(parts) or "no backbone has both"
 
 
 def _pairs(test: PairedTest) -> str:
     if test.p_holm is None:
-        return f"{test.pairs} of the {test.needed} sweeps that are needed"
-    return f"median of {test.pairs} sweeps, p = {test.p_holm:.2g}"
+        return f"{test.pairs} of the {test.needed} pairs that are needed"
+    return f"median of {test.pairs} pairs, p = {test.p_holm:.2g}"
 
 
 def _percent(low: float, high: float) -> str:

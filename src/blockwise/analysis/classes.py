@@ -7,23 +7,22 @@ from pathlib import Path
 import pandas as pd
 
 from blockwise.analysis.summary import Row
-from blockwise.results import HISTORY, PREDICTIONS
+from blockwise.results import PREDICTIONS, read_history
 
 SHOWN = 20
 
 
 def predictions(row: Row) -> pd.DataFrame | None:
     """Return `label` and `predicted` of every test image, all seeds together; None where they are not kept."""
-    found = [
-        frame for record in row.records if (frame := _read(record.get("folder"), PREDICTIONS, dtype=str)) is not None
-    ]
+    found = [frame for record in row.records if (frame := _read(record.get("folder"))) is not None]
     return pd.concat(found) if found else None
 
 
 def history(row: Row) -> pd.Series | None:
     """Return validation accuracy by epoch, the mean of all seeds; None where it is not kept."""
-    found = [frame for record in row.records if (frame := _read(record.get("folder"), HISTORY)) is not None]
-    return pd.concat(found).groupby("epoch")["val_top1"].mean() if found else None
+    kept = [read_history(folder) for record in row.records if (folder := record.get("folder")) is not None]
+    found = [pd.Series([epoch["val"]["top1"] for epoch in epochs]) for epochs in kept if epochs]
+    return pd.concat(found, axis=1).mean(axis=1) if found else None
 
 
 def confusion_matrix(kept: pd.DataFrame, most: int = SHOWN) -> pd.DataFrame:
@@ -55,10 +54,11 @@ def _recall(kept: pd.DataFrame) -> pd.Series:
     return (kept["label"] == kept["predicted"]).groupby(kept["label"]).mean()
 
 
-def _read(folder: str | None, name: str, **options: object) -> pd.DataFrame | None:
+def _read(folder: str | None) -> pd.DataFrame | None:
     if folder is None:
         return None
     try:
-        return pd.read_csv(Path(folder, name), keep_default_na=False, **options)
-    except (OSError, ValueError):  # not kept, or cut off
+        frame = pd.read_csv(Path(folder, PREDICTIONS), keep_default_na=False, dtype=str)[["label", "predicted"]]
+    except (OSError, ValueError, KeyError):  # not kept, or cut off
         return None
+    return frame if len(frame) else None

@@ -102,8 +102,8 @@ def gain_by_quarter(sweeps: Sequence[Sweep], treatment: Callable[[Sweep, str], R
         axes.axhline(0, color=GREY, lw=1)
         axes.boxplot(columns, widths=0.5, showfliers=False, medianprops={"color": ORANGE, "lw": 2})
         for place, column in enumerate(columns, start=1):
-            offsets = np.linspace(-0.12, 0.12, len(column)) if len(column) > 1 else [0]
-            axes.plot(place + np.array(offsets), column, "o", color=BLUE, alpha=0.6, ms=4)
+            offsets = np.linspace(-0.12, 0.12, len(column)) if len(column) > 1 else np.zeros(len(column))
+            axes.plot(place + offsets, column, "o", color=BLUE, alpha=0.6, ms=4)
         axes.set(xlabel="quarter of the network", ylabel="gain, points", title=f"over {label}")
         axes.grid(axis="y", alpha=0.3)
     return figure

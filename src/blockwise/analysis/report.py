@@ -78,7 +78,8 @@ def write_report(records: Sequence[Record], folder: Path) -> Path:
     """
     found = sweeps(records)
     shown = list(_tables(found, records))
-    drawn = list(_pictures(found))
+    with mpl.rc_context({"text.parse_math": False}):  # names may hold a dollar
+        drawn = list(_pictures(found))
     try:
         parts: Sequence[tables.ReportTable | Picture]
         for name, parts in (("tables", shown), ("figures", drawn)):

@@ -1,8 +1,9 @@
 """What a reviewer asks of accuracies: intervals over seeds, paired tests across sweeps, ranks.
 
-Tests compare treatments (`head`, `full`, the best block of each quarter, the best block) across sweeps: a pair is one
-backbone on one data set, its accuracies means over the seeds that both treatments have. Blocks are chosen on
-validation and compared on test. Demsar (2006), "Statistical comparisons of classifiers over multiple data sets",
+Tests compare treatments (`head`, `full`, the best block of each quarter, the best block) across pairs of a backbone and
+a data set. A pair's accuracies are means over the seeds that both treatments have, and over its sweeps if there are
+several (other partitions, other settings): however many, they are one observation. Blocks are chosen on validation and
+compared on test. Demsar (2006), "Statistical comparisons of classifiers over multiple data sets",
 recommends these tests.
 """
 
@@ -11,20 +12,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
+from statistics import fmean
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from blockwise.analysis.summary import Row, Sweep
+from blockwise.analysis.summary import Row, Sweep, by_backbone_and_data
 
 LEVEL = 0.05
 # SciPy's documentation of `friedmanchisquare` calls its p-value reliable above so many
-FRIEDMAN_SWEEPS = 10
+FRIEDMAN_PAIRS = 10
 RESAMPLES = 9999
-# pairs up to which every combination of signs is tried
-EXACT = 13
+# pairs up to which every combination of signs is tried: the paper's fifteen backbones are among them
+EXACT = 16
 BEST = "best block"
 BASELINES = ("head", "full")
 QUARTERS = tuple(f"quarter {number}" for number in (1, 2, 3, 4))
@@ -38,7 +40,7 @@ class PairedTest:
     """Wilcoxon's signed-rank test of two treatments.
 
     Attributes:
-        pairs: Sweeps that have both.
+        pairs: Backbones on data sets that have both.
         needed: Pairs without which no outcome can be significant.
         median: Of the differences, first minus second; None without pairs.
         effect: Matched-pairs rank-biserial correlation (Kerby, 2014): 1 if the first is always higher, -1 if lower.
@@ -66,13 +68,13 @@ class Ranks:
     """Friedman's test of all treatments, with Nemenyi's of each pair.
 
     Attributes:
-        sweeps: Those that have all treatments.
+        pairs: Backbones on data sets that have all treatments.
         p: Of Friedman's test.
         mean_ranks: One a treatment; 1 is best.
         nemenyi: p-values, treatments by treatments.
     """
 
-    sweeps: int
+    pairs: int
     p: float
     mean_ranks: pd.Series
     nemenyi: pd.DataFrame
@@ -85,14 +87,14 @@ class Share:
     Attributes:
         wins: Blocks that do.
         blocks: Blocks of that quarter, in all sweeps that have both baselines.
-        sweeps: The number of those.
-        interval: 95 %, by bootstrap over sweeps; None with too few.
+        pairs: The number of backbones on data sets that they are of.
+        interval: 95 %, by bootstrap over those; None with too few.
     """
 
     quarter: int
     wins: int
     blocks: int
-    sweeps: int
+    pairs: int
     interval: tuple[float, float] | None
 
 
@@ -122,10 +124,10 @@ def paired_tests(
     difference: Callable[[Row, Row], float | None] = Row.difference,
     alternative: Literal["two-sided", "greater"] = "two-sided",
 ) -> list[PairedTest]:
-    """Compare pairs of treatments across sweeps.
+    """Compare treatments across backbones and data sets.
 
     Args:
-        sweeps: Each gives one pair.
+        sweeps: Those of a backbone on a data set give one difference, the mean of theirs.
         comparisons: Names of treatments.
         difference: What is tested of two rows; None where they have nothing to compare.
         alternative: `greater` asks only whether the first is higher.
@@ -133,9 +135,13 @@ def paired_tests(
     needed = pairs_needed(len(comparisons), sides=2 if alternative == "two-sided" else 1)
     tests = []
     for first, second in comparisons:
-        rows = ((treatment(sweep, first), treatment(sweep, second)) for sweep in sweeps)
-        found = (difference(one, other) for one, other in rows if one is not None and other is not None)
-        tests.append(_signed_rank(first, second, [d for d in found if d is not None], needed, alternative))
+        found = []
+        for group in by_backbone_and_data(sweeps):
+            rows = ((treatment(sweep, first), treatment(sweep, second)) for sweep in group)
+            own = [difference(one, other) for one, other in rows if one is not None and other is not None]
+            if known := [d for d in own if d is not None]:
+                found.append(fmean(known))
+        tests.append(_signed_rank(first, second, found, needed, alternative))
     return _holm(tests)
 
 
@@ -150,14 +156,16 @@ def _signed_rank(first: str, second: str, differences: list[float], needed: int,
         return test
     test = replace(test, median=float(np.median(differences)))
     # differences of fractions of so many images: equal ones must tie
-    moved = np.round([d for d in differences if abs(d) > 1e-9], 9)
+    rounded = np.round(differences, 6)
+    moved = rounded[rounded != 0]
     if not len(moved):
         return replace(test, effect=0.0, p=1.0 if len(differences) >= needed else None)
     positive = stats.wilcoxon(moved, alternative="greater").statistic
     effect = 2 * positive / (len(moved) * (len(moved) + 1) / 2) - 1
     if len(differences) < needed:
         return replace(test, effect=float(effect))
-    # SciPy's tables know no ties; all signs can be tried for a few pairs, and for more its normal approximation is good
+    # SciPy's tables know no ties; all signs can be tried for a few pairs, and for more its normal approximation is
+    # used, whose p is too large where nearly all differences have one sign
     method = stats.PermutationMethod(n_resamples=2**EXACT) if len(moved) <= EXACT else "auto"
     return replace(
         test, effect=float(effect), p=float(stats.wilcoxon(moved, alternative=alternative, method=method).pvalue)
@@ -176,20 +184,25 @@ def _holm(tests: list[PairedTest]) -> list[PairedTest]:
 
 
 def accuracy_matrix(sweeps: Sequence[Sweep]) -> pd.DataFrame:
-    """Return test accuracies, sweeps by treatments, of sweeps that have all of them; means over their common seeds."""
+    """Return test accuracies by treatment (columns) of every backbone on a data set (lines) that has all of them."""
     lines = {}
-    for sweep in sweeps:
-        found = {name: treatment(sweep, name) for name in TREATMENTS}
-        rows = {name: row for name, row in found.items() if row is not None}
-        common = set.intersection(*(row.seeds for row in rows.values())) if len(rows) == len(TREATMENTS) else set()
-        if common:
-            lines[f"{sweep.title} {sweep.key}"] = {name: row.mean("test", seeds=common) for name, row in rows.items()}
+    for group in by_backbone_and_data(sweeps):
+        means = [line for sweep in group if (line := _accuracies(sweep))]
+        if means:
+            lines[f"{group[0].backbone} on {group[0].data}"] = {n: fmean(line[n] for line in means) for n in TREATMENTS}
     return pd.DataFrame.from_dict(lines, orient="index", columns=list(TREATMENTS))
 
 
+def _accuracies(sweep: Sweep) -> dict[str, float]:
+    """Return the test accuracy of each treatment over the seeds that all have; nothing where one is missing."""
+    rows = {name: row for name in TREATMENTS if (row := treatment(sweep, name)) is not None}
+    common = set.intersection(*(row.seeds for row in rows.values())) if len(rows) == len(TREATMENTS) else set()
+    return {name: round(row.mean("test", seeds=common), 6) for name, row in rows.items()} if common else {}
+
+
 def ranks(matrix: pd.DataFrame) -> Ranks | None:
-    """Rank treatments (columns) within each sweep (line), 1 for the most accurate; None with too few sweeps."""
-    if len(matrix) <= FRIEDMAN_SWEEPS or not matrix.to_numpy().std(axis=1).any():
+    """Rank treatments (columns) within each line, 1 for the most accurate; None with too few lines."""
+    if len(matrix) <= FRIEDMAN_PAIRS or not matrix.to_numpy().std(axis=1).any():
         return None
     from scikit_posthocs import posthoc_nemenyi_friedman
 
@@ -202,7 +215,8 @@ def quarter_shares(sweeps: Sequence[Sweep]) -> list[Share]:
     """Count, quarter by quarter, the blocks that test above both baselines."""
     shares = []
     for quarter in (1, 2, 3, 4):
-        counts = np.array([found for sweep in sweeps if (found := _wins(sweep, quarter))]).reshape(-1, 2)
+        groups = ([w for sweep in group if (w := _wins(sweep, quarter))] for group in by_backbone_and_data(sweeps))
+        counts = np.array([np.sum(group, axis=0) for group in groups if group]).reshape(-1, 2)
         wins, blocks = counts.sum(0)
         shares.append(Share(quarter, int(wins), int(blocks), len(counts), _bootstrap(counts)))
     return shares
@@ -218,7 +232,7 @@ def _wins(sweep: Sweep, quarter: int) -> tuple[int, int] | None:
 
 
 def _bootstrap(counts: np.ndarray) -> tuple[float, float] | None:
-    """Resample sweeps, not blocks: those of one backbone resemble each other."""
+    """Resample backbones on data sets, not blocks: those of one backbone resemble each other."""
     if len(counts) < pairs_needed(1):
         return None
     result = stats.bootstrap(

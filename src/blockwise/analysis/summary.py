@@ -36,7 +36,10 @@ class Row:
     def difference(self, other: Row, split: str = "test") -> float | None:
         """Return how much higher the accuracy is than another row's, over the seeds that both have; None if none."""
         common = self.seeds & other.seeds
-        return self.mean(split, seeds=common) - other.mean(split, seeds=common) if common else None
+        if not common:
+            return None
+        # accuracies went through float32: what differs by less than any image could is equal
+        return round(self.mean(split, seeds=common) - other.mean(split, seeds=common), 6)
 
     def spread(self, split: str, metric: str = "top1") -> float | None:
         """Return the standard deviation over seeds; None for a single seed."""
@@ -106,6 +109,17 @@ class Sweep:
     def best(self) -> Row | None:
         """The best single block by validation accuracy."""
         return next(iter(self.single_blocks), None)
+
+
+def by_backbone_and_data(sweeps: Iterable[Sweep]) -> list[list[Sweep]]:
+    """Group the sweeps of a backbone on a data set, which may differ in partition or settings.
+
+    To a test across backbones and data sets they are one observation.
+    """
+    groups: dict[tuple[str, str], list[Sweep]] = {}
+    for sweep in sweeps:
+        groups.setdefault((sweep.data, sweep.backbone), []).append(sweep)
+    return list(groups.values())
 
 
 def sweeps(records: Iterable[Record]) -> list[Sweep]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,19 @@ from blockwise.results import Record
 
 # characters of a commit's name, enough to find it
 COMMIT = 12
+# what LaTeX does not take as it is
+LATEX = str.maketrans(
+    {
+        **{character: f"\\{character}" for character in "&%_#{}$"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "Δ": r"$\Delta$",
+        "±": r"$\pm$",
+    }
+)
 INTERVAL = "± is half of the 95 % confidence interval over seeds (Student's t)"
 
 
@@ -56,7 +70,7 @@ def summary_table(sweeps: Sequence[Sweep]) -> ReportTable:
         best, head, full = sweep.best, sweep.row("head"), sweep.row("full")
         lines.append(
             {
-                **_names(sweep),
+                **_names(sweep, sweeps),
                 "seeds": len(sweep.seeds),
                 **_accuracy("head", head),
                 **_accuracy("full", full),
@@ -83,7 +97,7 @@ def scopes_table(sweeps: Sequence[Sweep]) -> ReportTable:
             cell = row.records[0]["cell"]
             lines.append(
                 {
-                    **_names(sweep),
+                    **_names(sweep, sweeps),
                     "scope": row.scope,
                     "quarter": cell["quarter"],
                     "layers": f"{cell.get('first_layer')} to {cell.get('last_layer')}" if row.blocks else None,
@@ -110,7 +124,7 @@ def quarters_table(sweeps: Sequence[Sweep]) -> ReportTable:
         lines.append(
             {
                 "quarter": share.quarter,
-                "sweeps": share.sweeps,
+                "pairs": share.pairs,
                 "blocks": share.blocks,
                 "beat both": share.wins,
                 "share": share.wins / share.blocks if share.blocks else None,
@@ -120,7 +134,7 @@ def quarters_table(sweeps: Sequence[Sweep]) -> ReportTable:
         )
     note = (
         "Blocks whose test accuracy is above both head only and full fine-tuning, in %; 95 % interval by bootstrap "
-        "over sweeps. It is missing where they are too few, and has no width where all of them agree."
+        "over pairs of backbone and data set. It is missing where they are too few, and has no width where all agree."
     )
     return _table("quarters", "How often a block beats both baselines", note, lines)
 
@@ -132,7 +146,7 @@ def tests_table(sweeps: Sequence[Sweep]) -> ReportTable:
         {
             "first": test.first,
             "second": test.second,
-            "sweeps": test.pairs,
+            "pairs": test.pairs,
             "Δ median": test.median,
             "effect": test.effect,
             "p": test.p,
@@ -159,8 +173,8 @@ def ranks_table(ranks: Ranks) -> ReportTable:
         for name, rank in ranks.mean_ranks.sort_values().items()
     ]
     note = (
-        f"Friedman's test over {ranks.sweeps} sweeps that have all of them: p = {ranks.p:.2g}. Rank 1 is the most "
-        "accurate; p-values of pairs are those of Nemenyi's test."
+        f"Friedman's test over {ranks.pairs} pairs of backbone and data set that have all of them: p = {ranks.p:.2g}. "
+        "Rank 1 is the most accurate; p-values of pairs are those of Nemenyi's test."
     )
     return _table("ranks", "Ranks of blocks and baselines", note, lines)
 
@@ -173,7 +187,7 @@ def selection_table(sweeps: Sequence[Sweep]) -> ReportTable:
         assert chosen is not None
         lines.append(
             {
-                **_names(sweep),
+                **_names(sweep, sweeps),
                 "chosen": chosen.blocks[0],
                 "tests at": chosen.mean("test"),
                 "highest on test": highest.blocks[0],
@@ -206,7 +220,9 @@ def gaps_table(sweeps: Sequence[Sweep]) -> ReportTable | None:
                 if (reason := _why_missing(sweep, scope, seed)) is not None:
                     reasons.setdefault(reason, []).append(seed)
             for reason, lost in reasons.items():
-                lines.append({**_names(sweep), "scope": scope, "seeds": " ".join(map(str, lost)), "why": reason})
+                lines.append(
+                    {**_names(sweep, sweeps), "scope": scope, "seeds": " ".join(map(str, lost)), "why": reason}
+                )
     note = "Cells that a whole grid would have. They are left out of everything else."
     return _table("gaps", "What is missing", note, lines) if lines else None
 
@@ -215,10 +231,14 @@ def _why_missing(sweep: Sweep, scope: str, seed: int) -> str | None:
     row = sweep.row(scope)
     if row is not None and seed in row.seeds:
         return None
-    statuses = {r["status"] for r in sweep.records if (r["cell"]["scope"], r["seed"]) == (scope, seed)}
+    of_scope = [record for record in sweep.records if record["cell"]["scope"] == scope]
+    statuses = {record["status"] for record in of_scope if record["seed"] == seed}
     if not statuses:
         return "no record"
-    return "set aside: another seed diverged" if "finished" in statuses else "diverged"
+    if "finished" not in statuses:
+        return "diverged"
+    diverged = any(record["status"] == "diverged" for record in of_scope)
+    return "set aside: another seed diverged" if diverged else "set aside: other seeds have another learning rate"
 
 
 def provenance_table(records: Sequence[Record]) -> ReportTable:
@@ -240,8 +260,11 @@ def provenance_table(records: Sequence[Record]) -> ReportTable:
     )
 
 
-def _names(sweep: Sweep) -> dict[str, Any]:
-    return {"data": sweep.data, "backbone": sweep.backbone, "partition": sweep.partition}
+def _names(sweep: Sweep, sweeps: Sequence[Sweep]) -> dict[str, Any]:
+    """Return what a sweep is called; where others are called the same, its settings' hash tells them apart."""
+    names = {"data": sweep.data, "backbone": sweep.backbone, "partition": sweep.partition}
+    counted = Counter(other.title for other in sweeps)
+    return names if max(counted.values()) == 1 else {**names, "settings": sweep.key}
 
 
 def _accuracy(name: str, row: Row | None, split: str = "test") -> dict[str, Any]:
@@ -254,7 +277,7 @@ def _accuracy(name: str, row: Row | None, split: str = "test") -> dict[str, Any]
 
 def _verdict(test: PairedTest) -> str:
     if test.p_holm is None:
-        return f"not enough data: {test.needed} sweeps are needed"
+        return f"not enough data: {test.needed} pairs are needed"
     if test.significant:
         return f"{test.first} is higher"
     return f"{test.second} is higher" if test.p_holm < 0.05 else "no difference shown"
@@ -263,6 +286,8 @@ def _verdict(test: PairedTest) -> str:
 def _table(
     name: str, title: str, note: str, lines: Sequence[dict[str, Any]], hidden: Sequence[str] = ()
 ) -> ReportTable:
+    if not lines:
+        return ReportTable(name, title, note, pd.DataFrame(), pd.DataFrame())
     values = pd.DataFrame(lines).convert_dtypes()
     bounds = [column for column in values if column.endswith((" low", " high"))]
     shown = [column for column in values if column not in bounds and column not in hidden]
@@ -293,8 +318,4 @@ def _text(column: str, value: Any, high: float | None) -> str:
 
 
 def _latex(text: str) -> str:
-    for plain, escaped in (("\\", r"\textbackslash "), ("Δ", r"$\Delta$"), ("±", r"$\pm$")):
-        text = text.replace(plain, escaped)
-    for character in "&%_#{}":
-        text = text.replace(character, f"\\{character}")
-    return text
+    return text.translate(LATEX)
