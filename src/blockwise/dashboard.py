@@ -63,7 +63,8 @@ def build_dashboard(entity: str, project: str) -> workspaces.Workspace:
 def dashboard_json(workspace: workspaces.Workspace) -> str:
     """Return what would be sent."""
     spec = workspace._to_model().spec.model_dump(mode="json", by_alias=True, exclude_none=True)
-    return json.dumps({"entity": workspace.entity, "project": workspace.project, "name": workspace.name, "spec": spec})
+    named = {"entity": workspace.entity, "project": workspace.project, "name": workspace.name}
+    return json.dumps({**named, "spec": spec}, indent=2)
 
 
 def publish(workspace: workspaces.Workspace) -> str:
