@@ -52,6 +52,7 @@ class Picture:
         text = StringIO()
         with mpl.rc_context({"svg.hashsalt": self.name}):  # the same figure gives the same file
             self.figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+        self.figure.set_layout_engine("none")  # everything has its place by now: other formats need not look for it
         return text.getvalue()
 
     def save(self, folder: Path) -> list[Path]:
