@@ -198,7 +198,11 @@ def train_scopes(
     api_checks.check_optimizer(optimizer)
     api_checks.check_partition(backbone, partition)
     api_checks.check_data(data)
-    if not isinstance(data, L.LightningDataModule):
+    given = trainer.pop("callbacks", None) or []
+    callbacks = [given] if isinstance(given, L.Callback) else list(given)
+    if isinstance(data, L.LightningDataModule):
+        callbacks.append(api_checks.LookAtBatches(len(classes), backbone.images.size))
+    else:
         api_checks.check_loaders(data, len(classes), backbone.images.size)
     found = parse_scopes(scopes, len(partition), backbone.name)
     if waiting := [scope.name for scope in found if scope.top is not None]:
@@ -207,8 +211,6 @@ def train_scopes(
         )
     cells = [Cell(scope, float(rate)) for scope in found for rate in rates]
     loaders = _loaders(data)
-    look = api_checks.LookAtBatches(len(classes), backbone.images.size)
-    callbacks = [look, *trainer.pop("callbacks", [])]
     store = ResultStore(results_dir)
     common = {
         "model": {"name": backbone.name, "weights": backbone.weights},

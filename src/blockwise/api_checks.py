@@ -158,6 +158,7 @@ class LookAtBatches(L.Callback):
 
     def __init__(self, classes: int, size: int) -> None:
         self._known = classes, size
+        self._seen: set[str] = set()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Look."""
@@ -172,7 +173,8 @@ class LookAtBatches(L.Callback):
         self._look("test", batch, batch_idx)
 
     def _look(self, split: str, batch: Any, index: int) -> None:
-        if index == 0:
+        if index == 0 and split not in self._seen:
+            self._seen.add(split)
             check_batch(split, batch, *self._known)
 
 

@@ -237,7 +237,8 @@ def _train_side_by_side(study: Study, cells: list[Cell]) -> None:
         if rank() == 0:
             records = recorder.save(study.store, module)
             checkpoints.drop(study.recorded_keys())
-            tracking.finish(module, records, study.sweep())
+            if study.loggers:
+                tracking.finish(module, records, study.sweep())
 
 
 def _module(study: Study, cells: list[Cell]) -> BlockwiseModule:

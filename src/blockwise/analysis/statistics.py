@@ -1,4 +1,4 @@
-"""What a reviewer asks of accuracies: intervals over seeds, paired tests across sweeps, ranks.
+"""What a reviewer asks of accuracies: intervals over seeds, paired tests, ranks.
 
 Tests compare treatments (`head`, `full`, the best block of each quarter, the best block) across pairs of a backbone and
 a data set. A pair's accuracies are means over the seeds that both treatments have, and over its sweeps if there are
