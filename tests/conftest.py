@@ -11,8 +11,8 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from blockwise.config import compose_config
-from blockwise.layers import record_layers
+from blockwise.backbone.layers import record_layers
+from blockwise.config.compose import compose_config
 
 
 class StubNetwork(nn.Module):

@@ -23,7 +23,7 @@ from blockwise import (
     run_study,
     train_scopes,
 )
-from blockwise.data.digits import Digits
+from blockwise.data.sources.digits import Digits
 from blockwise.errors import InputError
 
 TEN = [*"abcdefghij"]
@@ -121,7 +121,7 @@ def test_what_was_trained_is_a_plain_network(backbone, loaders, tmp_path, scope)
         (lambda b, p, d: make_partition(b, num_blocks=99), "partition.num_blocks=99 does not fit"),
         (lambda b, p, d: make_partition(b, "halves"), "there is no partitioner 'halves'"),
         (lambda b, p, d: train_scopes(b, p, 7, d, classes=TEN), "block=7 is out of range"),
-        (lambda b, p, d: train_scopes(b, p, "top2", d, classes=TEN), "top2 needs the records of other scopes"),
+        (lambda b, p, d: train_scopes(b, p, [0, "top2"], d, classes=TEN), "top2 needs 2 single blocks"),
         (lambda b, p, d: train_scopes(b, p, 0, {"train": d["train"]}, classes=TEN), "data lacks val, test"),
         (lambda b, p, d: read_records("/nowhere"), "holds no records"),
     ],

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import SMALL
 
-from blockwise.config import CONFIG_DIR
+from blockwise.config.compose import CONFIG_DIR
 
 TRAIN = [sys.executable, "-m", "blockwise", "train"]
 QUICK = [*SMALL, "partition.num_blocks=3", "trainer.max_epochs=1"]
@@ -109,7 +109,8 @@ def test_inspect_and_help(tmp_path):
 
 
 def test_tables_do_not_wait_for_torch():
-    code = "import sys, blockwise.cli, blockwise.analysis.table, blockwise.results; print('torch' in sys.modules)"
+    modules = "sys, blockwise.cli, blockwise.analysis.sweep_table, blockwise.analysis.report, blockwise.results"
+    code = f"import {modules}; print(any(name in sys.modules for name in ('torch', 'wandb')))"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
         == "False"
@@ -127,7 +128,11 @@ def test_the_wheel_carries_configs_and_sweeper(tmp_path):
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(installed), str(wheel)]
     assert subprocess.run(pip, check=False).returncode == 0
     environment = {**os.environ, "PYTHONPATH": str(installed)}
-    where = [sys.executable, "-c", "import blockwise, blockwise.config as c; print(blockwise.__file__, c.CONFIG_DIR)"]
+    where = [
+        sys.executable,
+        "-c",
+        "import blockwise, blockwise.config.compose as c; print(blockwise.__file__, c.CONFIG_DIR)",
+    ]
     found = subprocess.run(where, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True).stdout
     assert found.split() == [str(installed / "blockwise/__init__.py"), str(installed / "blockwise/conf")]
     done = subprocess.run(

@@ -6,8 +6,8 @@ import pytest
 import yaml
 from conftest import SMALL
 
-from blockwise.config import CONFIG_DIR, compose_config, options
-from blockwise.study import run
+from blockwise.config.compose import CONFIG_DIR, compose_config, options
+from blockwise.study.run import run
 
 EXPERIMENTS = CONFIG_DIR.parent / "experiments"
 FILES = [*sorted((EXPERIMENTS / "paper").glob("*.yaml")), *sorted((CONFIG_DIR / "experiment").glob("*.yaml"))]

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from blockwise import study as main_job
+from blockwise.backbone.load import load_backbone
+from blockwise.study.study import Study
 
 SPEED = Path(__file__).parents[1] / "experiments" / "speed"
 
@@ -64,9 +65,10 @@ def test_peers_train_the_same_parameters(small, console):
     from contender import _trained
     from peers import FineTuning
 
-    study = main_job.prepare(small("block=[all,0+2]"), console)
+    cfg = small("block=[all,0+2]")
+    study = Study.from_config(cfg, console)
     for scope in study.scopes:
-        network = main_job.load_backbone(study.cfg.model, image_size=32, seed=0).network
+        network = load_backbone(cfg.model, image_size=32, seed=0).network
         options = {"num_features": study.staged.num_features, "num_classes": 10, "lr": 0.1, "weight_decay": 0.0}
         peer = FineTuning(network, _trained(study, scope), **options, fused=False)
         before = {name: tensor.clone() for name, tensor in peer.backbone.state_dict().items()}

@@ -6,7 +6,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
-from blockwise.config import CONFIG_DIR, CONFIG_NAME
+from blockwise.config.compose import CONFIG_DIR, CONFIG_NAME
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from bench import HERE, machine
-from blockwise.provenance import provenance
-from blockwise.results import read_records
+from blockwise.results.provenance import provenance
+from blockwise.results.store import read_records
 
 PRECISIONS = ("32-true", "bf16-mixed")
 SEEDS = (0, 1, 2)

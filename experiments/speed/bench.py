@@ -21,7 +21,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from blockwise.provenance import provenance
+from blockwise.results.provenance import provenance
 
 HERE = Path(__file__).parent
 CONTENDERS = ("plain", "tuned", "ours-fp32", "ours", "full", "floor")

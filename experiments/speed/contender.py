@@ -28,15 +28,16 @@ gc.disable()  # as the command line does while it imports; here for the peers as
 
 import lightning as L  # noqa: E402 (imports are part of what a user waits for)
 import torch  # noqa: E402
+from omegaconf import DictConfig  # noqa: E402
 from rich.console import Console  # noqa: E402
 
-import blockwise.study  # noqa: E402
-from blockwise.backbones import load_backbone  # noqa: E402
-from blockwise.config import compose_config  # noqa: E402
-from blockwise.cpu import keep_freed_memory  # noqa: E402
-from blockwise.module import BlockwiseModule  # noqa: E402
-from blockwise.scopes import Scope  # noqa: E402
-from blockwise.study import Study, prepare  # noqa: E402
+import blockwise.study.study  # noqa: E402
+from blockwise.backbone.load import load_backbone  # noqa: E402
+from blockwise.config.compose import compose_config  # noqa: E402
+from blockwise.fast.memory import keep_freed_memory  # noqa: E402
+from blockwise.study.study import Study  # noqa: E402
+from blockwise.training.module import BlockwiseModule  # noqa: E402
+from blockwise.training.scopes import Scope  # noqa: E402
 from peers import FineTuning, loaders  # noqa: E402
 from step import Step  # noqa: E402
 
@@ -59,43 +60,44 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         cfg = compose_config([*overrides, f"results_dir={folder}"])
         since = perf_counter()
-        study = prepare(cfg, Console(file=StringIO()))
+        study = Study.from_config(cfg, Console(file=StringIO()))
         # the peers need its splits and blocks, but not the time that it takes to cut a network into stages
         free = perf_counter() - since if contender in ("plain", "tuned") else 0.0
-        figures = run(study)
+        figures = run(study, cfg)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({"seconds": perf_counter() - BEGIN - free, "peak_memory_bytes": peak, **figures}))
 
 
-def plain(study: Study) -> Figures:
+def plain(study: Study, cfg: DictConfig) -> Figures:
     """One fit a cell, as it is written by default."""
-    return _fits(study, decoded=False)
+    return _fits(study, cfg, decoded=False)
 
 
-def tuned(study: Study) -> Figures:
+def tuned(study: Study, cfg: DictConfig) -> Figures:
     """One fit a cell, with what is known to be fast."""
-    return _fits(study, decoded=True, precision="bf16-mixed")
+    return _fits(study, cfg, decoded=True, precision="bf16-mixed")
 
 
-def _fits(study: Study, *, decoded: bool, **options: Any) -> Figures:
-    backbone = load_backbone(study.cfg.model, image_size=study.cfg.data.image_size, seed=study.cfg.seed)
-    batches = loaders(study.data.splits, study.data.images, study.data.batch_size, decoded=decoded)
+def _fits(study: Study, cfg: DictConfig, *, decoded: bool, **options: Any) -> Figures:
+    backbone = load_backbone(cfg.model, image_size=cfg.data.image_size, seed=cfg.seed)
+    data = study.data.module
+    batches = loaders(data.splits, data.images, data.batch_size, decoded=decoded)
     for scope in study.scopes:
-        L.seed_everything(study.cfg.seed, verbose=False)
+        L.seed_everything(cfg.seed, verbose=False)
         module = FineTuning(
             copy.deepcopy(backbone.network),
             _trained(study, scope),
             num_features=study.staged.num_features,
-            num_classes=len(study.data.splits.classes),
-            lr=study.cfg.optimizer.lr,
-            weight_decay=study.cfg.optimizer.weight_decay,
+            num_classes=len(study.data.classes),
+            lr=cfg.optimizer.lr,
+            weight_decay=cfg.optimizer.weight_decay,
             fused=decoded,
         )
         if decoded:
             module.to(memory_format=torch.channels_last)
         trainer = L.Trainer(
             accelerator="cpu",
-            max_epochs=study.cfg.trainer.max_epochs,
+            max_epochs=cfg.trainer.max_epochs,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -134,15 +136,15 @@ class TimedModule(BlockwiseModule):
         TimedModule.training_seconds += perf_counter() - self.since
 
 
-def ours(study: Study) -> Figures:
+def ours(study: Study, _cfg: DictConfig) -> Figures:
     """Train all cells side by side: what `train.py` does."""
     keep_freed_memory()
-    blockwise.study.BlockwiseModule = TimedModule  # type: ignore[misc]
-    blockwise.study.train(study, study.scopes)
+    blockwise.study.study.BlockwiseModule = TimedModule  # type: ignore[misc]
+    study.train()
     return {"training_seconds": TimedModule.training_seconds, "steps": TimedModule.steps}
 
 
-def floor(study: Study) -> Figures:
+def floor(study: Study, _cfg: DictConfig) -> Figures:
     """Time, alone, one frozen forward pass, and each cell's forward, backward and optimizer step from its boundary."""
     step = Step(study)
     parts = {"frozen stages": _time(step.frozen)}

@@ -15,7 +15,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from bench import HERE, MODELS, Run, machine, measure
-from blockwise.provenance import provenance
+from blockwise.results.provenance import provenance
 
 BASE = {
     "data": "caltech101",

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
-from blockwise.backbones import ImageSpec
+from blockwise.backbone.load import ImageSpec
 from blockwise.data.samples import Sample, Splits
 
 SPLITS = ("train", "val", "test")

@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import profile
 
-from blockwise.config import compose_config
-from blockwise.study import prepare
+from blockwise.config.compose import compose_config
+from blockwise.study.study import Study
 from step import Step
 
 OUT = Path("results") / "profile"
@@ -29,7 +29,7 @@ def main() -> None:
     """Profile the step of the study that the command line names."""
     console = Console()
     cfg = compose_config(["trainer=cpu", *sys.argv[1:]])
-    step = Step(prepare(cfg, console))
+    step = Step(Study.from_config(cfg, console))
     for _ in range(WARM_UP):
         since = perf_counter()
         step.whole()

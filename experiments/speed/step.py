@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from blockwise.cells import Cell
-from blockwise.cpu import keep_freed_memory
-from blockwise.fusion import can_fuse
-from blockwise.module import HALF, BlockwiseModule
-from blockwise.study import Study, make_optimizer
+from blockwise.fast.fusion import can_fuse
+from blockwise.fast.memory import keep_freed_memory
+from blockwise.study.study import Study
+from blockwise.training.module import HALF, BlockwiseModule
 
 
 class Step:
@@ -24,18 +23,19 @@ class Step:
 
     def __init__(self, study: Study) -> None:
         keep_freed_memory()
-        study.data.setup("fit")
-        cells = [Cell(scope, float(study.cfg.optimizer.lr)) for scope in study.scopes]
+        data: Any = study.data.module
+        data.setup("fit")
+        cells = study.cells()
         self.names = [cell.scope.name for cell in cells]
-        classes = len(study.data.splits.classes)
-        self._module = BlockwiseModule(study.staged, cells, classes, make_optimizer(study.cfg))
-        dtype = HALF.get(study.cfg.trainer.precision)
+        classes = len(study.data.classes)
+        self._module = BlockwiseModule(study.staged, cells, classes, study.optimizer)
+        dtype = HALF.get(study.trainer(logger=False).precision)
         study.staged.freeze(dtype or torch.float32, fuse=can_fuse())
         self._module.to(memory_format=torch.channels_last).train()
         self._optimizers = self._module.configure_optimizers()
         self._autocast: Any = torch.autocast("cpu", dtype) if dtype else contextlib.nullcontext()
-        batch = next(iter(study.data.train_dataloader()))
-        self._images, self._labels = study.data.on_after_batch_transfer(batch, 0)
+        batch = next(iter(data.train_dataloader()))
+        self._images, self._labels = data.on_after_batch_transfer(batch, 0)
         self._wanted = {network.start for network in self._module.networks}
         with self._autocast:
             self._at = dict(study.staged.boundaries(self._images, self._wanted))

@@ -12,7 +12,7 @@
 ...     backbone, partition, ["head", 1, "full"], {"train": loader, "val": loader, "test": loader},
 ...     classes=["cat", "dog"], max_epochs=2, results_dir=folder, accelerator="cpu", quiet=True,
 ... )
->>> [record["cell"]["scope"] for record in records]
+>>> [record.cell.scope for record in records]
 ['head', '1', 'full']
 >>> read_records(folder)[["backbone", "scope", "trainable", "status"]].to_numpy().tolist()[0]
 ['test_resnet', '1', 59810, 'finished']
@@ -24,9 +24,9 @@ from __future__ import annotations
 
 import copy
 import tempfile  # noqa: F401 (the examples above)
-import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,36 +34,44 @@ import hydra
 import lightning as L
 import torch
 from hydra.errors import InstantiationException
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from matplotlib.figure import Figure
 from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset  # noqa: F401 (the examples above)
 
-from blockwise import api_checks, backbones, config, results, study
+from blockwise import api_checks, results
 from blockwise.analysis.figures import accuracy_by_block
 from blockwise.analysis.summary import sweeps
-from blockwise.backbones import Backbone, ImageSpec
-from blockwise.cells import Cell
-from blockwise.cpu import keep_freed_memory
+from blockwise.backbone import load
+from blockwise.backbone.layers import record_layers
+from blockwise.backbone.load import Backbone, ImageSpec
+from blockwise.backbone.partition import Partition
+from blockwise.config.compose import compose_config, explain
+from blockwise.config.compose import options as config_options
+from blockwise.config.model_names import model_overrides
+from blockwise.data.loaders import LoaderDataModule, check_data, check_loaders
 from blockwise.errors import InputError, did_you_mean
-from blockwise.freezing import NormMode
-from blockwise.hints import silence_hints
-from blockwise.inspection import model_overrides
-from blockwise.layers import record_layers
-from blockwise.module import BlockwiseModule, OptimizerFactory
-from blockwise.partition import Partition
-from blockwise.progress import ProgressDisplay
-from blockwise.record import Recorder
-from blockwise.results import Record, ResultStore
-from blockwise.scopes import parse_scopes
-from blockwise.stages import CannotStageError, StagedBackbone, stage_backbone, whole_backbone
+from blockwise.fast.memory import freed_memory_kept
+from blockwise.quiet import silenced_libraries
+from blockwise.results.record import Record
+from blockwise.results.store import ResultStore
+from blockwise.study.data import StudyData
+from blockwise.study.prepare import make_stages
+from blockwise.study.python_trainer import trainer_factory
+from blockwise.study.run import run
+from blockwise.study.settings import python_settings
+from blockwise.study.study import Recipe, Study
+from blockwise.tracking.callback import OpenLog
+from blockwise.training.cells import NormMode
+from blockwise.training.distributed import rank
+from blockwise.training.module import OptimizerFactory
+from blockwise.training.scopes import parse_scopes
 
 if TYPE_CHECKING:
     import pandas as pd
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# records and our own display take the place of these
+# records and our own display replace these
 BARE = {
     "logger": False,
     "enable_checkpointing": False,
@@ -83,19 +91,19 @@ def load_backbone(
     image_size: int | None = None,
     seed: int = 0,
 ) -> Backbone:
-    """Return a network without its classifier, and what it wants its images to look like.
+    """Return a network without its classifier, and the size and normalisation of its images.
 
     Args:
         model: A name that `blockwise inspect` takes (as `vgg16`, `timm:resnet18`), or a network of your own, which maps
-            images of shape (batch, 3, size, size) to features of shape (batch, features).
-        name: What to call it in records; needed for a network of your own.
-        pretrained: Weights of its library; random ones otherwise.
-        checkpoint: A `.safetensors` or `.pth` file with weights instead.
-        image_size: Side of the images in pixels; None is the network's own.
-        seed: Decides random weights.
+            images, shape (batch, 3, size, size), to features, shape (batch, features).
+        name: Name in records; required for a network of your own.
+        pretrained: Use the weights of its library; False gives random weights.
+        checkpoint: A `.safetensors` or `.pth` file with other weights.
+        image_size: Side of the images in pixels; None uses the network's own.
+        seed: Seed of random weights.
 
     Raises:
-        InputError: Unknown model, or weights that cannot be had or do not fit.
+        InputError: Unknown model, or weights that are missing or do not fit.
     """
     image_size = api_checks.check("data.image_size", "image_size", image_size)
     seed = api_checks.check("seed", "seed", seed)
@@ -109,9 +117,9 @@ def load_backbone(
     if not isinstance(model, str):
         raise InputError(f"{model!r} is neither the name of a model nor a network")
     overrides = [f"model.pretrained={str(pretrained).lower()}"]
-    cfg = config.compose_config([*model_overrides(model), *overrides]).model
+    cfg = compose_config([*model_overrides(model), *overrides]).model
     cfg.checkpoint = None if checkpoint is None else str(checkpoint)
-    backbone = backbones.load_backbone(cfg, image_size=image_size, seed=seed)
+    backbone = load.load_backbone(cfg, image_size=image_size, seed=seed)
     backbone.name = name or backbone.name
     return backbone
 
@@ -120,16 +128,16 @@ def make_partition(backbone: Backbone, partitioner: str = "segment", **options: 
     """Return the blocks of a backbone.
 
     Args:
-        backbone: What to cut.
+        backbone: The backbone to cut.
         partitioner: A name under `conf/partition/`: `segment`, `layer`, `window`, `stage`, `even`.
         options: Its settings, as `num_blocks=12` or `length=4`.
 
     Raises:
         InputError: Unknown partitioner, or options that do not fit the backbone.
     """
-    if partitioner not in (known := config.options("partition")):
-        raise InputError(f"there is no partitioner {partitioner!r}: choose from {', '.join(known)}")
-    settings = config.compose_config([f"partition={partitioner}"]).partition
+    if partitioner not in (choices := config_options("partition")):
+        raise InputError(f"there is no partitioner {partitioner!r}: choose from {', '.join(choices)}")
+    settings = compose_config([f"partition={partitioner}"]).partition
     for key, value in options.items():
         if key not in settings or key == "_target_":
             raise InputError(f"the partitioner {partitioner} has no option {key}.{did_you_mean(key, settings)}")
@@ -139,7 +147,7 @@ def make_partition(backbone: Backbone, partitioner: str = "segment", **options: 
     try:
         partition: Partition = hydra.utils.instantiate(settings)(layers, backbone.network)
     except InstantiationException as error:
-        raise config.explain(error) from error
+        raise explain(error) from error
     return partition
 
 
@@ -151,6 +159,7 @@ def train_scopes(
     *,
     classes: Sequence[str],
     data_name: str = "own",
+    data_version: str | None = None,
     lr: float | Sequence[float] = 1e-3,
     max_epochs: int = 10,
     optimizer: OptimizerFactory = torch.optim.AdamW,
@@ -158,137 +167,145 @@ def train_scopes(
     patience: int | None = None,
     seed: int = 0,
     results_dir: str | Path = "results",
+    retrain: bool = False,
+    plan: bool = False,
+    loggers: Sequence[OpenLog] = (),
+    checkpoint_minutes: float | None = 1,
     quiet: bool = False,
     **trainer: Any,
 ) -> list[Record]:
-    """Train scopes side by side on any data and return their records, which are saved as well.
+    """Train scopes side by side on your data, save their records, and return them.
 
-    What is recorded already is trained again: whether data of your own are still the same, nobody can tell.
+    Does what `python train.py` does: scopes with a record are skipped, interrupted training resumes, and two processes
+    never train the same cell. A record is found by a hash of all settings, and of the images where they can be known:
+    in a `BlockwiseDataModule` and in DataLoaders over a `TensorDataset`. Of other data only names, batch sizes and
+    numbers of images are known. If you change such images or their preprocessing, change `data_version`.
 
     Args:
-        backbone: What `load_backbone` returned; it stays as it is.
-        partition: What `make_partition` returned for it.
-        scopes: A scope or a list of them, as for `block=` on the command line: `"all"`, `["head", 3, "full"]`.
-        data: A LightningDataModule, or DataLoaders called `train`, `val` and `test`. Batches are images, normalised,
-            shape (batch, 3, size, size), and labels, shape (batch,).
+        backbone: From `load_backbone`; it stays as it is.
+        partition: From `make_partition` for this backbone.
+        scopes: A scope or a list of them, as for `block=` on the command line: `"all"`, `["head", 3, "full", "top3"]`.
+        data: A LightningDataModule, or DataLoaders called `train`, `val` and `test`. Batches are normalised images,
+            shape (batch, 3, size, size), and labels, shape (batch,). DataLoaders draw order and augmentation from
+            PyTorch's generator, seeded per epoch. Another LightningDataModule than `BlockwiseDataModule` is saved
+            between epochs only, and its order is up to you.
         classes: Names of the classes, in the order of their labels.
-        data_name: What to call the data in records.
-        lr: Learning rate, or several: each scope is trained with each.
-        max_epochs: Epochs, the same for all.
-        optimizer: Makes an optimizer of parameter groups; each group has its own `lr`.
+        data_name: Name of the data set in records.
+        data_version: Version of data whose content cannot be known.
+        lr: Learning rate, or several: each scope is trained at each of them.
+        max_epochs: Number of epochs, the same for all scopes.
+        optimizer: Makes an optimizer from parameter groups, each with its own `lr`.
         norm: Norms of trained blocks: `train` (batch statistics) or `eval`.
-        patience: Stop a scope after so many epochs without a better validation accuracy.
-        seed: Decides the head's first weights and dropout; the order of images is up to the data.
-        results_dir: Where records go.
-        quiet: Show no progress.
-        trainer: Further settings of Lightning's Trainer, as `accelerator="cpu"` or `precision="bf16-mixed"`.
+        patience: Stop a scope after this many epochs without a better validation accuracy; None never stops.
+        seed: Seed of the head's initial weights, of dropout and of the order of DataLoaders.
+        results_dir: Folder of the records.
+        retrain: Train scopes that have a record as well; the new record replaces the old one.
+        plan: Print what would be trained and its estimated costs, and train nothing.
+        loggers: Open the run of a cell, one function per logger: `blockwise.tracking.wandb.WandbRuns(...)`, or
+            `partial(LightningLog, logger=partial(CSVLogger, "logs"))` with `blockwise.tracking.callback.LightningLog`.
+        checkpoint_minutes: Minutes between checkpoints; None saves only when interrupted.
+        quiet: Print nothing.
+        trainer: Further settings of Lightning's Trainer, as `accelerator="cpu"` or `precision="bf16-mixed"`. For
+            `devices=2` or more, start your script with torchrun, one process per device.
 
     Raises:
-        InputError: A scope that the partition does not have, a setting that is not as it must be, data without one of
-            the three splits, or with batches of another shape.
+        InputError: The partition has no such scope, a setting is invalid, or data lacks a split or has batches of
+            another shape.
     """
-    silence_hints()
-    keep_freed_memory()
-    rates, classes = api_checks.check_rates(lr), api_checks.check_classes(classes)
-    max_epochs = api_checks.check("trainer.max_epochs", "max_epochs", max_epochs)
-    patience = api_checks.check("early_stopping.patience", "patience", patience)
-    seed = api_checks.check("seed", "seed", seed)
-    api_checks.check("freeze.norm", "norm", norm)
-    api_checks.check("data.name", "data_name", data_name)
-    api_checks.check_optimizer(optimizer)
-    api_checks.check_partition(backbone, partition)
-    api_checks.check_data(data)
-    given = trainer.pop("callbacks", None) or []
-    callbacks = [given] if isinstance(given, L.Callback) else list(given)
-    if isinstance(data, L.LightningDataModule):
-        callbacks.append(api_checks.LookAtBatches(len(classes), backbone.images.size))
-    else:
-        api_checks.check_loaders(data, len(classes), backbone.images.size)
-    found = parse_scopes(scopes, len(partition), backbone.name)
-    if waiting := [scope.name for scope in found if scope.top is not None]:
-        raise InputError(
-            f"{waiting[0]} needs the records of other scopes: train them first, and name the blocks as 3+7"
+    with silenced_libraries(), freed_memory_kept(), torch.random.fork_rng(devices=[]):
+        rates, names = api_checks.check_rates(lr), api_checks.check_classes(classes)
+        max_epochs = api_checks.check("trainer.max_epochs", "max_epochs", max_epochs)
+        patience = api_checks.check("early_stopping.patience", "patience", patience)
+        seed = api_checks.check("seed", "seed", seed)
+        api_checks.check("freeze.norm", "norm", norm)
+        api_checks.check("data.name", "data_name", data_name)
+        api_checks.check("checkpoint.every_minutes", "checkpoint_minutes", checkpoint_minutes)
+        api_checks.check_optimizer(optimizer)
+        api_checks.check_partition(backbone, partition)
+        module = _data_module(data, len(names), backbone.images.size, seed)
+        options = {**BARE, "max_epochs": max_epochs, **trainer}
+        make_trainer = trainer_factory(options, module)
+        console = Console(quiet=quiet or rank() > 0)
+        parsed = parse_scopes(scopes, len(partition), backbone.name)
+        # a copy is cut: frozen stages are made fast in place
+        network = replace(backbone, network=copy.deepcopy(backbone.network))
+        study = Study(
+            backbone=backbone,
+            staged=make_stages(network, partition, console),
+            data=StudyData(data_name, names, backbone.images.size, module),
+            scopes=parsed,
+            rates=rates,
+            optimizer=optimizer,
+            trainer=make_trainer,
+            settings=python_settings(
+                backbone,
+                partition,
+                module,
+                optimizer,
+                data_name=data_name,
+                data_version=data_version,
+                classes=names,
+                norm=norm,
+                patience=patience,
+                seed=seed,
+                trainer={"callbacks": [], **options},
+            ),
+            store=ResultStore(results_dir),
+            loggers=loggers if rank() == 0 else (),
+            recipe=Recipe(norm=norm, patience=patience),
+            checkpoint_minutes=checkpoint_minutes,
+            console=console,
         )
-    cells = [Cell(scope, float(rate)) for scope in found for rate in rates]
-    loaders = _loaders(data)
-    store = ResultStore(results_dir)
-    common = {
-        "model": {"name": backbone.name, "weights": backbone.weights},
-        "data": {"name": data_name, "classes": classes, "image_size": backbone.images.size},
-        "partition": {"name": partition.name, "num_blocks": len(partition)},
-        "optimizer": getattr(optimizer, "__name__", str(optimizer)),
-        "freeze": {"norm": norm},
-        "early_stopping": {"patience": patience},
-        "trainer": {"max_epochs": max_epochs, "precision": str(trainer.get("precision", "32-true"))},
-        "seed": seed,
-    }
-
-    def settings(cell: Cell) -> dict[str, Any]:
-        return {**common, "scope": cell.scope.name, "blocks": list(cell.scope.blocks), "lr": cell.lr}
-
-    staged = _stage(backbone, partition)
-    for group in [[cell] for cell in cells] if staged.whole else [cells]:
-        module = BlockwiseModule(staged, group, len(classes), optimizer, norm=norm, patience=patience, seed=seed)
-        with ProgressDisplay(Console(quiet=quiet), f"{backbone.name} on {data_name}") as display:
-            fitting = _trainer({"max_epochs": max_epochs, "callbacks": [display, *callbacks], **BARE, **trainer})
-            counts = _fit_and_test(fitting, module, loaders)
-        api_checks.check_outcome(module)
-        entry = {
-            "name": data_name,
-            "classes": len(classes),
-            "image_size": backbone.images.size,
-            **counts,
-            "skipped": [],
-        }
-        Recorder(backbone, entry, classes, settings).save(store, module)
-    return [record for cell in cells if (record := store.find(settings(cell))) is not None]
+        if plan:
+            study.plan()
+            return []
+        return study.train(retrain=retrain)
 
 
 def fine_tuned(backbone: Backbone, record: Record) -> nn.Module:
-    """Return the classifier that a record is of: images in, shape (batch, 3, size, size), logits out, (batch, classes).
+    """Return the trained classifier: images, shape (batch, 3, size, size), in; logits, shape (batch, classes), out.
 
     Args:
-        backbone: The one that was fine-tuned, as `load_backbone` returns it.
-        record: From `train_scopes` or `blockwise.results.read_records`: its `folder` holds the weights.
+        backbone: The backbone that was fine-tuned, from `load_backbone`.
+        record: From `train_scopes` or `blockwise.results.read_records`; its `folder` holds the weights.
 
     Raises:
-        InputError: The weights are gone, or of another backbone.
+        InputError: The weights are missing, or belong to another backbone.
     """
     from safetensors.torch import load_file
 
     try:
-        trained = load_file(Path(record["folder"], "weights.safetensors"))
+        trained = load_file(Path(record.folder or "", "weights.safetensors"))
     except OSError as error:
-        raise InputError(f"{record['folder']} holds no weights: the cell diverged, or they were removed") from error
+        raise InputError(f"{record.folder} holds no weights: the cell diverged, or they were removed") from error
     weight = trained["head.weight"]
     head = nn.Linear(weight.shape[1], weight.shape[0])
     head.load_state_dict({name: trained.pop(f"head.{name}") for name in ("weight", "bias")})
     network = copy.deepcopy(backbone.network)
-    known = network.state_dict()
-    if odd := [name for name, tensor in trained.items() if name not in known or known[name].shape != tensor.shape]:
-        raise InputError(f"{record['folder']} was trained on another network than {backbone.name}: it has no {odd[0]}")
+    own = network.state_dict()
+    if odd := [name for name, tensor in trained.items() if name not in own or own[name].shape != tensor.shape]:
+        raise InputError(f"{record.folder} was trained on another network than {backbone.name}: it has no {odd[0]}")
     network.load_state_dict(trained, strict=False)
     return nn.Sequential(OrderedDict(backbone=network, head=head)).eval()
 
 
 def run_study(*overrides: str) -> pd.DataFrame:
-    """Do what `python train.py` does with these settings, and return what is recorded of it; see `read_records`.
+    """Run `python train.py` with these settings and return the records as a table; see `read_records`.
 
     Args:
-        overrides: As on the command line: `"model=vgg16"`, `"data=digits"`, `"block=[head,3,full]"`.
+        overrides: Settings as on the command line: `"model=vgg16"`, `"data=digits"`, `"block=[head,3,full]"`.
 
     Raises:
-        InputError: A setting that is not as it must be.
+        InputError: A setting is invalid.
     """
     from blockwise.analysis.frame import records_frame
 
-    silence_hints()
-    keep_freed_memory()
-    return records_frame(study.run(config.compose_config(list(overrides)), Console()))
+    with silenced_libraries(), freed_memory_kept(), torch.random.fork_rng(devices=[]):
+        return records_frame(run(compose_config(list(overrides)), Console()))
 
 
 def read_records(folder: str | Path = "results") -> pd.DataFrame:
-    """Return the records below a folder, a line each; `blockwise.analysis.frame` names the columns.
+    """Return the records below a folder, one row per record; `blockwise.analysis.frame` lists the columns.
 
     Raises:
         InputError: There are none.
@@ -299,7 +316,7 @@ def read_records(folder: str | Path = "results") -> pd.DataFrame:
 
 
 def plot_accuracy_by_block(folder: str | Path = "results") -> Figure:
-    """Draw the accuracy of every block beside both baselines, a panel a sweep below a folder.
+    """Draw the accuracy of every block beside both baselines, one panel per sweep below a folder.
 
     Raises:
         InputError: There are no records.
@@ -307,46 +324,10 @@ def plot_accuracy_by_block(folder: str | Path = "results") -> Figure:
     return accuracy_by_block([sweep for sweep in sweeps(results.read_records(folder)) if sweep.rows])
 
 
-def _stage(backbone: Backbone, partition: Partition) -> StagedBackbone:
-    """Cut a copy: frozen stages are made fast in place, and the backbone may be used again."""
-    network = copy.deepcopy(backbone.network)
-    size = backbone.images.size
-    example = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    try:
-        return stage_backbone(network, partition, example)
-    except CannotStageError as error:
-        warnings.warn(f"{backbone.name} cannot be cut ({error}): its scopes train one at a time", stacklevel=3)
-        return whole_backbone(network, partition, example)
-
-
-def _loaders(data: Data) -> Any:
-    """Return what hands the trainer its data, split by split."""
+def _data_module(data: Data, num_classes: int, size: int, seed: int) -> L.LightningDataModule:
+    """Return data as a data module, after checking what can be checked before training."""
+    check_data(data)
     if isinstance(data, L.LightningDataModule):
-        return lambda *_: {"datamodule": data}
-    names = {"train": "train_dataloaders", "val": "val_dataloaders", "test": "dataloaders"}
-    return lambda *splits: {names[split]: data[split] for split in splits}
-
-
-def _trainer(options: dict[str, Any]) -> L.Trainer:
-    try:
-        return L.Trainer(**options)
-    except (TypeError, ValueError, MisconfigurationException) as error:
-        raise InputError(f"Lightning's trainer refuses its settings: {error}") from error
-
-
-def _fit_and_test(trainer: L.Trainer, module: BlockwiseModule, loaders: Any) -> dict[str, int]:
-    """Train, test what has not diverged, and return the number of images of each split."""
-    trainer.fit(module, **loaders("train", "val"))
-    counts = {"train": _count(trainer.train_dataloader), "val": _count(trainer.val_dataloaders), "test": 0}
-    if any(progress.status in ("running", "stopped") for progress in module.progress):
-        trainer.test(module, **loaders("test"), verbose=False)
-        counts["test"] = _count(trainer.test_dataloaders)
-    return counts
-
-
-def _count(loader: Any) -> int:
-    """Return the number of images behind a loader; 0 where it does not know."""
-    try:
-        return len(loader.dataset)
-    except (AttributeError, TypeError):
-        return 0
+        return data
+    check_loaders(data, num_classes, size)
+    return LoaderDataModule(data, seed)

@@ -24,10 +24,11 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from blockwise.config import CONFIG_DIR, CONFIG_NAME, check_groups, explain
+from blockwise.config.compose import CONFIG_DIR, CONFIG_NAME, check_groups, explain, plain
 from blockwise.errors import InputError, Interrupted
-from blockwise.hints import silence_hints
-from blockwise.jobs import Outcome, end_with_parent, ledger, run_job
+from blockwise.quiet import silence_libraries
+from blockwise.study.jobs import Outcome, ledger, run_job
+from blockwise.study.worker import end_with_parent
 
 FAILED = 1
 USAGE_ERROR = 2
@@ -83,7 +84,7 @@ def train() -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     sys.argv[1:] = _flags_first(sys.argv[1:])
 
-    silence_hints()
+    silence_libraries()
 
     def command() -> None:
         check_groups(sys.argv[1:])
@@ -105,13 +106,13 @@ def _job(cfg: DictConfig) -> Outcome | None:
             raise
     # torch and timm take seconds to import; wrong overrides need not wait
     with _no_garbage():
-        from blockwise.checks import check_config
-        from blockwise.cpu import keep_freed_memory
-        from blockwise.distributed import count_processes, launch, launched
-        from blockwise.study import plain, run
+        from blockwise.config.checks import check_config
+        from blockwise.fast.memory import keep_freed_memory
+        from blockwise.study.run import run
+        from blockwise.training.distributed import count_processes, launch, launched
 
     end_with_parent()
-    silence_hints()  # once more: libraries that are imported by now have set levels of their own
+    silence_libraries()  # once more: libraries that are imported by now have set levels of their own
     keep_freed_memory()
     try:
         check_config(plain(cfg))
@@ -149,15 +150,15 @@ def _inspect(options: argparse.Namespace) -> None:
     with _no_garbage():
         from blockwise.inspection import inspect_model, print_inspection
 
-    silence_hints()
+    silence_libraries()
     print_inspection(inspect_model(options.model, options.overrides), Console(markup=False), as_json=options.json)
 
 
 def _table(options: argparse.Namespace) -> None:
-    from blockwise.analysis.paper_table import backbone_rows, backbone_table, write_rows
+    from blockwise.analysis.backbone_table import backbone_rows, backbone_table, write_rows
     from blockwise.analysis.summary import sweeps
-    from blockwise.analysis.table import print_table, sweep_table
-    from blockwise.results import read_records
+    from blockwise.analysis.sweep_table import print_table, sweep_table
+    from blockwise.results.store import read_records
 
     console = Console(markup=False)
     found = sweeps(read_records(options.results))
@@ -176,7 +177,7 @@ def _table(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     with _extra("report"):
         from blockwise.analysis.report import write_report
-    from blockwise.results import read_records
+    from blockwise.results.store import read_records
 
     print(f"{write_report(read_records(options.results), options.out)} tells what the records say")
 
@@ -185,7 +186,7 @@ def _claims(options: argparse.Namespace) -> None:
     with _extra("report"):
         from blockwise.analysis.claims import claims, claims_list
     from blockwise.analysis.summary import sweeps
-    from blockwise.results import read_records
+    from blockwise.results.store import read_records
 
     found = claims(sweeps(read_records(options.results)))
     if options.json:
@@ -196,8 +197,8 @@ def _claims(options: argparse.Namespace) -> None:
 
 def _sync(options: argparse.Namespace) -> None:
     with _extra("wandb"):
-        from blockwise.wandb_runs import sync
-    from blockwise.results import read_records
+        from blockwise.tracking.wandb import sync
+    from blockwise.results.store import read_records
 
     records = read_records(options.results)
     sync(records, options.project, options.entity, Console(markup=False))
@@ -206,8 +207,8 @@ def _sync(options: argparse.Namespace) -> None:
 
 def _dashboard(options: argparse.Namespace) -> None:
     with _extra("wandb"):
-        from blockwise.dashboard import build_dashboard, dashboard_json, publish
-    from blockwise.checks import NAME
+        from blockwise.tracking.dashboard import build_dashboard, dashboard_json, publish
+    from blockwise.config.checks import NAME
 
     for name in (options.entity, options.project):
         if not NAME.fullmatch(name):

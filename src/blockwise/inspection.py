@@ -6,22 +6,19 @@ import json
 from typing import Any
 
 import hydra
-import timm
-import torchvision
 from omegaconf import DictConfig
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from blockwise.analysis.table import print_table
-from blockwise.backbones import describe_backbone
-from blockwise.checks import check_config
-from blockwise.config import compose_config, options
-from blockwise.errors import InputError, did_you_mean
-from blockwise.layers import Layer, record_layers
-from blockwise.partition import Partition, Partitioner, SegmentPartitioner
-from blockwise.study import plain
+from blockwise.analysis.sweep_table import print_table
+from blockwise.backbone.layers import Layer, record_layers
+from blockwise.backbone.load import describe_backbone
+from blockwise.backbone.partition import BlockPartitioner, Partition, SegmentPartitioner
+from blockwise.config.checks import check_config
+from blockwise.config.compose import compose_config, plain
+from blockwise.config.model_names import model_overrides
 
 
 def inspect_model(model: str, overrides: list[str]) -> dict[str, Any]:
@@ -64,7 +61,7 @@ def print_inspection(found: dict[str, Any], console: Console, *, as_json: bool) 
         return
     table = Table(
         title="{model} at {image_size} px, partition {partition}: {num_blocks} blocks".format_map(found),
-        caption="{layers} layers, {parameters:,} parameters, {flops:,} FLOPs an image".format_map(found),
+        caption="{layers} layers, {parameters:,} parameters, {flops:,} FLOPs per image".format_map(found),
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -89,13 +86,13 @@ def print_inspection(found: dict[str, Any], console: Console, *, as_json: bool) 
     print_table(console, table)
 
 
-def _partitioner(cfg: DictConfig, overrides: list[str], layers: list[Layer], network: nn.Module) -> Partitioner:
+def _partitioner(cfg: DictConfig, overrides: list[str], layers: list[Layer], network: nn.Module) -> BlockPartitioner:
     """Return the partitioner that was asked for; of the default one, no more blocks than there are segments."""
     if not any(override.lstrip("+~").startswith("partition") for override in overrides):
         every_segment = SegmentPartitioner(cfg.partition.separators, None)
         if len(every_segment(layers, network)) < cfg.partition.num_blocks:
             return every_segment
-    partitioner: Partitioner = hydra.utils.instantiate(cfg.partition)
+    partitioner: BlockPartitioner = hydra.utils.instantiate(cfg.partition)
     return partitioner
 
 
@@ -112,24 +109,3 @@ def _block(partition: Partition, index: int) -> dict[str, Any]:
         "output_size": list(layers[-1].output_size),
         "quarter": partition.quarter(index),
     }
-
-
-def model_overrides(model: str) -> list[str]:
-    """Return the settings that choose a model by a name under `conf/model/`, of timm or of torchvision.
-
-    Raises:
-        InputError: There is none of that name.
-    """
-    source, _, name = model.rpartition(":")
-    known = [name for name in options("model") if name not in ("timm", "torchvision")]
-    if not source and name in known:
-        return [f"model={name}", "data.image_size=null"]
-    theirs = torchvision.models.list_models(module=torchvision.models)
-    if source in ("", "timm") and timm.is_model(name.partition(".")[0]):
-        return ["model=timm", f"model.name={name}", "data.image_size=null"]
-    if source in ("", "torchvision") and name in theirs:
-        return ["model=torchvision", f"model.name={name}", "data.image_size=null"]
-    raise InputError(
-        f"no model is named {model}: give a name under conf/model, of timm or of torchvision."
-        f"{did_you_mean(name, [*known, *theirs, *timm.list_models()])}"
-    )

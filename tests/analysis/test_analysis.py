@@ -1,36 +1,18 @@
 import re
 from io import StringIO
 
+import grids
 import pytest
 from PIL import Image
 from rich.console import Console
 
 from blockwise.analysis.figures import accuracy_by_block
 from blockwise.analysis.summary import Row, sweeps
-from blockwise.analysis.table import print_table, sweep_table
+from blockwise.analysis.sweep_table import print_table, sweep_table
 
 
-def record(scope, val, test, lr=1e-3, seed=0, status="finished", data="digits", blocks=None, finished="2026-01-01"):
-    metrics = {split: {"top1": value} for split, value in (("train", 1.0), ("val", val), ("test", test))}
-    blocks = blocks or ([int(scope)] if scope.isdigit() else [])
-    return {
-        "status": status,
-        "backbone": {"name": "net"},
-        "data": {"name": data, "classes": 10, "image_size": 32, "train": 1, "val": 1, "test": 1},
-        "partition": {"name": "segment"},
-        "cell": {
-            "scope": scope,
-            "blocks": blocks,
-            "layers": [4, 9] if blocks else None,
-            "quarter": 2,
-            "trainable_parameters": 1234,
-        },
-        "seed": seed,
-        "settings": {"seed": seed, "scope": scope, "blocks": blocks, "lr": lr, "data": data},
-        "metrics": metrics if status == "finished" else None,
-        "seconds": 2.0,
-        "provenance": {"finished": finished},
-    }
+def record(scope, val, test, **changes):
+    return grids.record(scope, test, val=val, backbone="net", **{"data": "digits", **changes})
 
 
 SWEEP = [
@@ -58,7 +40,7 @@ def test_the_best_block_is_chosen_on_validation():
 
 def test_the_table_shows_differences_to_both_baselines():
     lines = {line.split()[0]: line for line in printed(SWEEP).splitlines() if line.strip()}
-    assert re.search(r"1 \*\s+4-9\s+2\s+1,234\s+90\.0\s+88\.0\s+\+7\.0\s+\+27\.0\s+2\.0 s", lines["1"])
+    assert re.search(r"1 \*\s+1-1\s+1\s+105,000\s+90\.0\s+88\.0\s+\+7\.0\s+\+27\.0\s+11\.0 s", lines["1"])
     assert "* best block by validation accuracy; it tests at 88.0 (+7.0 to head only, +27.0 to full)" in " ".join(
         printed(SWEEP).split()
     )

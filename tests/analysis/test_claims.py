@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from grids import BACKBONES, flat, grid, peaked
+from grids import BACKBONES, diverged, flat, grid, peaked
 
 from blockwise.analysis.claims import claims
 from blockwise.analysis.summary import sweeps
@@ -58,10 +58,8 @@ def test_data_sets_are_runs_too():
 
 def test_missing_and_diverged_cells_are_left_out():
     records = grid(peaked)
-    gone = [r for r in records if not (r["backbone"]["name"] == "net02" and r["cell"]["scope"] != "head")]
-    for record in gone:
-        if record["backbone"]["name"] == "net05" and record["cell"]["scope"] == "full":
-            record.update(status="diverged", metrics={"train": None, "val": None, "test": None})
+    gone = [r for r in records if not (r.backbone.name == "net02" and r.cell.scope != "head")]
+    gone = [diverged(r) if (r.backbone.name, r.cell.scope) == ("net05", "full") else r for r in gone]
     found = claims(sweeps(gone))
     assert [claim.verdict for claim in found] == ["supported"] * 4
     assert "median of 14 pairs" in found[0].evidence.split(";")[0]
@@ -89,7 +87,7 @@ def test_other_partitions_and_settings_are_no_further_observations():
 
 
 def test_a_backbone_with_a_single_common_seed_does_no_harm():
-    records = [r for r in grid(peaked, backbones=BACKBONES[:7]) if not (r["backbone"]["name"] == "net01" and r["seed"])]
+    records = [r for r in grid(peaked, backbones=BACKBONES[:7]) if not (r.backbone.name == "net01" and r.seed)]
     assert claims(sweeps(records))[1].verdict == "supported"
 
 

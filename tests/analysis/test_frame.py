@@ -16,6 +16,5 @@ def test_one_line_a_record():
 
 def test_a_cell_without_metrics_has_none():
     diverged = record("3", 0.5, status="diverged")
-    diverged["metrics"] = {"train": None, "val": None, "test": None}
     frame = records_frame([diverged, record("head", 0.5)])
     assert frame["test_top1"].isna().tolist() == [True, False]

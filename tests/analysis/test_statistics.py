@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from grids import BACKBONES, flat, grid, peaked
+from grids import BACKBONES, flat, grid, lower, peaked
 from scipy import stats
 
 from blockwise.analysis.statistics import (
@@ -32,8 +32,8 @@ def test_the_interval_is_students():
 def test_treatments_are_chosen_on_validation():
     records = grid(peaked, backbones=("net00",))
     for record in records:
-        if record["cell"]["scope"] == "11":
-            record["metrics"]["val"]["top1"] = 0.99  # though another is better on test
+        if record.cell.scope == "11":
+            record.metrics.val["top1"] = 0.99  # though another is better on test
     (sweep,) = sweeps(records)
     assert treatment(sweep, BEST).scope == "11"
     assert treatment(sweep, "quarter 4").scope == "11"
@@ -51,7 +51,7 @@ def test_differences_across_sweeps():
 
 
 def test_the_effect_is_that_of_ranks_written_out():
-    found = sweeps(grid(peaked, noise=0.1, seeds=(0,)))
+    found = sweeps(grid(lower, noise=0.1, seeds=(0,)))
     (test,) = paired_tests(found, [("quarter 1", "full")])
     differences = np.array([treatment(s, "quarter 1").mean("test") - treatment(s, "full").mean("test") for s in found])
     order = stats.rankdata(abs(differences))
@@ -61,7 +61,7 @@ def test_the_effect_is_that_of_ranks_written_out():
 
 
 def test_holms_correction_written_out():
-    tests = paired_tests(sweeps(grid(peaked, noise=0.05, seeds=(0,))))
+    tests = paired_tests(sweeps(grid(lower, noise=0.05, seeds=(0,))))
     ordered = sorted(tests, key=lambda test: test.p)
     highest = 0.0
     for rank, test in enumerate(ordered):
@@ -92,7 +92,7 @@ def test_no_difference_is_no_effect():
 
 
 def test_a_sweep_that_lacks_a_baseline_gives_no_pair():
-    records = [r for r in grid(peaked) if (r["backbone"]["name"], r["cell"]["scope"]) != ("net03", "full")]
+    records = [r for r in grid(peaked) if (r.backbone.name, r.cell.scope) != ("net03", "full")]
     head, full = paired_tests(sweeps(records), [(BEST, "head"), (BEST, "full")])
     assert (head.pairs, full.pairs) == (15, 14)
     assert len(accuracy_matrix(sweeps(records))) == 14
@@ -101,7 +101,7 @@ def test_a_sweep_that_lacks_a_baseline_gives_no_pair():
 def test_missing_seeds_are_missing_on_both_sides():
     records = grid(peaked, noise=0)
     for name in BACKBONES:  # seed 2 of `head` is missing; without it, the mean of `head` is another
-        records = [r for r in records if (r["backbone"]["name"], r["cell"]["scope"], r["seed"]) != (name, "head", 2)]
+        records = [r for r in records if (r.backbone.name, r.cell.scope, r.seed) != (name, "head", 2)]
     (test,) = paired_tests(sweeps(records), [("full", "head")])
     by_hand = np.mean([peaked("net00", "", "full", s) - peaked("net00", "", "head", s) for s in (0, 1)])
     assert test.median == pytest.approx(by_hand)
@@ -139,5 +139,5 @@ def test_of_nothing_there_are_no_statistics():
     assert quarter_shares([])[0].blocks == 0
     assert paired_tests([])[0].pairs == 0
     assert ranks(accuracy_matrix([])) is None
-    (sweep,) = sweeps([r for r in grid(flat, backbones=("net00",)) if r["cell"]["scope"] == "head"])
+    (sweep,) = sweeps([r for r in grid(flat, backbones=("net00",)) if r.cell.scope == "head"])
     assert treatment(sweep, BEST) is None

@@ -4,7 +4,7 @@ import csv
 import math
 
 import pytest
-from grids import BACKBONES, flat, grid, peaked, record
+from grids import BACKBONES, diverged, flat, grid, peaked, record
 
 from blockwise.analysis import tables
 from blockwise.analysis.statistics import accuracy_matrix, ranks
@@ -42,10 +42,10 @@ def test_what_is_missing_is_named():
     records = [
         r
         for r in whole
-        if (r["backbone"]["name"], r["cell"]["scope"]) != ("net01", "full")
-        and (r["backbone"]["name"], r["cell"]["scope"], r["seed"]) != ("net00", "3", 1)
+        if (r.backbone.name, r.cell.scope) != ("net01", "full")
+        and (r.backbone.name, r.cell.scope, r.seed) != ("net00", "3", 1)
     ]
-    records[0].update(status="diverged", metrics={"train": None, "val": None, "test": None})
+    records[0] = diverged(records[0])
     found = tables.gaps_table(sweeps(records)).texts[["backbone", "scope", "seeds", "why"]].to_numpy().tolist()
     assert found == [
         ["net00", "head", "0", "diverged"],

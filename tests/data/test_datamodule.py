@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from blockwise.backbones import ImageSpec
+from blockwise.backbone.load import ImageSpec
 from blockwise.data import BlockwiseDataModule, Sample, Source, Splits
 from blockwise.data.datamodule import normalise
-from blockwise.data.digits import Digits
+from blockwise.data.sources.digits import Digits
 from blockwise.errors import InputError
 
 SPEC = ImageSpec(size=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), interpolation="bilinear", crop_pct=0.8)

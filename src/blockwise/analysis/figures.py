@@ -266,11 +266,11 @@ def _spread(row: Row) -> float | None:
 
 def _cost(row: Row, cost: Cost) -> float:
     if cost == "trainable":
-        return float(row.records[0]["cell"]["trainable_parameters"])
-    return float(np.mean([record["seconds"] for record in row.records]))
+        return float(row.records[0].cell.trainable_parameters)
+    return float(np.mean([record.seconds for record in row.records]))
 
 
 def _color(row: Row) -> str:
     if row.scope in BASELINES:
         return BASELINES[row.scope][1]
-    return QUARTER_COLORS.get(row.records[0]["cell"]["quarter"], GREY)
+    return QUARTER_COLORS.get(row.records[0].cell.quarter or 0, GREY)

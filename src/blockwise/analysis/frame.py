@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # not everyone has installed it
     import pandas as pd
 
-from blockwise.results import METRICS, Record, sweep_hash
+from blockwise.results.record import METRICS, SPLITS, Record
+from blockwise.results.store import sweep_hash
 
 
 def records_frame(records: Iterable[Record]) -> pd.DataFrame:
@@ -31,35 +32,33 @@ def depth(block: int, num_blocks: int) -> float:
 
 def identity(record: Record) -> dict[str, Any]:
     """Return what a cell is, under the names of the table's columns."""
-    backbone, cell, partition = record["backbone"], record["cell"], record["partition"]
-    block = int(cell["scope"]) if cell["scope"].isdigit() else None
+    backbone, cell, partition = record.backbone, record.cell, record.partition
+    block = record.block
     return {
-        "data": record["data"]["name"],
-        "backbone": backbone["name"],
-        "weights": backbone.get("weights"),
-        "parameters": backbone.get("parameters"),
-        "partition": partition["name"],
-        "num_blocks": partition["num_blocks"],
-        "scope": cell["scope"],
+        "data": record.data.name,
+        "backbone": backbone.name,
+        "weights": backbone.weights,
+        "parameters": backbone.parameters,
+        "partition": partition.name,
+        "num_blocks": partition.num_blocks,
+        "scope": cell.scope,
         "block": block,
-        "quarter": cell.get("quarter"),
-        "depth": None if block is None else depth(block, partition["num_blocks"]),
-        "trainable": cell["trainable_parameters"],
-        "lr": record["settings"].get("lr"),
-        "seed": record["seed"],
+        "quarter": cell.quarter,
+        "depth": None if block is None else depth(block, partition.num_blocks),
+        "trainable": cell.trainable_parameters,
+        "lr": record.settings.get("lr"),
+        "seed": record.seed,
     }
 
 
 def _outcome(record: Record) -> dict[str, Any]:
     metrics = {
-        f"{split}_{name}": ((record["metrics"] or {}).get(split) or {}).get(name)
-        for split in ("train", "val", "test")
-        for name in METRICS
+        f"{split}_{name}": (getattr(record.metrics, split) or {}).get(name) for split in SPLITS for name in METRICS
     }
     return {
-        "status": record["status"],
-        **{key: record.get(key) for key in ("best_epoch", "epochs", "seconds", "peak_memory_bytes")},
+        "status": record.status,
+        **{key: getattr(record, key) for key in ("best_epoch", "epochs", "seconds", "peak_memory_bytes")},
         **metrics,
-        "sweep": sweep_hash(record["settings"]),
-        "folder": record.get("folder"),
+        "sweep": sweep_hash(record.settings),
+        "folder": record.folder,
     }

@@ -115,7 +115,7 @@ def treatment(sweep: Sweep, name: str) -> Row | None:
     if name == BEST:
         return blocks[0] if blocks else None
     quarter = int(name.split()[1])
-    return next((row for row in blocks if row.records[0]["cell"]["quarter"] == quarter), None)
+    return next((row for row in blocks if row.records[0].cell.quarter == quarter), None)
 
 
 def paired_tests(
@@ -164,12 +164,25 @@ def _signed_rank(first: str, second: str, differences: list[float], needed: int,
     effect = 2 * positive / (len(moved) * (len(moved) + 1) / 2) - 1
     if len(differences) < needed:
         return replace(test, effect=float(effect))
-    # SciPy's tables know no ties; all signs can be tried for a few pairs, and for more its normal approximation is
-    # used, whose p is too large where nearly all differences have one sign
-    method = stats.PermutationMethod(n_resamples=2**EXACT) if len(moved) <= EXACT else "auto"
-    return replace(
-        test, effect=float(effect), p=float(stats.wilcoxon(moved, alternative=alternative, method=method).pvalue)
+    # SciPy's tables assume no ties. For a few pairs all combinations of signs can be tried; for more, its normal
+    # approximation is used, whose p is too large where nearly all differences have one sign
+    exact = len(moved) <= EXACT
+    p = _exact_p(moved, alternative) if exact else stats.wilcoxon(moved, alternative=alternative).pvalue
+    return replace(test, effect=float(effect), p=float(p))
+
+
+def _exact_p(differences: np.ndarray, alternative: str) -> float:
+    """Return Wilcoxon's p-value from all combinations of signs; the ranks, which no sign changes, are computed once."""
+    ranks = np.sign(differences) * stats.rankdata(np.abs(differences))
+    result = stats.permutation_test(
+        (ranks,),
+        lambda signed, axis=-1: np.where(signed > 0, signed, 0).sum(axis),
+        permutation_type="samples",
+        alternative=alternative,
+        n_resamples=2**EXACT,
+        vectorized=True,
     )
+    return float(result.pvalue)
 
 
 def _holm(tests: list[PairedTest]) -> list[PairedTest]:
@@ -224,7 +237,7 @@ def quarter_shares(sweeps: Sequence[Sweep]) -> list[Share]:
 
 def _wins(sweep: Sweep, quarter: int) -> tuple[int, int] | None:
     baselines = [row for name in BASELINES if (row := sweep.row(name)) is not None]
-    blocks = [row for row in sweep.single_blocks if row.records[0]["cell"]["quarter"] == quarter]
+    blocks = [row for row in sweep.single_blocks if row.records[0].cell.quarter == quarter]
     if len(baselines) < len(BASELINES) or not blocks:
         return None
     beats = [all((block.difference(baseline) or 0) > 0 for baseline in baselines) for block in blocks]

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from blockwise.results import Record, sweep_hash
+from blockwise.results.record import Record
+from blockwise.results.store import sweep_hash
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,12 @@ class Row:
     @property
     def seeds(self) -> set[int]:
         """The seeds it was trained with."""
-        return {record["seed"] for record in self.records}
+        return {record.seed for record in self.records}
 
     def mean(self, split: str, metric: str = "top1", seeds: Set[int] | None = None) -> float:
         """Return the mean of a metric over all seeds, or over some."""
-        kept = [record for record in self.records if seeds is None or record["seed"] in seeds]
-        return fmean(record["metrics"][split][metric] for record in kept)
+        kept = [record for record in self.records if seeds is None or record.seed in seeds]
+        return fmean(record.score(split, metric) for record in kept)
 
     def difference(self, other: Row, split: str = "test") -> float | None:
         """Return how much higher the accuracy is than another row's, over the seeds that both have; None if none."""
@@ -43,7 +44,7 @@ class Row:
 
     def spread(self, split: str, metric: str = "top1") -> float | None:
         """Return the standard deviation over seeds; None for a single seed."""
-        values = [record["metrics"][split][metric] for record in self.records]
+        values = [record.score(split, metric) for record in self.records]
         return stdev(values) if len(values) > 1 else None
 
 
@@ -59,32 +60,32 @@ class Sweep:
     @property
     def rates(self) -> set[float]:
         """The learning rates that were tried."""
-        return {_rate(record) for record in self.records}
+        return {record.lr for record in self.records}
 
     @property
     def seeds(self) -> set[int]:
         """The seeds that any scope was trained with."""
-        return {record["seed"] for record in self.records}
+        return {record.seed for record in self.records}
 
     @property
     def backbone(self) -> str:
         """The name of the backbone."""
-        return str(self.records[0]["backbone"]["name"])
+        return self.records[0].backbone.name
 
     @property
     def data(self) -> str:
         """The name of the data set."""
-        return str(self.records[0]["data"]["name"])
+        return self.records[0].data.name
 
     @property
     def num_blocks(self) -> int:
         """The number of blocks of the partition."""
-        return int(self.records[0]["partition"]["num_blocks"])
+        return self.records[0].partition.num_blocks
 
     @property
     def partition(self) -> str:
         """The name of the partition."""
-        return str(self.records[0]["partition"]["name"])
+        return self.records[0].partition.name
 
     @property
     def title(self) -> str:
@@ -126,41 +127,37 @@ def sweeps(records: Iterable[Record]) -> list[Sweep]:
     """Group records into sweeps."""
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
-        names = (record["data"]["name"], record["backbone"]["name"], record["partition"]["name"])
-        groups.setdefault((*names, sweep_hash(record["settings"])), []).append(record)
+        names = (record.data.name, record.backbone.name, record.partition.name)
+        groups.setdefault((*names, sweep_hash(record.settings)), []).append(record)
     return [Sweep(key[-1], group[0]["settings"], tuple(group), _rows(group)) for key, group in sorted(groups.items())]
 
 
 def _rows(records: Sequence[Record]) -> tuple[Row, ...]:
     scopes: dict[str, list[Record]] = {}
-    for record in sorted(_newest(records), key=lambda r: _order(r["cell"]["scope"], r["cell"]["blocks"])):
-        scopes.setdefault(record["cell"]["scope"], []).append(record)
+    for record in sorted(_newest(records), key=lambda r: _order(r.cell.scope, r.cell.blocks)):
+        scopes.setdefault(record.cell.scope, []).append(record)
     return tuple(_best_rate(scope, group) for scope, group in scopes.items())
 
 
 def _newest(records: Sequence[Record]) -> list[Record]:
     """Keep one record a scope, rate and seed: `top3` may have been trained before other blocks turned out best."""
-    ordered = sorted(records, key=lambda record: record["provenance"].get("finished", ""))
-    return list({(r["cell"]["scope"], _rate(r), r["seed"]): r for r in ordered}.values())
-
-
-def _rate(record: Record) -> float:
-    return float(record["settings"].get("lr", 0))
+    ordered = sorted(records, key=lambda record: record.provenance.get("finished", ""))
+    return list({(r.cell.scope, r.lr, r.seed): r for r in ordered}.values())
 
 
 def _best_rate(scope: str, records: Sequence[Record]) -> Row:
     rates: dict[float, list[Record]] = {}
     for record in records:
-        rates.setdefault(_rate(record), []).append(record)
+        rates.setdefault(record.lr, []).append(record)
     # a rate at which any seed diverged is not one to choose
-    sound = {rate: group for rate, group in rates.items() if all(r["status"] == "finished" for r in group)}
-    blocks = tuple(records[0]["cell"]["blocks"])
+    sound = {rate: group for rate, group in rates.items() if all(r.status == "finished" for r in group)}
+    blocks = records[0].cell.blocks
     if not sound:
         return Row(scope, blocks, (), min(rates))
     # rates are compared over equally many seeds
     most = max(len(group) for group in sound.values())
     sound = {rate: group for rate, group in sound.items() if len(group) == most}
-    best = max(sound, key=lambda rate: fmean(record["metrics"]["val"]["top1"] for record in sound[rate]))
+    best = max(sound, key=lambda rate: fmean(record.score("val") for record in sound[rate]))
     return Row(scope, blocks, tuple(sound[best]), best)
 
 

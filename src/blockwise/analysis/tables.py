@@ -14,7 +14,7 @@ from blockwise.analysis.claims import claims
 from blockwise.analysis.frame import depth
 from blockwise.analysis.statistics import BASELINES, PairedTest, Ranks, interval, paired_tests, quarter_shares
 from blockwise.analysis.summary import Row, Sweep
-from blockwise.results import Record
+from blockwise.results.record import Record
 
 # characters of a commit's name, enough to find it
 COMMIT = 12
@@ -76,7 +76,7 @@ def summary_table(sweeps: Sequence[Sweep]) -> ReportTable:
                 **_accuracy("full", full),
                 **_accuracy("best block", best),
                 "block": best and best.blocks[0],
-                "quarter": best and best.records[0]["cell"]["quarter"],
+                "quarter": best and best.records[0].cell.quarter,
                 "Δ head": best and head and best.difference(head),
                 "Δ full": best and full and best.difference(full),
             }
@@ -94,21 +94,21 @@ def scopes_table(sweeps: Sequence[Sweep]) -> ReportTable:
     for sweep in sweeps:
         head, full = sweep.row("head"), sweep.row("full")
         for row in (row for row in sweep.rows if row.records):
-            cell = row.records[0]["cell"]
+            cell = row.records[0].cell
             lines.append(
                 {
                     **_names(sweep, sweeps),
                     "scope": row.scope,
-                    "quarter": cell["quarter"],
-                    "layers": f"{cell.get('first_layer')} to {cell.get('last_layer')}" if row.blocks else None,
-                    "trainable": cell["trainable_parameters"],
+                    "quarter": cell.quarter,
+                    "layers": f"{cell.first_layer} to {cell.last_layer}" if row.blocks else None,
+                    "trainable": cell.trainable_parameters,
                     "lr": row.lr,
                     "seeds": len(row.seeds),
                     **_accuracy("val", row, "val"),
                     **_accuracy("test", row),
                     "Δ head": head and row.difference(head),
                     "Δ full": full and row.difference(full),
-                    "seconds": float(sum(record["seconds"] for record in row.records) / len(row.records)),
+                    "seconds": float(sum(record.seconds for record in row.records) / len(row.records)),
                     "depth": depth(row.blocks[0], sweep.num_blocks) if row.scope.isdigit() else None,
                 }
             )
@@ -231,13 +231,13 @@ def _why_missing(sweep: Sweep, scope: str, seed: int) -> str | None:
     row = sweep.row(scope)
     if row is not None and seed in row.seeds:
         return None
-    of_scope = [record for record in sweep.records if record["cell"]["scope"] == scope]
-    statuses = {record["status"] for record in of_scope if record["seed"] == seed}
+    of_scope = [record for record in sweep.records if record.cell.scope == scope]
+    statuses = {record.status for record in of_scope if record.seed == seed}
     if not statuses:
         return "no record"
     if "finished" not in statuses:
         return "diverged"
-    diverged = any(record["status"] == "diverged" for record in of_scope)
+    diverged = any(record.status == "diverged" for record in of_scope)
     return "set aside: another seed diverged" if diverged else "set aside: other seeds have another learning rate"
 
 
@@ -245,7 +245,7 @@ def provenance_table(records: Sequence[Record]) -> ReportTable:
     """Return which code, by which command, has made how many of the records."""
     counted: dict[tuple[str, ...], int] = {}
     for record in records:
-        origin = record["provenance"]
+        origin = record.provenance
         commit = (origin.get("commit") or "not from a checkout")[:COMMIT]
         commit += " (changed)" if origin.get("dirty") else ""
         versions = ", ".join(f"{name} {version}" for name, version in (origin.get("versions") or {}).items())
@@ -271,7 +271,7 @@ def _accuracy(name: str, row: Row | None, split: str = "test") -> dict[str, Any]
     """Return a mean accuracy; its interval is for the file, and for the text of the mean."""
     if row is None:
         return {name: None, f"{name} low": None, f"{name} high": None}
-    low, high = interval([record["metrics"][split]["top1"] for record in row.records]) or (None, None)
+    low, high = interval([record.score(split) for record in row.records]) or (None, None)
     return {name: row.mean(split), f"{name} low": low, f"{name} high": high}
 
 

@@ -1,6 +1,19 @@
-"""Images on disk -> batches: one LightningDataModule, one small class a data set."""
+"""Images on disk -> batches: one LightningDataModule, and one small class per data set in `sources`."""
 
 from blockwise.data.datamodule import BlockwiseDataModule
 from blockwise.data.samples import Sample, Source, Splits
+from blockwise.data.sources.caltech101 import Caltech101
+from blockwise.data.sources.digits import Digits
+from blockwise.data.sources.flowers102 import Flowers102
+from blockwise.data.sources.imagefolder import ImageFolder
 
-__all__ = ["BlockwiseDataModule", "Sample", "Source", "Splits"]
+__all__ = [
+    "BlockwiseDataModule",
+    "Caltech101",
+    "Digits",
+    "Flowers102",
+    "ImageFolder",
+    "Sample",
+    "Source",
+    "Splits",
+]

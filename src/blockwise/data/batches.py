@@ -1,4 +1,4 @@
-"""Which images make up which batch: a function of seed and epoch alone, so that training can go on anywhere."""
+"""Samplers: the images of each batch depend on seed and epoch alone, so training can resume anywhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Draw:
 
     Attributes:
         positions: Of its images in the split.
-        seeds: One an image, for what is random about it; the same wherever the image is handled.
+        seeds: One per image, for its random augmentation; the same in whichever process it is augmented.
     """
 
     positions: Sequence[int]
@@ -25,18 +25,18 @@ class Draw:
 
 
 class ShuffledBatches(Sampler[Draw]):
-    """Every image once an epoch, in an order of its own each time; a last batch of one image is left out.
+    """Every image once per epoch, in a new order each time; a last batch of one image is left out.
 
     Args:
-        count: Images of the split.
-        batch_size: Images a batch, over all processes.
-        seed: Decides order and seeds, together with the epoch.
-        part: Number of this process among `parts`, which share each batch out.
+        count: Number of images of the split.
+        batch_size: Images per batch, over all processes.
+        seed: Seed of the order and of the images' seeds, together with the epoch.
+        part: Rank of this process; each batch is divided among `parts` processes.
         parts: Number of processes.
-        resume_at: Epoch and number of the first batch, where training goes on from a checkpoint.
+        resume_at: Epoch and number of the first batch, where training resumes from a checkpoint.
 
     Attributes:
-        epoch: Which epoch is next; Lightning sets it.
+        epoch: The next epoch; Lightning sets it.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class ShuffledBatches(Sampler[Draw]):
         self.epoch = resume_at[0]
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that comes next."""
+        """Set the next epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -66,7 +66,7 @@ class ShuffledBatches(Sampler[Draw]):
         return whole + (rest > 1)  # batch norm needs two images
 
     def __iter__(self) -> Iterator[Draw]:
-        generator = Generator().manual_seed(mixed(self.seed, self.epoch))
+        generator = Generator().manual_seed(derive_seed(self.seed, self.epoch))
         order = torch.randperm(self.count, generator=generator)
         seeds = torch.randint(2**62, (self.count,), generator=generator)
         done = self.resume_at[1] if self.epoch == self.resume_at[0] else 0
@@ -94,10 +94,10 @@ class OrderedBatches(Sampler[Draw]):
 
 
 def part_of(batch: Tensor, part: int, parts: int) -> Tensor:
-    """Return what the process `part` of `parts` gets of a batch: its turn of every `parts` images."""
+    """Return the part of a batch for process `part` of `parts`: every `parts`-th image."""
     return batch[part::parts]
 
 
-def mixed(*numbers: int) -> int:
-    """Return a seed that depends on all of some numbers, none of them more than another."""
+def derive_seed(*numbers: int) -> int:
+    """Return a seed that depends on all of the numbers and on their order."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import v2
 
-from blockwise.backbones import ImageSpec
+from blockwise.backbone.load import ImageSpec
 from blockwise.data.batches import Draw, OrderedBatches, ShuffledBatches
 from blockwise.data.cache import Decoded, PixelCache
 from blockwise.data.decode import decode_all
@@ -19,7 +19,7 @@ from blockwise.data.samples import Sample, Source
 from blockwise.errors import InputError
 
 Batch = tuple[Tensor, Tensor]
-# pixels, labels, and the seeds of what is random about the images
+# pixels, labels, and the seeds of the images' augmentation
 Drawn = tuple[Tensor, Tensor, Sequence[int]]
 AUGMENTATIONS = ("crop", "flip")
 
@@ -29,13 +29,13 @@ class BlockwiseDataModule(L.LightningDataModule):
 
     Args:
         source: The data set.
-        images: What the backbone wants its images to look like.
-        batch_size: Images a batch.
-        augment: Random changes of training images: `crop` (out of the resized image), `flip` (left to right).
-        seed: Decides order and augmentation.
-        num_workers: Processes that collect batches; decoded images lie in memory, so 0 is fast.
-        skip_broken: Go on without images that cannot be read.
-        cache: Keeps decoded images for the next run.
+        images: Size and normalisation of the images, from the backbone.
+        batch_size: Images per batch.
+        augment: Random augmentation of training images: `crop` (from the resized image), `flip` (left to right).
+        seed: Seed of order and augmentation.
+        num_workers: Processes that collect batches; decoded images are in memory, so 0 is fast.
+        skip_broken: Skip images that cannot be read.
+        cache: Keeps decoded images for later runs.
     """
 
     def __init__(
@@ -60,12 +60,13 @@ class BlockwiseDataModule(L.LightningDataModule):
         self.skipped: list[str] = []
         self._decoded: dict[str, _Pixels] = {}
         self.seed = seed
+        self.augment = tuple(augment)
         self._resume_at = (0, 0)
-        known = {"crop": v2.RandomCrop(images.size), "flip": v2.RandomHorizontalFlip()}
+        transforms = {"crop": v2.RandomCrop(images.size), "flip": v2.RandomHorizontalFlip()}
         for name in augment:
-            if name not in known:
-                raise InputError(f"data.augment={name} is unknown: choose from {', '.join(known)}, or [] for none")
-        self._augment = v2.Compose([known[name] for name in augment] + [v2.CenterCrop(images.size)])
+            if name not in transforms:
+                raise InputError(f"data.augment={name} is unknown: choose from {', '.join(transforms)}, or [] for none")
+        self._augment = v2.Compose([transforms[name] for name in augment] + [v2.CenterCrop(images.size)])
         self._centre = v2.CenterCrop(images.size)
         for split in ("train", "val", "test"):
             if not getattr(self.splits, split):
@@ -84,21 +85,21 @@ class BlockwiseDataModule(L.LightningDataModule):
         self.decode()
 
     def state_dict(self) -> dict[str, int]:
-        """Return how far training has come: the epoch, and the batches of it that are done."""
+        """Return the epoch and the number of its batches that are done."""
         assert self.trainer is not None
         epoch, loop = self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop
         done = loop.batch_idx + 1
         return {"epoch": epoch, "batch": done if done < self.trainer.num_training_batches else 0}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on from there."""
+        """Resume from there."""
         self._resume_at = (state_dict["epoch"], state_dict["batch"])
 
     def decode(self, begin: Callable[[int], Callable[[], None]] = lambda _total: lambda: None) -> None:
         """Decode every image once.
 
         Args:
-            begin: Called with the number of images; returns what is then called once an image.
+            begin: Called with the number of images; returns a function that is called once per image.
 
         Raises:
             InputError: Some cannot be read, and `skip_broken` is off.
@@ -143,8 +144,14 @@ class BlockwiseDataModule(L.LightningDataModule):
         """Return the number of readable images of each split."""
         return {split: len(pixels) for split, pixels in self._decoded.items()}
 
+    def batches(self) -> dict[str, int]:
+        """Return the number of batches per split, before images are decoded."""
+        train = ShuffledBatches(len(self.splits.train), self.batch_size, self.seed)
+        rest = {split: OrderedBatches(len(getattr(self.splits, split)), self.batch_size) for split in ("val", "test")}
+        return {"train": len(train), **{split: len(batches) for split, batches in rest.items()}}
+
     def train_dataloader(self) -> DataLoader[Drawn]:
-        """Return the training images, shuffled anew each epoch; several processes share each batch."""
+        """Return the training images, shuffled anew in each epoch; several processes share each batch."""
         count = len(self._decoded["train"])
         batches = ShuffledBatches(count, self.batch_size, self.seed, *self._part(), resume_at=self._resume_at)
         return self._loader("train", batches)
@@ -172,14 +179,14 @@ class BlockwiseDataModule(L.LightningDataModule):
         )
 
     def on_after_batch_transfer(self, batch: Drawn, dataloader_idx: int) -> Batch:
-        """Crop, flip and normalise a batch, after it has travelled to the device as bytes."""
+        """Crop, flip and normalise a batch, after it was moved to the device as bytes."""
         del dataloader_idx
         pixels, labels, seeds = batch
         cropped = self._augmented(pixels, seeds) if seeds else self._centre(pixels)
         return normalise(cropped, self.images), labels
 
     def _augmented(self, pixels: Tensor, seeds: Sequence[int]) -> Tensor:
-        # a seed an image: the same numbers whatever else runs, and whichever process or worker handles it
+        # one seed per image: the same numbers in whichever process or worker, and beside whatever else
         with torch.random.fork_rng(devices=[]):
             augmented = []
             for image, seed in zip(pixels, seeds, strict=True):
@@ -189,7 +196,7 @@ class BlockwiseDataModule(L.LightningDataModule):
 
 
 def normalise(pixels: Tensor, images: ImageSpec) -> Tensor:
-    """Turn bytes into what the backbone was trained on: float32, channels last in memory."""
+    """Return normalised images, float32 and channels last in memory, from bytes, shape (batch, 3, size, size)."""
     mean = torch.tensor(images.mean, device=pixels.device).view(1, -1, 1, 1)
     std = torch.tensor(images.std, device=pixels.device).view(1, -1, 1, 1)
     return ((pixels.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,64 @@
+"""Kept predictions -> which classes are confused, and which gain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from blockwise.analysis.summary import Row
+from blockwise.results.store import PREDICTIONS, read_history
+
+SHOWN = 20
+
+
+def predictions(row: Row) -> pd.DataFrame | None:
+    """Return `label` and `predicted` of every test image, all seeds together; None where they are not kept."""
+    found = [frame for record in row.records if (frame := _read(record.folder)) is not None]
+    return pd.concat(found) if found else None
+
+
+def history(row: Row) -> pd.Series | None:
+    """Return validation accuracy by epoch, the mean of all seeds; None where it is not kept."""
+    kept = [read_history(folder) for record in row.records if (folder := record.folder) is not None]
+    found = [pd.Series([epoch["val"]["top1"] for epoch in epochs]) for epochs in kept if epochs]
+    return pd.concat(found, axis=1).mean(axis=1) if found else None
+
+
+def confusion_matrix(kept: pd.DataFrame, most: int = SHOWN) -> pd.DataFrame:
+    """Return fractions of each true class (line) that are taken for each class (column).
+
+    Of more than `most` classes, the ones with the most errors are kept; lines then do not add up to 1.
+    """
+    matrix = pd.crosstab(kept["label"], kept["predicted"], normalize="index")
+    classes = sorted(set(matrix.index) | set(matrix.columns))
+    matrix = matrix.reindex(index=classes, columns=classes, fill_value=0.0)
+    if len(classes) > most:
+        wrong = kept[kept["label"] != kept["predicted"]]
+        errors = wrong["label"].value_counts().add(wrong["predicted"].value_counts(), fill_value=0)
+        classes = sorted(errors.sort_values(ascending=False, kind="stable").index[:most])
+        matrix = matrix.loc[classes, classes]
+    return matrix
+
+
+def gains_by_class(kept: pd.DataFrame, baseline: pd.DataFrame, most: int = SHOWN) -> pd.Series:
+    """Return by how much each class is recognised more often than by a baseline, the most first.
+
+    Of more than `most` classes, those at both ends are kept.
+    """
+    gains = (_recall(kept) - _recall(baseline)).dropna().sort_values(ascending=False, kind="stable")
+    return gains if len(gains) <= most else pd.concat([gains.iloc[: most // 2], gains.iloc[-(most // 2) :]])
+
+
+def _recall(kept: pd.DataFrame) -> pd.Series:
+    return (kept["label"] == kept["predicted"]).groupby(kept["label"]).mean()
+
+
+def _read(folder: str | None) -> pd.DataFrame | None:
+    if folder is None:
+        return None
+    try:
+        frame = pd.read_csv(Path(folder, PREDICTIONS), keep_default_na=False, dtype=str)[["label", "predicted"]]
+    except (OSError, ValueError, KeyError):  # not kept, or cut off
+        return None
+    return frame if len(frame) else None

@@ -1,0 +1,92 @@
+"""A sweep -> a table on the terminal."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+
+from blockwise.analysis.summary import Row, Sweep
+
+
+def sweep_table(sweep: Sweep) -> Table:
+    """Return a table with one line a scope, the best block marked, differences to both baselines in points."""
+    head, full, best = sweep.row("head"), sweep.row("full"), sweep.best
+    rates = len(sweep.rates) > 1
+    seeds = len(sweep.seeds) > 1
+    table = Table(
+        title=sweep.title,
+        caption=_caption(sweep),
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        collapse_padding=True,
+        pad_edge=False,
+    )
+    table.add_column("scope", no_wrap=True)
+    headings = ["layers", "quarter", "trainable", "val", "test", "Δ head", "Δ full", "time"]
+    for heading in [*headings, *(["rate"] if rates else []), *(["seeds"] if seeds else [])]:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in sweep.rows:
+        mark = " *" if best is not None and row.scope == best.scope else ""
+        cells = [row.scope + mark, *_cells(row, head, full)]
+        cells += [f"{row.lr:g}"] if rates else []
+        cells += [str(len(row.records))] if seeds else []
+        table.add_row(*cells, style="bold green" if mark else "" if row.records else "dim")
+    return table
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table whole: where the terminal is too narrow its lines wrap, instead of losing columns."""
+    width = console.width
+    console.width = max(width, Measurement.get(console, console.options.update(max_width=200), table).maximum)
+    console.print(table)
+    console.width = width
+
+
+def _cells(row: Row, head: Row | None, full: Row | None) -> list[str]:
+    if not row.records:
+        return ["", "", "", "diverged", "", "", "", ""]
+    cell = row.records[0].cell
+    layers = cell.layers
+    return [
+        f"{layers[0]}-{layers[1]}" if layers else "",
+        str(cell.quarter or ""),
+        f"{cell.trainable_parameters:,}",
+        percent(row, "val"),
+        percent(row, "test"),
+        difference(row, head),
+        difference(row, full),
+        f"{sum(record.seconds for record in row.records):.1f} s",
+    ]
+
+
+def percent(row: Row, split: str) -> str:
+    """Return the accuracy of a row in %, with its standard deviation over seeds where there are several."""
+    spread = row.spread(split)
+    return f"{100 * row.mean(split):.1f}" + (f" ± {100 * spread:.1f}" if spread is not None else "")
+
+
+def difference(row: Row, baseline: Row | None) -> str:
+    """Return what a row gains over a baseline, in points; nothing without one."""
+    gain = None if baseline is None or row.scope == baseline.scope else row.difference(baseline)
+    return "" if gain is None else f"{100 * gain:+.1f}"
+
+
+def _caption(sweep: Sweep) -> str:
+    data, best = sweep.records[0].data, sweep.best
+    lines = [
+        f"{data.classes} classes, {data.image_size} px; {data.train:,} images to train, {data.val:,} to "
+        f"validate, {data.test:,} to test; top-1 accuracy in %"
+    ]
+    if best is not None:
+        lines.append(f"* best block by validation accuracy; it tests at {percent(best, 'test')}{_verdict(sweep, best)}")
+    return "\n".join(lines)
+
+
+def _verdict(sweep: Sweep, best: Row) -> str:
+    """Say how the chosen block stands to the baselines that were trained."""
+    baselines = (("head only", sweep.row("head")), ("full", sweep.row("full")))
+    differences = [f"{gain} to {name}" for name, row in baselines if (gain := difference(best, row))]
+    return f" ({', '.join(differences)})" if differences else ""

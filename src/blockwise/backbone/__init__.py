@@ -1,0 +1,1 @@
+"""A name -> a pretrained network, its layers, its partition, and its stages."""

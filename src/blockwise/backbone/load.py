@@ -1,0 +1,298 @@
+"""A name -> a pretrained network without its classifier, and how its images must look."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from blockwise.backbone.weights import load_checkpoint, package_file
+from blockwise.errors import InputError, did_you_mean
+
+AUXILIARY = ("AuxLogits", "aux1", "aux2")
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """How a backbone's images must look.
+
+    Attributes:
+        size: Side of the square input in pixels.
+        mean: Mean of each channel, of values in 0..1.
+        std: Standard deviation of each channel.
+        interpolation: `bilinear` or `bicubic`.
+        crop_pct: The centre crop's share of the resized image's shorter side.
+    """
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str
+    crop_pct: float
+
+
+@dataclass
+class Backbone:
+    """A pretrained network that maps images to feature vectors.
+
+    Attributes:
+        name: What the user calls it, as `vgg16`.
+        network: The network without its classifier.
+        weights: Where its weights come from: a tag, `random`, or a checkpoint's file name and hash.
+        images: What it wants its images to look like.
+    """
+
+    name: str
+    network: nn.Module
+    weights: str
+    images: ImageSpec
+
+
+def load_backbone(model: Mapping[str, Any], *, image_size: int | None = None, seed: int = 0) -> Backbone:
+    """Make the backbone that a `model` config describes.
+
+    Args:
+        model: Keys as in `conf/model/`.
+        image_size: Side of the images it will see; None means its own input size.
+        seed: Decides random weights (`model.pretrained=false`).
+
+    Raises:
+        InputError: Unknown architecture, weights that cannot be had, a checkpoint that does not fit.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _load(model, image_size)
+
+
+def _load(model: Mapping[str, Any], image_size: int | None) -> Backbone:
+    maker = MAKERS[model["source"]](model, image_size)
+    checkpoint, package = model.get("checkpoint"), model.get("package")
+    local = Path(checkpoint).expanduser() if checkpoint is not None else None
+    if local is None and model["pretrained"] and package:
+        local = package_file(package)
+    network = maker.make(pretrained=bool(model["pretrained"]) and local is None)
+    weights = maker.tag if model["pretrained"] else "random"
+    if local is not None:
+        mapped = load_checkpoint(network, local, maker.classifiers(network))
+        place = f"checkpoint {local.name}" if checkpoint is not None else f"package {package}"
+        weights = f"{place} sha256:{hashlib.sha256(local.read_bytes()).hexdigest()[:12]}"
+        weights += ", names mapped by order" if mapped else ""
+    network = maker.without_classifier(network).eval().requires_grad_(requires_grad=False)
+    images = maker.images()
+    return Backbone(model["name"], network, weights, replace(images, size=image_size or images.size))
+
+
+def describe_backbone(model: Mapping[str, Any], image_size: int | None = None) -> tuple[nn.Module, torch.Tensor]:
+    """Return a network without weights, and an example image, on the `meta` device where that works.
+
+    For looking at an architecture: nothing is downloaded, nothing is computed.
+    """
+    maker = MAKERS[model["source"]](model, image_size)
+    size = image_size or maker.images().size
+    for device in ("meta", "cpu"):
+        try:
+            with torch.device(device):
+                network = maker.without_classifier(maker.make(pretrained=False)).eval()
+                example = torch.zeros(1, 3, size, size)
+                with torch.no_grad():
+                    network(example)
+        except InputError:
+            raise
+        except Exception as error:
+            if device == "cpu":
+                raise InputError(
+                    f"data.image_size={size} does not fit {model['name']} ({_first_line(error)}): "
+                    "choose another, or null for its own size"
+                ) from error
+        else:
+            break
+    return network, example
+
+
+class _Maker(ABC):
+    """Makes networks of one library.
+
+    Attributes:
+        tag: The library's name for the pretrained weights.
+    """
+
+    tag: str
+
+    def __init__(self, model: Mapping[str, Any], image_size: int | None) -> None:
+        self.model = model
+        self.image_size = image_size
+
+    @abstractmethod
+    def make(self, *, pretrained: bool) -> nn.Module:
+        """Return the network, its classifier in place."""
+
+    @abstractmethod
+    def classifiers(self, network: nn.Module) -> tuple[str, ...]:
+        """Return the paths of the classifier and, in some networks, of further ones: none will be kept."""
+
+    @abstractmethod
+    def without_classifier(self, network: nn.Module) -> nn.Module:
+        """Return the network without its classifier."""
+
+    @abstractmethod
+    def images(self) -> ImageSpec:
+        """Return what its images must look like."""
+
+
+class _TimmMaker(_Maker):
+    """Makes networks of timm."""
+
+    def __init__(self, model: Mapping[str, Any], image_size: int | None) -> None:
+        super().__init__(model, image_size)
+        architecture = model.get("architecture") or model["name"]
+        base, _, tag = architecture.partition(".")
+        if model.get("weights") and not tag:
+            tag = model["weights"]
+            architecture = f"{base}.{tag}"
+        if model.get("weights") not in (None, tag):
+            raise InputError(
+                f"model.weights={model['weights']} contradicts model.architecture={architecture}: name one tag"
+            )
+        if not timm.is_model(base):
+            raise InputError(f"timm has no model named {architecture}.{did_you_mean(base, timm.list_models())}")
+        tags = timm.models.get_arch_pretrained_cfgs(base)
+        if tag and architecture not in tags:
+            known = ", ".join(name.partition(".")[2] for name in tags) or "none"
+            raise InputError(f"timm has no weights {tag!r} for {base}: choose from {known}")
+        self.config = timm.models.get_pretrained_cfg(architecture) or timm.models.get_pretrained_cfg(base)
+        self.architecture = architecture
+        self.tag = tag or getattr(self.config, "tag", "") or "default"
+
+    def make(self, *, pretrained: bool) -> nn.Module:
+        options: dict[str, Any] = {}
+        if self.image_size is not None and getattr(self.config, "fixed_input_size", False):
+            options["img_size"] = self.image_size
+        if pretrained and not (self.config and (self.config.hf_hub_id or self.config.url or self.config.file)):
+            raise InputError(
+                f"timm has no pretrained weights for {self.architecture}: give a file with model.checkpoint=<path>, or "
+                "train from random weights with model.pretrained=false"
+            )
+        try:
+            return timm.create_model(self.architecture, pretrained=pretrained, **options)
+        except Exception as error:
+            if pretrained:
+                raise _unreachable(self.architecture, error) from error
+            raise InputError(
+                f"timm cannot make {self.architecture}"
+                + (f" for images of {self.image_size} px" if options else "")
+                + f" ({_first_line(error)})"
+            ) from error
+
+    def classifiers(self, network: nn.Module) -> tuple[str, ...]:
+        names = network.default_cfg.get("classifier", ())  # type: ignore[union-attr, operator]
+        return (names,) if isinstance(names, str) else tuple(names)
+
+    def without_classifier(self, network: nn.Module) -> nn.Module:
+        if not hasattr(network, "reset_classifier"):
+            raise InputError(f"timm's {self.architecture} is no classifier, so there is no head to replace")
+        network.reset_classifier(0)  # type: ignore[operator]
+        return network
+
+    def images(self) -> ImageSpec:
+        config = self.config.to_dict() if self.config else {}
+        return _image_spec(self.model, config)
+
+
+class _TorchvisionMaker(_Maker):
+    """Makes networks of torchvision."""
+
+    def __init__(self, model: Mapping[str, Any], image_size: int | None) -> None:
+        super().__init__(model, image_size)
+        self.name = model.get("architecture") or model["name"]
+        known = torchvision.models.list_models(module=torchvision.models)
+        if self.name not in known:
+            raise InputError(f"torchvision has no classifier named {self.name}.{did_you_mean(self.name, known)}")
+        weights = list(torchvision.models.get_model_weights(self.name))
+        wanted = model.get("weights") or "DEFAULT"
+        try:
+            self.weights = torchvision.models.get_model_weights(self.name)[wanted]
+        except KeyError:
+            choice = ", ".join(entry.name for entry in weights)
+            raise InputError(f"torchvision has no weights {wanted!r} for {self.name}: choose from {choice}") from None
+        self.tag = self.weights.name
+
+    def make(self, *, pretrained: bool) -> nn.Module:
+        options = {"init_weights": True} if self.name in ("inception_v3", "googlenet") and not pretrained else {}
+        try:
+            network = torchvision.models.get_model(self.name, weights=self.weights if pretrained else None, **options)
+        except Exception as error:
+            raise _unreachable(self.name, error) from error
+        if hasattr(network, "transform_input"):
+            # Inception and GoogLeNet: torchvision sets it with its own weights only, but any weights made with
+            # these networks expect what is done there to images normalised as ImageNet's
+            network.transform_input = True
+        return network
+
+    def classifiers(self, network: nn.Module) -> tuple[str, ...]:
+        """Return the last linear (SqueezeNet: convolution) layer that a forward pass runs, and auxiliary ones."""
+        kinds = nn.Linear if any(isinstance(m, nn.Linear) for m in network.modules()) else nn.Conv2d
+        names = [name for name, module in network.named_modules() if isinstance(module, kinds)]
+        last = [name for name in names if not name.startswith(AUXILIARY)][-1]
+        return (last, *(name for name in AUXILIARY if hasattr(network, name)))
+
+    def without_classifier(self, network: nn.Module) -> nn.Module:
+        classifier, *auxiliary = self.classifiers(network)
+        network.set_submodule(classifier, nn.Identity())
+        for name in auxiliary:  # they belong to the old task, and run only while training
+            setattr(network, name, None)
+        if auxiliary:
+            network.aux_logits = False  # type: ignore[assignment]
+        return network
+
+    def images(self) -> ImageSpec:
+        transform = self.weights.transforms()
+        size = transform.crop_size[0]
+        return _image_spec(
+            self.model,
+            {
+                "input_size": (3, size, size),
+                "mean": tuple(transform.mean),
+                "std": tuple(transform.std),
+                "interpolation": transform.interpolation.value,
+                "crop_pct": size / transform.resize_size[0],
+            },
+        )
+
+
+MAKERS: dict[str, type[_Maker]] = {"timm": _TimmMaker, "torchvision": _TorchvisionMaker}
+
+
+def _image_spec(model: Mapping[str, Any], own: Mapping[str, Any]) -> ImageSpec:
+    """Return what the config says, and the library's own values where it says nothing."""
+
+    def value(key: str, default: Any) -> Any:
+        given = model.get(key)
+        return given if given is not None else own.get(key, default)
+
+    own = {**own, "input_size": own.get("input_size", (3, 224, 224))[-1]}
+    return ImageSpec(
+        size=int(value("input_size", 224)),
+        mean=tuple(value("mean", (0.485, 0.456, 0.406))),
+        std=tuple(value("std", (0.229, 0.224, 0.225))),
+        interpolation=str(value("interpolation", "bicubic")),
+        crop_pct=float(value("crop_pct", 0.875) or 0.875),
+    )
+
+
+def _unreachable(name: str, error: Exception) -> InputError:
+    return InputError(
+        f"the pretrained weights of {name} could not be fetched ({_first_line(error)}): give a local file with "
+        "model.checkpoint=<path>, or train from random weights with model.pretrained=false"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"

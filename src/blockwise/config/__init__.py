@@ -1,0 +1,5 @@
+"""Configs: composing, checking, and names of models."""
+
+from blockwise.config.compose import CONFIG_DIR, CONFIG_NAME, compose_config, explain, options, plain
+
+__all__ = ["CONFIG_DIR", "CONFIG_NAME", "compose_config", "explain", "options", "plain"]

@@ -1,0 +1,210 @@
+"""Data of the user's own for a study: three DataLoaders, or any LightningDataModule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Generator, Tensor
+
+from blockwise.data.batches import derive_seed, part_of
+from blockwise.errors import InputError
+
+SPLITS = ("train", "val", "test")
+Batch = tuple[Tensor, Tensor]
+
+
+class LoaderDataModule(L.LightningDataModule):
+    """Three DataLoaders as a LightningDataModule whose batches depend on seed and epoch alone.
+
+    Shuffling and random augmentation draw their numbers from PyTorch's generator, which is seeded per epoch and batch
+    here. So a run resumes in the middle of an epoch with the batches that it would have seen, and a cell trains on the
+    same batches alone and beside others. Several processes share each batch.
+
+    Args:
+        loaders: Loaders (or other iterables with a length) called `train`, `val` and `test`.
+        seed: Seed of the order, where the loaders shuffle.
+    """
+
+    def __init__(self, loaders: Mapping[str, Any], seed: int = 0) -> None:
+        super().__init__()
+        self.loaders = loaders
+        self.seed = seed
+        self._resume_at = (0, 0)
+        # loaders with generators of their own are seeded by these, and left as they were
+        self._generators = {split: [(g, g.get_state()) for g in _generators(loaders[split])] for split in SPLITS}
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of images per split; 0 where a loader does not know it."""
+        return {split: _count(self.loaders[split]) for split in SPLITS}
+
+    def train_dataloader(self) -> Iterable[Batch]:
+        """Return the training batches."""
+        return _Batches(self, "train")
+
+    def val_dataloader(self) -> Iterable[Batch]:
+        """Return the validation batches."""
+        return _Batches(self, "val")
+
+    def test_dataloader(self) -> Iterable[Batch]:
+        """Return the test batches."""
+        return _Batches(self, "test")
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the epoch and the number of its batches that are done."""
+        assert self.trainer is not None
+        done = self.trainer.fit_loop.epoch_loop.batch_idx + 1
+        return {
+            "epoch": self.trainer.current_epoch,
+            "batch": done if done < self.trainer.num_training_batches else 0,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Resume from there."""
+        self._resume_at = (state_dict["epoch"], state_dict["batch"])
+
+    def batches(self, split: str) -> Iterator[Batch]:
+        """Yield this process's part of each batch of a split, in the current epoch."""
+        trainer = self.trainer
+        epoch, part, parts = (
+            (0, 0, 1) if trainer is None else (trainer.current_epoch, trainer.global_rank, trainer.world_size)
+        )
+        epoch = epoch if split == "train" else 0
+        first = self._resume_at[1] if split == "train" and epoch == self._resume_at[0] else 0
+        number = SPLITS.index(split)
+        for generator, state in self._generators[split]:
+            generator.set_state(state)
+            generator.manual_seed(derive_seed(generator.initial_seed(), epoch))
+        try:
+            iterator = _seeded(derive_seed(self.seed, number, epoch), lambda: iter(self.loaders[split]))
+            for index in range(len(self.loaders[split])):
+                seed = derive_seed(self.seed, number, epoch, index)
+                batch = _seeded(seed, lambda: next(iterator, None))
+                if batch is None:
+                    return
+                if index >= first:
+                    yield batch if parts == 1 else tuple(part_of(values, part, parts) for values in batch)  # type: ignore[misc]
+        finally:
+            for generator, state in self._generators[split]:
+                generator.set_state(state)
+
+
+class _Batches:
+    """The batches of one split, for a trainer: iterable, with a length."""
+
+    def __init__(self, data: LoaderDataModule, split: str) -> None:
+        self._data, self._split = data, split
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self._data.batches(self._split)
+
+    def __len__(self) -> int:
+        return len(self._data.loaders[self._split])
+
+
+class FirstBatchCheck(L.Callback):
+    """Checks the first batch of each split when training reaches it, for data that cannot be checked up front."""
+
+    def __init__(self, num_classes: int, size: int) -> None:
+        self._expected = num_classes, size
+        self._checked: set[str] = set()
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Check the first training batch."""
+        self._check("train", batch, batch_idx)
+
+    def on_validation_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
+        """Check the first validation batch."""
+        self._check("val", batch, batch_idx)
+
+    def on_test_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
+        """Check the first test batch."""
+        self._check("test", batch, batch_idx)
+
+    def _check(self, split: str, batch: Any, index: int) -> None:
+        if index == 0 and split not in self._checked:
+            self._checked.add(split)
+            check_batch(split, batch, *self._expected)
+
+
+def check_data(data: Any) -> None:
+    """Check that data has all three splits.
+
+    Raises:
+        InputError: One is missing.
+    """
+    if isinstance(data, L.LightningDataModule):
+        missing = [split for split in SPLITS if not is_overridden(f"{split}_dataloader", data, L.LightningDataModule)]
+    elif isinstance(data, Mapping):
+        missing = [split for split in SPLITS if data.get(split) is None]
+    else:
+        raise InputError("data must be a LightningDataModule, or DataLoaders called train, val and test")
+    if missing:
+        raise InputError(f"data lacks {', '.join(missing)}: give DataLoaders called train, val and test")
+
+
+def check_loaders(data: Mapping[str, Any], num_classes: int, size: int) -> None:
+    """Check the first batch of each split; the state of PyTorch's generator stays the same.
+
+    Raises:
+        InputError: There is none, or it is not what `check_batch` asks for.
+    """
+    for split in SPLITS:
+        states = [(generator, generator.get_state()) for generator in _generators(data[split])]
+        with torch.random.fork_rng(devices=[]):
+            try:
+                batch = next(iter(data[split]))
+                len(data[split])
+            except (StopIteration, TypeError) as error:
+                raise InputError(f"data[{split!r}] gives no batch of images and labels, or has no length") from error
+            finally:
+                for generator, state in states:
+                    generator.set_state(state)
+        check_batch(split, batch, num_classes, size)
+
+
+def check_batch(split: str, batch: Any, num_classes: int, size: int) -> None:
+    """Check a batch: normalised images, shape (batch, 3, size, size), and labels, shape (batch,).
+
+    Raises:
+        InputError: It is something else.
+    """
+    if not isinstance(batch, Sequence) or len(batch) != 2 or not all(isinstance(part, Tensor) for part in batch):
+        raise InputError(f"a batch of {split} must be a pair of tensors, images and labels")
+    images, labels = batch
+    if not images.is_floating_point() or images.shape[1:] != (3, size, size):
+        raise InputError(
+            f"images of {split} must be floating point numbers of shape (batch, 3, {size}, {size}), "
+            f"not {images.dtype} of {tuple(images.shape)}"
+        )
+    if labels.dtype != torch.long or labels.shape != images.shape[:1]:
+        raise InputError(
+            f"labels of {split} must be torch.long of shape (batch,), not {labels.dtype} of {tuple(labels.shape)}"
+        )
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise InputError(f"labels of {split} must lie between 0 and {num_classes - 1}, one per class")
+
+
+def _seeded(seed: int, function: Any) -> Any:
+    """Call a function with PyTorch's generator seeded; its state stays the same."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return function()
+
+
+def _generators(loader: Any) -> list[Generator]:
+    """Return the generators that a loader and its samplers draw from."""
+    owners = [loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)]
+    owners.append(getattr(owners[-1], "sampler", None))
+    generators = [getattr(owner, "generator", None) for owner in owners]
+    return list({id(g): g for g in generators if isinstance(g, Generator)}.values())
+
+
+def _count(loader: Any) -> int:
+    try:
+        return len(loader.dataset)
+    except (AttributeError, TypeError):
+        return 0

@@ -1,0 +1,1 @@
+"""Data sets, one class per file."""

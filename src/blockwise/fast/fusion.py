@@ -1,0 +1,180 @@
+"""Frozen convolutions on a CPU: their weights as oneDNN wants them, their activation in the same pass over memory.
+
+The backward pass of a frozen convolution needs nothing but the output of its activation, to know where a gradient goes
+through; its input is not kept alive. The gradient then runs through the same kernel, the weights turned around.
+
+The operators are those that torch.compile uses for inference on a CPU; they are PyTorch's own, but not documented, so
+that they are tried before they are used. Everything works without them, only slower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from blockwise.fast.depthwise import DepthwiseConv2d, is_depthwise, is_simple, put_zeros_between
+from blockwise.fast.folding import called
+from blockwise.fast.inplace import ACTIVATIONS, OverwritingHardtanh
+
+Activation = tuple[str, list[float]]
+
+
+class FrozenConv2d(nn.Module):
+    """A convolution that takes no gradient, and its activation.
+
+    Args:
+        conv: The convolution.
+        activation: One of `ACTIVATIONS`; None for none.
+    """
+
+    def __init__(self, conv: Any, activation: nn.Module | None = None) -> None:
+        super().__init__()
+        self.conv = conv
+        self.activation = _activation(activation)
+        self._sides: Sequence[int] = ()
+        self._forward: _Kernel | None = None
+        self._backward: _Kernel | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return activation(convolution(x)); x has shape (batch, channels, height, width)."""
+        x = x.to(self.conv.weight.dtype)
+        if x.shape[2:] != self._sides:
+            self._prepare(x.shape[2:])
+        # not an argument of a graph where no gradient flows: nothing is kept then
+        return _Frozen.apply(x, self) if torch.is_grad_enabled() and x.requires_grad else self.run(x)
+
+    def _prepare(self, sides: torch.Size) -> None:
+        """Get ready for images of another size, usually once."""
+        self._sides = sides
+        depthwise = isinstance(self.conv, DepthwiseConv2d)
+        weight, padding = self.conv.weight_and_padding(sides) if depthwise else (self.conv.weight, self.conv.padding)
+        self.weight, self.padding = weight.detach(), padding
+        self._forward = self._backward = None
+
+    def run(self, x: Tensor) -> Tensor:
+        """Do what `forward` does, without a graph."""
+        if self._forward is None:
+            conv = self.conv
+            self._forward = _Kernel(self.weight, conv.bias, self.padding, conv.stride, conv.groups, self.activation, x)
+        return self._forward(x)
+
+    def input_gradient(self, grad: Tensor, output: Tensor | None, size: torch.Size) -> Tensor:
+        """Return the gradient of the input, which has shape `size`, from that of the output."""
+        conv = self.conv
+        if output is not None:
+            grad = _through_activation(grad, output, self.activation)
+        depthwise = is_depthwise(conv)
+        if max(conv.stride) > 1:
+            if not (depthwise and grad.dtype == torch.bfloat16):
+                return _library_gradient(grad, self.weight, size, conv.stride, self.padding, conv.groups)
+            grad = put_zeros_between(grad, size, self.weight.shape[2:], conv.stride, self.padding)
+        if self._backward is None:
+            turned = self.weight.flip(2, 3)
+            turned = turned if depthwise else turned.transpose(0, 1)
+            padding = [k - 1 - pad for k, pad in zip(self.weight.shape[2:], self.padding, strict=True)]
+            self._backward = _Kernel(turned, None, padding, (1, 1), conv.groups, ("none", []), grad)
+        return self._backward(grad)
+
+
+class _Frozen(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, conv: FrozenConv2d) -> Tensor:
+        output = conv.run(x)
+        ctx.conv, ctx.size = conv, x.shape
+        ctx.save_for_backward(output if conv.activation[0] != "none" else None)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.conv.input_gradient(grad, *ctx.saved_tensors, ctx.size), None
+
+
+class _Kernel:
+    """oneDNN's convolution with its weights reordered, once, for inputs like `example`; others work too."""
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        padding: Sequence[int],
+        stride: Sequence[int],
+        groups: int,
+        activation: Activation,
+        example: Tensor,
+    ) -> None:
+        weight = weight.detach().contiguous(memory_format=torch.channels_last)
+        settings = (list(padding), list(stride), [1, 1], groups)
+        self.weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *settings, list(example.shape))
+        self.rest = (None if bias is None else bias.detach(), *settings, *activation, "")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
+        return torch.ops.mkldnn._convolution_pointwise(x, self.weight, *self.rest)
+
+
+@cache
+def can_fuse() -> bool:
+    """Tell whether this build of PyTorch has oneDNN and its operators."""
+    try:
+        conv = nn.Conv2d(2, 2, 1).requires_grad_(requires_grad=False)
+        return FrozenConv2d(conv, nn.ReLU())(torch.zeros(1, 2, 3, 3)).shape == (1, 2, 3, 3)
+    except (AttributeError, RuntimeError):
+        return False
+
+
+def fuse_convolutions(stage: fx.GraphModule) -> None:
+    """Put `FrozenConv2d` in the place of a frozen stage's convolutions and the activations behind them."""
+    for node in list(stage.graph.nodes):
+        conv = called(stage, node)
+        if not _can_be_fused(conv):
+            continue
+        activation = None
+        user = next(iter(node.users), None)
+        if (
+            user is not None
+            and len(node.users) == 1
+            and type(called(stage, user)) in (*ACTIVATIONS, OverwritingHardtanh)
+        ):
+            activation = called(stage, user)
+            user.replace_all_uses_with(node)
+            stage.graph.erase_node(user)
+        node.target = f"fused_{node.name}"
+        stage.add_submodule(node.target, FrozenConv2d(conv, activation))
+    stage.delete_all_unused_submodules()
+    stage.recompile()
+
+
+def _can_be_fused(conv: Any) -> bool:
+    return is_depthwise(conv) or (type(conv) is nn.Conv2d and conv.groups == 1 and is_simple(conv))
+
+
+def _activation(module: Any) -> Activation:
+    """Return oneDNN's name of an activation, and its numbers."""
+    if module is None:
+        return "none", []
+    if isinstance(module, nn.Hardtanh):  # ReLU6 too
+        return "hardtanh", [module.min_val, module.max_val]
+    if isinstance(module, nn.LeakyReLU):
+        return "leaky_relu", [module.negative_slope]
+    return "relu", []
+
+
+def _through_activation(grad: Tensor, output: Tensor, activation: Activation) -> Tensor:
+    name, numbers = activation
+    if name == "hardtanh":
+        return torch.ops.aten.hardtanh_backward(grad, output, *numbers)
+    if name == "leaky_relu":
+        return torch.ops.aten.leaky_relu_backward(grad, output, *numbers, self_is_result=True)
+    return torch.ops.aten.threshold_backward(grad, output, 0)
+
+
+def _library_gradient(
+    grad: Tensor, weight: Tensor, size: torch.Size, stride: Sequence[int], padding: Sequence[int], groups: int
+) -> Tensor:
+    x = torch.empty(size, dtype=grad.dtype, memory_format=torch.channels_last)  # only its shape is looked at
+    rest = (stride, padding, (1, 1), False, (0, 0), groups, (True, False, False))
+    return torch.ops.aten.convolution_backward(grad, x, weight, None, *rest)[0]

@@ -1,0 +1,69 @@
+"""Memory and arithmetic of the machine: malloc settings, peak memory, bfloat16 support."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+# from glibc's <malloc.h>
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+# M_MMAP_MAX and M_TRIM_THRESHOLD as a process starts with them
+GLIBC_DEFAULTS = (65536, 128 * 1024)
+
+
+def keep_freed_memory() -> None:
+    """Have malloc keep freed memory for the whole process, on Linux with glibc; elsewhere this does nothing.
+
+    By default glibc takes each large block from the kernel and returns it when it is freed. A training step on a CPU
+    then gets new pages for its activations in every step, which takes the kernel up to half of the step's time.
+    """
+    _set_malloc(mmap_max=0, trim_threshold=-1)
+
+
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Keep freed memory within the block; behind it, restore glibc's defaults and return the memory to the system."""
+    keep_freed_memory()
+    try:
+        yield
+    finally:
+        _set_malloc(*GLIBC_DEFAULTS)
+        if (trim := _libc_function("malloc_trim")) is not None:
+            trim(0)
+
+
+def _set_malloc(mmap_max: int, trim_threshold: int) -> None:
+    if (mallopt := _libc_function("mallopt")) is not None:
+        mallopt(M_MMAP_MAX, mmap_max)
+        mallopt(M_TRIM_THRESHOLD, trim_threshold)
+
+
+def _libc_function(name: str) -> Any:
+    """Return a function of glibc; None on another system or with another C library."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        return getattr(ctypes.CDLL(None), name)
+    except (OSError, AttributeError):
+        return None
+
+
+def peak_memory_bytes() -> int:
+    """Return the peak memory so far: of the GPU where one is used, else of this process."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def has_bfloat16() -> bool:
+    """Return whether this CPU has instructions for bfloat16; True where PyTorch cannot tell."""
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return supported is None or platform.machine() not in ("x86_64", "AMD64") or supported()

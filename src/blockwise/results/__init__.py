@@ -1,0 +1,25 @@
+"""Records on disk: written once per cell, read without waiting for torch."""
+
+from blockwise.results.record import METRICS, Metrics, Record
+from blockwise.results.store import (
+    ResultStore,
+    find_records,
+    read_history,
+    read_record,
+    read_records,
+    settings_hash,
+    sweep_hash,
+)
+
+__all__ = [
+    "METRICS",
+    "Metrics",
+    "Record",
+    "ResultStore",
+    "find_records",
+    "read_history",
+    "read_record",
+    "read_records",
+    "settings_hash",
+    "sweep_hash",
+]

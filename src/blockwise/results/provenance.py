@@ -1,0 +1,45 @@
+"""Where a record comes from: commit, versions, command."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+# the environment variable in which a job of a multirun finds the command that trains it alone
+COMMAND = "BLOCKWISE_JOB_COMMAND"
+PACKAGES = ("blockwise", "torch", "torchvision", "lightning", "timm", "torchmetrics", "numpy", "pillow")
+
+
+def provenance() -> dict[str, Any]:
+    """Return commit and dirty flag of the checkout that runs (None outside one), versions, and the command."""
+    here = Path(__file__).parent
+    tracked = _git(here, "ls-files", "--error-unmatch", Path(__file__).name) is not None
+    status = _git(here, "status", "--porcelain", "--untracked-files=no") if tracked else None
+    return {
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _git(here, "rev-parse", "HEAD") if tracked else None,
+        "dirty": bool(status) if status is not None else None,
+        "versions": {"python": sys.version.split()[0], **{name: _version(name) for name in PACKAGES}},
+        "command": os.environ.get(COMMAND) or shlex.join(sys.argv),
+    }
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

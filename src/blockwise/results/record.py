@@ -1,0 +1,234 @@
+"""The record of a finished cell: the content of `record.json`, schema 1.
+
+Records are checked once, when they are read. Everything behind that may rely on the types below.
+
+>>> text = Path("record.json").read_text()  # doctest: +SKIP
+>>> record = Record.from_json(text)  # doctest: +SKIP
+>>> record.cell.scope, record.metrics.test["top1"]  # doctest: +SKIP
+('6', 0.951)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+
+from blockwise.errors import InputError
+
+SCHEMA = 1
+SPLITS = ("train", "val", "test")
+METRICS = ("top1", "top5", "macro_f1", "ece", "loss")
+FRACTIONS = ("top1", "top5", "macro_f1", "ece")
+Status = Literal["running", "stopped", "diverged", "finished", "pruned"]
+# a cell that still trains has no record on disk
+RECORDED = ("finished", "diverged", "pruned")
+Settings = Mapping[str, Any]
+Metrics = dict[str, float]
+
+
+def _check_metrics(metrics: Metrics) -> Metrics:
+    if "top1" not in metrics:
+        raise ValueError("top1 is missing")
+    for name in FRACTIONS:
+        if not 0 <= metrics.get(name, 0.0) <= 1:
+            raise ValueError(f"{name} is no fraction: it must lie in 0..1")
+    return metrics
+
+
+def _check_status(status: Status) -> Status:
+    if status not in RECORDED:
+        raise ValueError(f"must be one of {', '.join(RECORDED)}")
+    return status
+
+
+Count = Annotated[int, Field(ge=0)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Checked = Annotated[dict[str, Finite], AfterValidator(_check_metrics)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneEntry:
+    """The network that was fine-tuned: its name, where its weights came from, and the number of its parameters."""
+
+    name: str
+    weights: str | None = None
+    parameters: Count | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataEntry:
+    """The data set: images per split, and the names of the files that were skipped since they cannot be read."""
+
+    name: str
+    classes: Count
+    image_size: Count
+    train: Count
+    val: Count
+    test: Count
+    skipped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartitionEntry:
+    """The partition: the partitioner's name and its number of blocks."""
+
+    name: str
+    num_blocks: Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellEntry:
+    """What was trained.
+
+    Attributes:
+        scope: As `head`, `7`, `3+7` or `full`.
+        blocks: The blocks of the scope, ascending.
+        name: First and last layer in one text.
+        first_layer: Name of the first layer that trains; None for `head`.
+        last_layer: Name of the last one.
+        layers: Positions of both in the forward pass.
+        quarter: Quarter of the network that a single block lies in, 1 at the pixels; None for every other scope.
+        trainable_parameters: Number of trained parameters, the head's included.
+    """
+
+    scope: str
+    blocks: tuple[Count, ...]
+    name: str | None = None
+    first_layer: str | None = None
+    last_layer: str | None = None
+    layers: tuple[Count, Count] | None = None
+    quarter: Annotated[int, Field(ge=1, le=4)] | None
+    trainable_parameters: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricsEntry:
+    """Metrics per split at the best epoch; None where the cell has none, since it diverged or was pruned."""
+
+    train: Checked | None = None
+    val: Checked | None = None
+    test: Checked | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """The record of one cell; fields have the names and the order of `record.json`.
+
+    `record["cell"]["scope"]` reads the same value as `record.cell.scope`, by its name in the file.
+
+    Attributes:
+        status: `finished`, `diverged` (the loss became infinite or NaN) or `pruned` (stopped by a search).
+        backbone: The network.
+        data: The data set.
+        partition: How the network was cut.
+        cell: What was trained.
+        seed: Seed of split, head and order of images.
+        settings: Every setting that changes the result; the cell's hash is theirs.
+        metrics: Metrics per split.
+        best_epoch: The epoch, counted from 0, with the best validation accuracy.
+        epochs: Number of epochs trained.
+        seconds: The cell's own time and its share of what all cells needed together.
+        peak_memory_bytes: Peak of the process, or of its GPU.
+        provenance: Commit, versions and command.
+        folder: Where the record lies; not part of the file.
+    """
+
+    schema: Literal[1] = 1
+    status: Annotated[Status, AfterValidator(_check_status)]
+    backbone: BackboneEntry
+    data: DataEntry
+    partition: PartitionEntry
+    cell: CellEntry
+    seed: int
+    settings: dict[str, Any]
+    metrics: MetricsEntry
+    best_epoch: Count | None = None
+    epochs: Count = 0
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    peak_memory_bytes: Count | None = None
+    provenance: dict[str, Any]
+    folder: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a finished cell without the metrics that tables and tests read.
+
+        Raises:
+            ValueError: It has none.
+        """
+        if self.status == "finished" and (self.metrics.val is None or self.metrics.test is None):
+            raise ValueError("a finished cell must have metrics of val and test")
+
+    def __getitem__(self, key: str) -> Any:
+        """Return the value of a key of `record.json`, as plain data.
+
+        Raises:
+            KeyError: There is no such key.
+        """
+        if key not in self.__dataclass_fields__:
+            raise KeyError(key)
+        value = getattr(self, key)
+        return _without_tuples(asdict(value)) if is_dataclass(value) and not isinstance(value, type) else value
+
+    def score(self, split: str, metric: str = "top1") -> float:
+        """Return a metric of a split.
+
+        Raises:
+            KeyError: The cell has no such metric.
+        """
+        metrics: Metrics | None = getattr(self.metrics, split)
+        if metrics is None:
+            raise KeyError(f"{self.cell.scope} has no metrics of {split}")
+        return metrics[metric]
+
+    @property
+    def lr(self) -> float:
+        """The learning rate; 0 where the settings have none."""
+        return float(self.settings.get("lr", 0))
+
+    @property
+    def block(self) -> int | None:
+        """The number of the block that the scope consists of; None for every other scope."""
+        return int(self.cell.scope) if self.cell.scope.isdecimal() else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of `record.json`."""
+        content: dict[str, Any] = _without_tuples(asdict(self))
+        del content["folder"]
+        return content
+
+    @classmethod
+    def from_json(cls, text: str | bytes, source: str | Path = "record.json") -> Record:
+        """Read and check the content of a `record.json`.
+
+        Args:
+            text: The content of the file.
+            source: Names the file in messages.
+
+        Raises:
+            InputError: It is no record; the message names file and field.
+        """
+        try:
+            record: Record = _adapter().validate_json(text, strict=True)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            field = ".".join(str(part) for part in first["loc"])
+            reason = first["msg"].removeprefix("Value error, ")
+            raise InputError(f"{source}: {field}: {reason}" if field else f"{source}: {reason}") from error
+        return record
+
+
+def _without_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_tuples(entry) for key, entry in value.items()}
+    return [_without_tuples(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+
+@cache
+def _adapter() -> TypeAdapter[Record]:
+    """Build the checks of a record when the first one is read."""
+    return TypeAdapter(Record)

@@ -1,0 +1,175 @@
+"""The folder tree that keeps records.
+
+`results/<data>/<backbone>/<partition>/<scope>/seed<seed>-<hash>/` holds `record.json`, `history.csv`,
+`predictions.csv` and `weights.safetensors`. `record.json` is written last, by an atomic write: a cell without it is not
+finished.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from blockwise.errors import InputError
+from blockwise.results.files import replacing
+from blockwise.results.record import METRICS, Metrics, Record, Settings
+
+if TYPE_CHECKING:  # tables are read without waiting for torch
+    from torch import Tensor
+
+HISTORY = "history.csv"
+PREDICTIONS = "predictions.csv"
+PER_CELL = ("scope", "blocks", "lr", "seed")
+
+
+def settings_hash(settings: Settings) -> str:
+    """Return a short hash of settings."""
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def sweep_hash(settings: Settings) -> str:
+    """Return the hash of what the cells of a sweep have in common: all but scope, learning rate and seed."""
+    return settings_hash({key: value for key, value in settings.items() if key not in PER_CELL})
+
+
+def sweep_path(settings: Settings) -> str:
+    """Return where a sweep lies below a results folder."""
+    return "/".join(str(settings[part]["name"]) for part in ("data", "model", "partition"))
+
+
+def cell_name(settings: Settings) -> str:
+    """Return what tells a cell from the others of its sweep and scope: seed and hash."""
+    return f"seed{settings['seed']}-{settings_hash(settings)}"
+
+
+class ResultStore:
+    """Writes and finds records below one folder.
+
+    Raises:
+        InputError: The folder cannot be written to.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).expanduser()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise InputError(f"results_dir={self.folder} cannot be written to ({error.strerror})") from error
+
+    def cell_folder(self, settings: Settings) -> Path:
+        """Return the folder of the cell with these settings."""
+        return self.sweep_folder(settings) / str(settings["scope"]) / cell_name(settings)
+
+    def sweep_folder(self, settings: Settings) -> Path:
+        """Return the folder of the sweep that a cell with these settings belongs to."""
+        return self.folder / sweep_path(settings)
+
+    def lock(self, settings: Settings) -> Path:
+        """Return the file that a process locks while it trains the cell with these settings."""
+        return self.folder / ".locks" / settings_hash(settings)
+
+    def checkpoints(self, settings: Settings) -> Path:
+        """Return the folder of what cells of this sweep and seed go on from when they were interrupted."""
+        return self.folder / ".checkpoints" / f"{sweep_hash(settings)}-seed{settings['seed']}"
+
+    def find(self, settings: Settings) -> Record | None:
+        """Return the record of the cell with these settings; None where it is missing or damaged."""
+        try:
+            return read_record(self.cell_folder(settings) / "record.json")
+        except (OSError, InputError):
+            return None
+
+    def save(
+        self,
+        record: Record,
+        history: list[dict[str, Metrics]],
+        weights: dict[str, Tensor],
+        predictions: Iterable[tuple[str, str]] = (),
+    ) -> Path:
+        """Write a cell's files, the record last, and return its folder.
+
+        Args:
+            record: What `record.json` will hold.
+            history: Metrics, one entry an epoch.
+            weights: What the cell has trained.
+            predictions: The true and the predicted class of every test image.
+        """
+        folder = self.cell_folder(record.settings)
+        folder.mkdir(parents=True, exist_ok=True)
+        header = ["epoch", *(f"{split}_{metric}" for split in ("train", "val") for metric in METRICS)]
+        epochs = ([row[split][metric] for split in ("train", "val") for metric in METRICS] for row in history)
+        _write_csv(folder / HISTORY, header, ([epoch, *values] for epoch, values in enumerate(epochs)))
+        if predictions:
+            _write_csv(folder / PREDICTIONS, ["label", "predicted"], predictions)
+        if weights:
+            from safetensors.torch import save
+
+            contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
+            with replacing(folder / "weights.safetensors") as temporary:
+                temporary.write_bytes(save(contiguous))
+        with replacing(folder / "record.json") as temporary:
+            temporary.write_text(json.dumps(record.to_json(), indent=2, allow_nan=False) + "\n")
+        return folder
+
+
+def read_records(folder: str | Path) -> list[Record]:
+    """Return every record below a folder, in a stable order.
+
+    Raises:
+        InputError: There is none.
+    """
+    records = find_records(Path(folder).expanduser())
+    if not records:
+        raise InputError(f"{folder} holds no records: give a results folder that a training run has written to")
+    return records
+
+
+def find_records(folder: Path) -> list[Record]:
+    """Return every record below a folder, in a stable order; damaged ones are named on stderr and left out."""
+    records = []
+    for path in sorted(folder.rglob("record.json")):
+        try:
+            records.append(read_record(path))
+        except InputError as error:
+            print(f"{path} is left out: {str(error).removeprefix(f'{path}: ')}", file=sys.stderr)
+        except OSError as error:
+            print(f"{path} is left out: {error.strerror}", file=sys.stderr)
+    return records
+
+
+def read_record(path: Path) -> Record:
+    """Return the record in a file.
+
+    Raises:
+        InputError: The file holds no valid record; the message names file and field.
+        OSError: The file cannot be read.
+    """
+    return replace(Record.from_json(path.read_bytes(), path), folder=str(path.parent))
+
+
+def read_history(folder: str | Path) -> list[dict[str, Metrics]]:
+    """Return the `train` and `val` metrics of each epoch of a cell, from its folder; empty without a history."""
+    try:
+        with Path(folder, HISTORY).open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        splits = ("train", "val")
+        return [{split: {name: float(row[f"{split}_{name}"]) for name in METRICS} for split in splits} for row in rows]
+    except (OSError, KeyError, TypeError, ValueError):  # removed or incomplete
+        return []
+
+
+def _write_csv(path: Path, header: list[str], rows: Iterable[Iterable[Any]]) -> None:
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)

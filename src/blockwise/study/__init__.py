@@ -1,0 +1,1 @@
+"""Config or Python objects -> cells -> records. Imports nothing, so that tables need not wait for torch."""

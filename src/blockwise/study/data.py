@@ -1,0 +1,99 @@
+"""The data of a study: a data module, and what a study needs to know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+from rich.console import Console
+
+from blockwise.data import BlockwiseDataModule
+from blockwise.data.loaders import SPLITS, FirstBatchCheck, LoaderDataModule
+from blockwise.results.record import DataEntry
+from blockwise.tracking.progress import decoding
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """A data set as a study trains on it.
+
+    Attributes:
+        name: Its name in records.
+        classes: Names of the classes, in the order of their labels.
+        image_size: Side of the images in pixels.
+        module: Yields batches: normalised images, shape (batch, 3, size, size), and labels, shape (batch,).
+    """
+
+    name: str
+    classes: Sequence[str]
+    image_size: int
+    module: L.LightningDataModule
+
+    @property
+    def ours(self) -> bool:
+        """Whether the order of batches depends on seed and epoch alone, so that training resumes within an epoch."""
+        return isinstance(self.module, (BlockwiseDataModule, LoaderDataModule))
+
+    def prepare(self, console: Console) -> None:
+        """Decode the images that can be decoded up front, and report those that cannot be read.
+
+        Raises:
+            InputError: Some images cannot be read, and are not to be skipped.
+        """
+        if isinstance(self.module, BlockwiseDataModule):
+            with decoding(console) as begin:
+                self.module.decode(begin)
+            if skipped := self.module.skipped:
+                console.print(f"left out, since they cannot be read: {', '.join(skipped)}", highlight=False)
+
+    def callbacks(self) -> list[L.Callback]:
+        """Return the callbacks that check data which could not be checked up front."""
+        return [] if self.ours else [FirstBatchCheck(len(self.classes), self.image_size)]
+
+    def entry(self, trainer: L.Trainer) -> DataEntry:
+        """Return the entry of the records, after a trainer has seen the data."""
+        skipped = tuple(self.module.skipped) if isinstance(self.module, BlockwiseDataModule) else ()
+        return DataEntry(
+            name=self.name,
+            classes=len(self.classes),
+            image_size=self.image_size,
+            **self._counts(trainer),
+            skipped=skipped,
+        )
+
+    def _counts(self, trainer: L.Trainer) -> dict[str, int]:
+        if isinstance(self.module, (BlockwiseDataModule, LoaderDataModule)):
+            return self.module.counts()
+        loaders = (trainer.train_dataloader, trainer.val_dataloaders, trainer.test_dataloaders)
+        return {split: _count(loader) for split, loader in zip(SPLITS, loaders, strict=True)}
+
+    def batches(self) -> dict[str, int]:
+        """Return the number of batches per split, without reading an image."""
+        if isinstance(self.module, BlockwiseDataModule):
+            return self.module.batches()
+        if isinstance(self.module, LoaderDataModule):
+            return {split: len(self.module.loaders[split]) for split in SPLITS}
+        return {split: len(loader) for split, loader in self._loaders().items()}
+
+    def batch_size(self) -> int:
+        """Return the number of images per training batch."""
+        if isinstance(self.module, BlockwiseDataModule):
+            return self.module.batch_size
+        loader = self.module.loaders["train"] if isinstance(self.module, LoaderDataModule) else self._loaders()["train"]
+        return int(getattr(loader, "batch_size", None) or len(next(iter(loader))[1]))
+
+    def _loaders(self) -> dict[str, Any]:
+        self.module.prepare_data()
+        for stage in ("fit", "test"):
+            self.module.setup(stage)
+        return {split: getattr(self.module, f"{split}_dataloader")() for split in SPLITS}
+
+
+def _count(loader: Any) -> int:
+    """Return the number of images behind a loader; 0 where it does not know."""
+    try:
+        return len(loader.dataset)
+    except (AttributeError, TypeError):
+        return 0

@@ -1,0 +1,208 @@
+"""The plan of a run: the cells that it would train, and an estimate of their costs (`plan=true`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import lightning as L
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from blockwise.analysis.sweep_table import print_table
+from blockwise.backbone.partition import Partition
+from blockwise.fast.memory import peak_memory_bytes
+from blockwise.study.worker import PLAN, report_plan
+from blockwise.training.cells import Cell
+from blockwise.training.module import BlockwiseModule
+
+# the first step allocates memory and chooses algorithms
+STEPS = 3
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """The plan of one cell.
+
+    Attributes:
+        name: Its scope, and its learning rate where there are several.
+        recorded: Whether it has a record already.
+        trainable: Number of trained parameters, the head's included; None while its blocks are not known.
+        flops: Floating point operations of the cell alone per training image, forward and backward.
+    """
+
+    name: str
+    recorded: bool
+    trainable: int | None
+    flops: int | None
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Estimated costs of the cells that have no record yet.
+
+    Attributes:
+        step_seconds: Time of one training step of all cells.
+        seconds: Time of training and evaluation, if no cell stops early.
+        memory_bytes: Peak memory of this process, or of its GPU.
+        disk_bytes: Size of the weights in the records.
+        checkpoint_bytes: Size of the checkpoint during training.
+    """
+
+    step_seconds: float = 0.0
+    seconds: float = 0.0
+    memory_bytes: int = 0
+    disk_bytes: int = 0
+    checkpoint_bytes: int = 0
+
+
+def cell_flops(partition: Partition, blocks: Sequence[int]) -> int:
+    """Count the operations of a cell alone per image: forward and backward from its first block on, and its weights."""
+    if not blocks:
+        return 0
+    trained = {index for block in blocks for index in _layers(partition, block)}
+    onward = sum(layer.flops for layer in partition.layers[min(trained) :])
+    weights = sum(partition.layers[index].flops for index in trained)
+    # no gradient is computed for the input of the first trained layer
+    first = next((layer.flops for layer in partition.layers[min(trained) :] if layer.num_parameters), 0)
+    return 2 * onward + weights - first
+
+
+def _layers(partition: Partition, block: int) -> range:
+    return range(partition.blocks[block].first, partition.blocks[block].last + 1)
+
+
+def measure(
+    module: BlockwiseModule, trainer: L.Trainer, size: int, batch_size: int, batches: dict[str, int], epochs: int
+) -> Costs:
+    """Train a few steps on noise, and estimate from them the costs of a whole run.
+
+    Args:
+        module: The cells; they are of no use afterwards.
+        trainer: A trainer of one epoch, with a `Stopwatch` among its callbacks.
+        size: Side of the images in pixels.
+        batch_size: Images per batch.
+        batches: Batches per epoch of `train`, `val` and `test`.
+        epochs: Epochs of a whole run.
+    """
+    trainer.fit(module, _noise(STEPS, size, batch_size), _noise(1, size, batch_size))
+    (watch,) = (callback for callback in trainer.callbacks if isinstance(callback, Stopwatch))  # type: ignore[attr-defined]
+    epoch = batches["train"] * watch.step + batches["val"] * watch.evaluation
+    weights = sum(_bytes(network.trained_state().values()) for network in module.networks)
+    moments = sum(_bytes(state.values()) for o in trainer.optimizers for state in o.state.values())
+    return Costs(
+        step_seconds=watch.step,
+        seconds=epochs * epoch + batches["test"] * watch.evaluation,
+        memory_bytes=peak_memory_bytes(),
+        disk_bytes=weights,
+        checkpoint_bytes=2 * weights + moments,  # the current weights and the best ones
+    )
+
+
+class Stopwatch(L.Callback):
+    """Times training steps and the evaluation of a batch; keeps the shortest step and the last evaluation."""
+
+    def __init__(self) -> None:
+        self.step = float("inf")
+        self.evaluation = 0.0
+        self._since = 0.0
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Start the watch."""
+        self._since = perf_counter()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Stop the watch."""
+        _wait()
+        self.step = min(self.step, perf_counter() - self._since)
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        """Start the watch."""
+        self._since = perf_counter()
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        """Stop the watch."""
+        _wait()
+        self.evaluation = perf_counter() - self._since
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _noise(batches: int, size: int, batch_size: int) -> DataLoader[tuple[Tensor, Tensor]]:
+    images = torch.randn(batch_size, 3, size, size).contiguous(memory_format=torch.channels_last)
+    labels = torch.zeros(batch_size, dtype=torch.long)
+    return DataLoader([(images, labels)] * batches, batch_size=None)  # type: ignore[arg-type]
+
+
+def _bytes(values: Any) -> int:
+    return sum(value.numel() * value.element_size() for value in values if isinstance(value, Tensor))
+
+
+def describe(cell: Cell, partition: Partition, *, recorded: bool, several_rates: bool, head: int) -> CellPlan:
+    """Return the plan of a cell; `head` is the number of the head's parameters."""
+    name = cell.key if several_rates else cell.scope.name
+    if cell.scope.top is not None and not cell.scope.blocks:
+        return CellPlan(name, recorded, None, None)
+    layers = {index for block in cell.scope.blocks for index in _layers(partition, block)}
+    trainable = head + sum(partition.layers[index].num_parameters for index in layers)
+    return CellPlan(name, recorded, trainable, cell_flops(partition, cell.scope.blocks))
+
+
+def show(console: Console, title: str, cells: Sequence[CellPlan], costs: Costs) -> None:
+    """Print a plan; in a job of a multirun, report it for the sum over all jobs as well."""
+    recorded = sum(cell.recorded for cell in cells)
+    console.print(f"{title}: {len(cells)} cells, {recorded} of them recorded already", highlight=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("scope")
+    for heading in ("trainable", "own GFLOPs per image", ""):
+        table.add_column(heading, justify="right")
+    for cell in cells:
+        cost = ("?", "?") if cell.trainable is None else (f"{cell.trainable:,}", f"{(cell.flops or 0) / 1e9:.2f}")
+        table.add_row(cell.name, *cost, "recorded" if cell.recorded else "", style="dim" if cell.recorded else "")
+    print_table(console, table)
+    console.print(_sentence(costs) if recorded < len(cells) else "Nothing is left to train.", highlight=False)
+    report_plan({"cells": len(cells), "recorded": recorded, **asdict(costs)})
+
+
+def _sentence(costs: Costs) -> str:
+    return (
+        f"At most {duration(costs.seconds)} here, at {costs.step_seconds:.2f} s per step of all cells (timed on "
+        f"noise), not counting the time to read the images; {size(costs.memory_bytes)} of memory; "
+        f"{size(costs.disk_bytes)} of weights in the records, and {size(costs.checkpoint_bytes)} for a checkpoint "
+        "during training."
+    )
+
+
+def total(sweep_folder: Path) -> str | None:
+    """Return one sentence on the planned jobs of a multirun; None for a single job."""
+    plans = [json.loads(path.read_text()) for path in sweep_folder.glob(f"*/{PLAN}")]
+    if len(plans) < 2:
+        return None
+    sums = {key: sum(plan[key] for plan in plans) for key in ("cells", "recorded", "seconds", "disk_bytes")}
+    return (
+        f"{len(plans)} jobs, {sums['cells']} cells, {sums['recorded']} of them recorded already: "
+        f"{duration(sums['seconds'])} one after another, {size(sums['disk_bytes'])} of weights, "
+        f"{size(max(plan['memory_bytes'] for plan in plans))} of memory for the largest job"
+    )
+
+
+def duration(seconds: float) -> str:
+    """Return a time as `0:05:20`."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+def size(number: float) -> str:
+    """Return a size as `1.2 GB`."""
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"

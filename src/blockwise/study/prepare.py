@@ -1,0 +1,148 @@
+"""Config -> the parts of a study, each checked before anything trains."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import Any
+
+import hydra
+import lightning as L
+import torch
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig
+from rich.console import Console
+
+from blockwise.backbone.layers import record_layers
+from blockwise.backbone.load import Backbone, load_backbone
+from blockwise.backbone.partition import Partition
+from blockwise.backbone.stages import CannotStageError, StagedBackbone, stage_backbone, whole_backbone
+from blockwise.config.checks import as_list
+from blockwise.config.compose import plain
+from blockwise.data import BlockwiseDataModule
+from blockwise.data.cache import PixelCache
+from blockwise.errors import InputError
+from blockwise.fast.memory import has_bfloat16
+from blockwise.tracking.callback import OpenLog
+from blockwise.training.module import OptimizerFactory
+
+# loggers whose package is an extra
+EXTRAS = ("tensorboard",)
+
+
+def make_backbone(cfg: DictConfig) -> Backbone:
+    """Load the backbone of a config.
+
+    Raises:
+        InputError: The weights cannot be loaded, or do not fit.
+    """
+    backbone = load_backbone(cfg.model, image_size=cfg.data.image_size, seed=cfg.seed)
+    if cfg.data.crop_pct is not None:
+        backbone.images = replace(backbone.images, crop_pct=float(cfg.data.crop_pct))
+    return backbone
+
+
+def make_partition(cfg: DictConfig, backbone: Backbone) -> Partition:
+    """Cut a backbone into the blocks that a config asks for.
+
+    Raises:
+        InputError: The images are too small for the backbone, or the partitioner's options do not fit it.
+    """
+    size = backbone.images.size
+    try:
+        layers = record_layers(backbone.network, torch.zeros(1, 3, size, size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(
+            f"data.image_size={size} does not fit {backbone.name} ({reason}): choose another, or null for its own size"
+        ) from error
+    partition: Partition = hydra.utils.instantiate(cfg.partition)(layers, backbone.network)
+    return partition
+
+
+def make_stages(backbone: Backbone, partition: Partition, console: Console) -> StagedBackbone:
+    """Cut a backbone's network into stages; where it cannot be cut, say so and return it as a single stage."""
+    size = backbone.images.size
+    example = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    try:
+        return stage_backbone(backbone.network, partition, example)
+    except CannotStageError as error:
+        console.print(f"{backbone.name} cannot be cut into stages ({error}): its cells train one at a time.")
+        return whole_backbone(backbone.network, partition, example)
+
+
+def make_data(cfg: DictConfig, backbone: Backbone) -> BlockwiseDataModule:
+    """Find the images of a config; none is decoded yet.
+
+    Raises:
+        InputError: The data set is missing or too small.
+    """
+    return BlockwiseDataModule(
+        hydra.utils.instantiate(cfg.data.source),
+        backbone.images,
+        batch_size=cfg.data.batch_size,
+        augment=as_list(plain(cfg)["data"]["augment"]),
+        seed=cfg.seed,
+        num_workers=cfg.data.num_workers,
+        skip_broken=cfg.data.skip_broken,
+        cache=None if cfg.cache.folder is None else PixelCache(cfg.cache.folder, int(1e9 * cfg.cache.max_gb)),
+    )
+
+
+def make_optimizer(cfg: DictConfig) -> OptimizerFactory:
+    """Return what makes an optimizer of parameter groups.
+
+    Raises:
+        InputError: The optimizer does not take its settings.
+    """
+    options = {key: value for key, value in plain(cfg)["optimizer"].items() if key not in ("lr", "block_lr")}
+    try:
+        factory: OptimizerFactory = hydra.utils.instantiate(options)
+        factory([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 1e-3}])
+    except (InstantiationException, TypeError, ValueError) as error:
+        raise InputError(f"the optimizer cannot be made ({error}): look at the settings of optimizer") from error
+    return factory
+
+
+def make_trainer(cfg: DictConfig, **options: Any) -> L.Trainer:
+    """Return a new trainer; options override its settings.
+
+    Raises:
+        InputError: Lightning refuses the settings.
+    """
+    try:
+        trainer: L.Trainer = hydra.utils.instantiate(cfg.trainer, **options)
+    except InstantiationException as error:
+        reason = str(error.__cause__ or error)
+        raise InputError(f"the trainer cannot be made ({reason}): look at the settings of trainer") from error
+    if cfg.trainer.precision == "16-mixed" and trainer.strategy.root_device.type == "cpu":
+        raise InputError("trainer.precision=16-mixed needs a GPU: choose bf16-mixed or 32-true on the CPU")
+    return trainer
+
+
+def hint_at_precision(console: Console, trainer: L.Trainer) -> None:
+    """Tell the user where bfloat16 is slow."""
+    if trainer.precision == "bf16-mixed" and trainer.strategy.root_device.type == "cpu" and not has_bfloat16():
+        console.print("this CPU has no instructions for bfloat16: trainer.precision=32-true is faster on it")
+
+
+def open_loggers(cfg: DictConfig) -> list[OpenLog]:
+    """Return a function per logger of a config; it opens the run of a cell.
+
+    Raises:
+        InputError: A logger cannot be used here.
+    """
+    loggers: list[OpenLog] = []
+    for name, entry in (cfg.get("logger") or {}).items():
+        if entry is None:
+            continue
+        if name in EXTRAS and find_spec(str(name)) is None:
+            raise InputError(f"logger={name} needs a package that is not installed: pip install 'blockwise[{name}]'")
+        try:
+            loggers.append(hydra.utils.instantiate(entry))
+        except InstantiationException as error:
+            if isinstance(error.__cause__, InputError):
+                raise error.__cause__ from error
+            reason = str(error.__cause__ or error).strip().split("\n")[0]
+            raise InputError(f"logger={name} cannot be used ({reason}): look at the settings of logger") from error
+    return loggers

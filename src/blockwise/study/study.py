@@ -1,0 +1,362 @@
+"""A study: one backbone on one data set, from cells to records.
+
+study = Study.from_config(cfg)     what `python train.py` builds; `train_scopes` builds one from Python objects
+study.plan()                       the cells and their estimated costs
+records = study.train()            trains the cells that have no record, and returns all of their records
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Protocol
+
+import lightning as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig
+from rich.console import Console
+from torch.nn.functional import cross_entropy
+
+from blockwise.analysis.figures import accuracy_by_block
+from blockwise.analysis.summary import Sweep, sweeps
+from blockwise.analysis.sweep_table import print_table, sweep_table
+from blockwise.backbone.load import Backbone
+from blockwise.backbone.stages import StagedBackbone
+from blockwise.config.checks import as_list, check_config
+from blockwise.config.compose import plain
+from blockwise.errors import InputError
+from blockwise.results.locks import claim, wait
+from blockwise.results.record import Record
+from blockwise.results.store import ResultStore, find_records, sweep_hash
+from blockwise.study import prepare
+from blockwise.study.data import StudyData
+from blockwise.study.plan import CellPlan, Costs, Stopwatch, describe, measure, show
+from blockwise.study.settings import config_settings
+from blockwise.study.worker import report_cells
+from blockwise.tracking.callback import CellTracking, OpenLog
+from blockwise.tracking.progress import ProgressDisplay
+from blockwise.training.cells import Cell, NormMode, cell_key
+from blockwise.training.checkpoints import AtomicCheckpointIO, CheckpointCallback, Checkpoints
+from blockwise.training.distributed import broadcast, init_process_group, rank
+from blockwise.training.metrics import compute_metrics
+from blockwise.training.module import BlockwiseModule, Loss, MetricsFunction, OptimizerFactory
+from blockwise.training.recorder import Recorder
+from blockwise.training.scopes import Scope, parse_scopes
+
+
+class TrainerFactory(Protocol):
+    """Makes the trainer of one run."""
+
+    def __call__(self, **options: Any) -> L.Trainer:
+        """Return a new trainer; options override its settings."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How every cell of a study trains.
+
+    Attributes:
+        loss: The training loss.
+        metrics: Computes the metrics of a split.
+        block_lr: Learning rate of the trained blocks; None uses the head's.
+        norm: Norms of trained blocks: `train` (batch statistics) or `eval`.
+        patience: Stop a cell after this many epochs without a better validation accuracy; None never stops.
+    """
+
+    loss: Loss = cross_entropy
+    metrics: MetricsFunction = compute_metrics
+    block_lr: float | None = None
+    norm: NormMode = "train"
+    patience: int | None = None
+
+
+@dataclass
+class Study:
+    """One backbone on one data set, ready to train cells.
+
+    Attributes:
+        backbone: The pretrained network.
+        staged: The same network, cut at the partition's boundaries.
+        data: The data set.
+        scopes: What to train.
+        rates: Learning rates; every scope is trained at each of them.
+        optimizer: Makes the optimizer of a cell.
+        trainer: Makes the trainer of a run.
+        settings: Every setting that changes the result and that all cells share; `seed` is among them.
+        store: Where records are kept.
+        loggers: Open the run of a cell, one function per logger.
+        recipe: How every cell trains.
+        checkpoint_minutes: Minutes between checkpoints; None saves only when interrupted.
+        keep_bytes: Memory for the frozen stages' output on validation images, from epoch to epoch.
+        console: Prints what the user reads.
+    """
+
+    backbone: Backbone
+    staged: StagedBackbone
+    data: StudyData
+    scopes: Sequence[Scope]
+    rates: Sequence[float]
+    optimizer: OptimizerFactory
+    trainer: TrainerFactory
+    settings: dict[str, Any]
+    store: ResultStore
+    loggers: Sequence[OpenLog] = ()
+    recipe: Recipe = field(default_factory=Recipe)
+    checkpoint_minutes: float | None = 1
+    keep_bytes: int = 0
+    console: Console = field(default_factory=Console)
+
+    def __post_init__(self) -> None:
+        """Check that every `top` scope will have enough single blocks to choose from.
+
+        Raises:
+            InputError: It will not.
+        """
+        waiting = [scope for scope in self.scopes if scope.top is not None]
+        if not waiting:
+            return
+        sweep = self.sweep()
+        single = {row.scope for row in sweep.single_blocks} if sweep else set()
+        single |= {scope.name for scope in self.scopes if scope.name.isdigit()}
+        for scope in waiting:
+            if len(single) < (scope.top or 0):
+                raise InputError(
+                    f"block={scope.name} needs {scope.top} single blocks to choose from, and this sweep has "
+                    f"{len(single)}: train them first, or together as 'block=[all,{scope.name}]'"
+                )
+
+    @classmethod
+    def from_config(cls, cfg: DictConfig, console: Console | None = None) -> Study:
+        """Build the study of a composed config; images are found, but not decoded yet.
+
+        Raises:
+            InputError: A setting, the data or the weights are not as they must be.
+        """
+        console = console or Console(markup=False, quiet=rank() > 0)
+        settings = plain(cfg)
+        check_config(settings)
+        trainer = prepare.make_trainer(cfg, logger=False)
+        init_process_group(trainer.strategy.root_device)
+        prepare.hint_at_precision(console, trainer)
+        optimizer = prepare.make_optimizer(cfg)
+        loggers = prepare.open_loggers(cfg) if rank() == 0 and not cfg.plan else []
+        store = ResultStore(cfg.results_dir)
+        console.print(f"loading {cfg.model.name}", style="dim", highlight=False)  # a download may take minutes
+        backbone = prepare.make_backbone(cfg)
+        partition = prepare.make_partition(cfg, backbone)
+        scopes = parse_scopes(settings["block"], len(partition), backbone.name)
+        data = prepare.make_data(cfg, backbone)
+        return cls(
+            backbone=backbone,
+            staged=prepare.make_stages(backbone, partition, console),
+            data=StudyData(cfg.data.name, data.splits.classes, backbone.images.size, data),
+            scopes=scopes,
+            rates=[float(rate) for rate in as_list(settings["optimizer"]["lr"])],
+            optimizer=optimizer,
+            trainer=partial(prepare.make_trainer, cfg),
+            settings=config_settings(settings, backbone, data, partition.name),
+            store=store,
+            loggers=loggers,
+            recipe=Recipe(block_lr=cfg.optimizer.block_lr, norm=cfg.freeze.norm, patience=cfg.early_stopping.patience),
+            checkpoint_minutes=cfg.checkpoint.every_minutes,
+            keep_bytes=int(1e9 * cfg.cache.activations_gb),
+            console=console,
+        )
+
+    @property
+    def title(self) -> str:
+        """The study in one line: `backbone on data`."""
+        return f"{self.backbone.name} on {self.data.name}"
+
+    def cell_settings(self, cell: Cell) -> dict[str, Any]:
+        """Return every setting that changes a cell's result."""
+        return {**self.settings, "scope": cell.scope.name, "blocks": list(cell.scope.blocks), "lr": cell.lr}
+
+    def cells(self, scopes: Iterable[Scope] | None = None) -> list[Cell]:
+        """Return the cells of some scopes, or of all: each scope at every learning rate."""
+        return [Cell(scope, rate) for scope in (self.scopes if scopes is None else scopes) for rate in self.rates]
+
+    def is_recorded(self, cell: Cell) -> bool:
+        """Return whether a cell has a record."""
+        return self.store.find(self.cell_settings(cell)) is not None
+
+    def sweep(self, *, all_seeds: bool = False) -> Sweep | None:
+        """Return the records of this sweep; None where there are none."""
+        records = find_records(self.store.sweep_folder(self.settings))
+        seed = self.settings["seed"]
+        recorded = sweeps(record for record in records if all_seeds or record.seed == seed)
+        return next((sweep for sweep in recorded if sweep.key == sweep_hash(self.settings)), None)
+
+    def train(self, *, retrain: bool = False) -> list[Record]:
+        """Train the cells that have no record yet, and return the records of all cells.
+
+        Cells train side by side. A cell that another process trains is waited for. Training that was interrupted
+        resumes from its checkpoint.
+
+        Args:
+            retrain: Train cells that have a record as well; the new record replaces the old one.
+
+        Raises:
+            InputError: Images cannot be read, or Lightning refuses the settings.
+            Interrupted: A signal interrupted training; a checkpoint is saved.
+        """
+        records = self._train([scope for scope in self.scopes if scope.top is None], retrain=retrain)
+        for scope in self.scopes:
+            if scope.top is not None:
+                sweep = self.sweep()
+                best = [row.blocks[0] for row in sweep.single_blocks] if sweep else []
+                records += self._train([scope.resolve(best)], retrain=retrain)
+        return records
+
+    def report(self) -> None:
+        """Print the table of the sweep, all seeds included, and draw accuracy by block."""
+        sweep = self.sweep(all_seeds=True)
+        if sweep is None:
+            return
+        print_table(self.console, sweep_table(sweep))
+        if sweep.best is not None:
+            path = self.store.sweep_folder(self.settings) / f"accuracy-by-block-{sweep.key}.png"
+            accuracy_by_block([sweep]).savefig(path, dpi=150)
+            self.console.print(f"Accuracy by block: {path}", soft_wrap=True, highlight=False)
+
+    def plan(self) -> tuple[list[CellPlan], Costs]:
+        """Print and return what `train` would train, and its estimated costs, timed on a few steps of noise."""
+        partition, cells = self.staged.partition, self.cells()
+        head = (self.staged.num_features + 1) * len(self.data.classes)
+        several_rates = len(self.rates) > 1
+        plans = [
+            describe(cell, partition, recorded=self.is_recorded(cell), several_rates=several_rates, head=head)
+            for cell in cells
+        ]
+        missing = [
+            cell for cell, plan in zip(cells, plans, strict=True) if not plan.recorded and plan.flops is not None
+        ]
+        costs = self._measure(missing) if missing else Costs()
+        show(self.console, f"{self.title}, {len(partition)} blocks", plans, costs)
+        return plans, costs
+
+    def _measure(self, cells: list[Cell]) -> Costs:
+        side_by_side = cells[:1] if self.staged.whole else cells
+        trainer = self.trainer(logger=False, callbacks=[Stopwatch()], max_epochs=1, devices=1, strategy="auto")
+        epochs = self.trainer(logger=False).max_epochs or 1
+        costs = measure(
+            self._module(side_by_side),
+            trainer,
+            self.data.image_size,
+            self.data.batch_size(),
+            self.data.batches(),
+            epochs,
+        )
+        if self.staged.whole:  # one after another
+            costs = replace(costs, seconds=len(cells) * costs.seconds, disk_bytes=len(cells) * costs.disk_bytes)
+        return costs
+
+    def _train(self, scopes: list[Scope], *, retrain: bool) -> list[Record]:
+        cells = self.cells(scopes)
+        missing = [cell for cell in cells if retrain or not self.is_recorded(cell)]
+        if cells:
+            partition = self.staged.partition
+            self.console.print(
+                f"{self.title}, partition {partition.name} of {len(partition)} blocks: "
+                f"{len(cells)} cells, {len(cells) - len(missing)} of them recorded already",
+                highlight=False,
+            )
+        report_cells(cell.key for cell in missing)
+        # a network that cannot be cut is copied whole for every cell: one at a time
+        for group in [[cell] for cell in missing] if self.staged.whole else [missing]:
+            self._train_or_wait(group, retrain=retrain)
+        return [record for cell in cells if (record := self.store.find(self.cell_settings(cell))) is not None]
+
+    def _train_or_wait(self, cells: list[Cell], *, retrain: bool) -> None:
+        """Train the cells that no other process trains, then wait for the others."""
+        first = rank() == 0  # of the processes that share each batch, the first decides for all
+        while cells:
+            wanted = cells if first else []
+            with claim([self.store.lock(self.cell_settings(cell)) for cell in wanted]) as claimed:
+                # another process may have recorded a cell and released its lock just now
+                mine = broadcast(
+                    [
+                        cell
+                        for cell, locked in zip(wanted, claimed, strict=True)
+                        if locked and (retrain or not self.is_recorded(cell))
+                    ]
+                )
+                if mine:
+                    self._train_side_by_side(mine)
+            cells = broadcast([cell for cell in cells if cell not in mine and (retrain or not self.is_recorded(cell))])
+            if cells:
+                self.console.print(f"waiting for another process, which trains {len(cells)} of these cells")
+                if first:
+                    wait(self.store.lock(self.cell_settings(cells[0])))
+
+    def _train_side_by_side(self, cells: list[Cell]) -> None:
+        self.data.prepare(self.console)
+        module = self._module(cells)
+        checkpoints = Checkpoints(self.store.checkpoints(self.settings))
+        checkpoint = broadcast(checkpoints.find(cells))
+        if checkpoint:
+            self.console.print("resuming from the checkpoint of an interrupted run")
+        every = None if self.checkpoint_minutes is None else 60 * self.checkpoint_minutes
+        saving = CheckpointCallback(checkpoints.path(cells), every, between_batches=self.data.ours)
+        recorder = Recorder(self.backbone, self.data.entry, self.data.classes, self.cell_settings)
+        with CellTracking(self.loggers, recorder) as tracking:
+            with ProgressDisplay(self.console, self.title) as display:
+                callbacks = [*self.data.callbacks(), display, tracking, saving]
+                trainer = self.trainer(logger=False, callbacks=callbacks, plugins=[AtomicCheckpointIO()])
+                _call(trainer, trainer.fit, module, datamodule=self.data.module, ckpt_path=checkpoint)
+                if any(progress.status in ("running", "stopped") for progress in module.progress):
+                    _call(trainer, trainer.test, module, datamodule=self.data.module, verbose=False)
+            _check_outcome(module)
+            if rank() == 0:
+                records = recorder.save(self.store, module)
+                checkpoints.drop(self._recorded_keys())
+                if self.loggers:
+                    tracking.finish(module, records, self.sweep())
+
+    def _recorded_keys(self) -> set[str]:
+        """Return the keys of all recorded cells of this sweep and seed, also those that other runs trained."""
+        sweep = self.sweep()
+        return {cell_key(record.cell.scope, record.lr) for record in (sweep.records if sweep else ())}
+
+    def _module(self, cells: list[Cell]) -> BlockwiseModule:
+        recipe = self.recipe
+        return BlockwiseModule(
+            self.staged,
+            cells,
+            num_classes=len(self.data.classes),
+            optimizer=self.optimizer,
+            loss=recipe.loss,
+            metrics=recipe.metrics,
+            block_lr=recipe.block_lr,
+            norm=recipe.norm,
+            patience=recipe.patience,
+            seed=self.settings["seed"],
+            keep_bytes=self.keep_bytes,
+        )
+
+
+def _call(trainer: L.Trainer, entry: Callable[..., Any], module: BlockwiseModule, **options: Any) -> None:
+    try:
+        entry(module, **options)
+    except MisconfigurationException as error:
+        raise InputError(f"Lightning's trainer refuses its settings: {error}") from error
+    except SystemExit:
+        # Lightning turns a second Ctrl-C into an exit; the callers report what is kept
+        if trainer.interrupted:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt from None
+        raise
+
+
+def _check_outcome(module: BlockwiseModule) -> None:
+    """Check that every cell was validated and tested.
+
+    Raises:
+        InputError: One was not, since the data had no batch.
+    """
+    for cell, progress in zip(module.cells, module.progress, strict=True):
+        if progress.status != "diverged" and (progress.best is None or progress.test is None):
+            missing = "training and validation" if progress.best is None else "test"
+            raise InputError(f"{cell.scope.name} has no result: there was no batch for {missing}")

@@ -1,0 +1,1 @@
+"""What a user watches: the progress display and the loggers."""

@@ -1,0 +1,168 @@
+"""Logging: every cell has a run of its own with each logger, also when many cells train side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Protocol
+
+import lightning as L
+from lightning.pytorch.loggers import Logger
+
+from blockwise.analysis.frame import identity
+from blockwise.analysis.summary import Sweep
+from blockwise.errors import InputError, Interrupted
+from blockwise.results.record import SPLITS, Metrics, Record
+from blockwise.results.store import cell_name, sweep_path
+from blockwise.training.module import BlockwiseModule
+from blockwise.training.recorder import Recorder
+
+# runs that are opened or ended at the same time; a server takes a second for each
+AT_ONCE = 8
+
+
+class CellLog(Protocol):
+    """The run of one cell with one logger.
+
+    Attributes:
+        next_epoch: The first epoch that the run lacks; above 0 where it continues the run of an interrupted training.
+    """
+
+    next_epoch: int
+
+    def log(self, epoch: int, metrics: Metrics) -> None:
+        """Log the metrics of an epoch, by names such as `val/top1`."""
+
+    def finish(self, status: str, final: dict[str, float]) -> None:
+        """End the run with the record's status, `interrupted` or `failed`; `final` is its summary: `final_metrics`."""
+
+
+OpenLog = Callable[[Record], CellLog]
+
+
+class CellTracking(L.Callback):
+    """Logs the epochs and the results of a module's cells.
+
+    Args:
+        loggers: Open the run of a cell, one function per logger.
+        recorder: Makes the records by which runs are opened.
+    """
+
+    def __init__(self, loggers: Sequence[OpenLog], recorder: Recorder) -> None:
+        self._loggers = loggers
+        self._recorder = recorder
+        self._logs: list[list[CellLog]] = []
+
+    def __enter__(self) -> CellTracking:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        """End all runs when training fails or is interrupted."""
+        if error is not None:
+            interrupted = isinstance(error, (Interrupted, KeyboardInterrupt))
+            self._finish_all(["interrupted" if interrupted else "failed"] * len(self._logs), [{}] * len(self._logs))
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Open the runs; by now the checkpoint, if any, is loaded."""
+        assert isinstance(pl_module, BlockwiseModule)
+        self._update(pl_module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the epoch."""
+        assert isinstance(pl_module, BlockwiseModule)
+        self._update(pl_module)
+
+    def finish(self, module: BlockwiseModule, records: Sequence[Record], sweep: Sweep | None) -> None:
+        """End the runs of cells that are recorded.
+
+        Args:
+            module: The cells.
+            records: Their records, in the same order.
+            sweep: All records of the sweep, for comparison.
+        """
+        self._update(module)
+        self._finish_all([record.status for record in records], [final_metrics(r, sweep) for r in records])
+
+    def _update(self, module: BlockwiseModule) -> None:
+        """Log the epochs that the runs lack; open the runs first if need be."""
+        if self._loggers and not self._logs:
+            with ThreadPoolExecutor(AT_ONCE) as pool:
+                self._logs = list(pool.map(self._open, self._recorder.records(module)))
+        for logs, progress in zip(self._logs, module.progress, strict=False):
+            for log in logs:
+                replay(log, progress.history)
+
+    def _open(self, record: Record) -> list[CellLog]:
+        try:
+            return [opened(record) for opened in self._loggers]
+        except (OSError, TypeError, ValueError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise InputError(f"a logger cannot be opened ({reason}): look at the settings of logger") from error
+
+    def _finish_all(self, statuses: Sequence[Any], finals: Sequence[dict[str, float]]) -> None:
+        def finish(logs: list[CellLog], status: Any, final: dict[str, float]) -> None:
+            for log in logs:
+                log.finish(status, final)
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(finish, self._logs, statuses, finals))  # a list, so that errors are raised
+        self._logs = []
+
+
+def replay(log: CellLog, history: Sequence[dict[str, Metrics]]) -> None:
+    """Log the epochs that a run lacks."""
+    while log.next_epoch < len(history):
+        row = history[log.next_epoch]
+        log.log(log.next_epoch, {f"{split}/{name}": value for split in row for name, value in row[split].items()})
+        log.next_epoch += 1
+
+
+def final_metrics(record: Record, sweep: Sweep | None) -> dict[str, float]:
+    """Return the summary of a run: metrics of the best epoch and of the test, costs, and gains over both baselines.
+
+    A gain is the difference of test accuracies to `head` or `full`, each at its best rate, with the same seed.
+    """
+    costs = {key: getattr(record, key) for key in ("best_epoch", "epochs", "seconds", "peak_memory_bytes")}
+    summary = {key: value for key, value in costs.items() if value is not None}
+    for split in SPLITS:
+        metrics = getattr(record.metrics, split)
+        summary.update({f"{split}/{name}": value for name, value in (metrics or {}).items()})
+    for baseline in ("head", "full"):
+        row = sweep.row(baseline) if sweep else None
+        if "test/top1" in summary and row is not None and record.seed in row.seeds:
+            summary[f"gain/{baseline}"] = summary["test/top1"] - row.mean("test", seeds={record.seed})
+    return summary
+
+
+def describe(record: Record) -> dict[str, Any]:
+    """Return the config of a run: what the cell is, and all of its settings."""
+    layers = {"first_layer": record.cell.first_layer, "last_layer": record.cell.last_layer}
+    return {**identity(record), **layers, "settings": record.settings, "provenance": record.provenance}
+
+
+class LightningLog:
+    """A cell's run with one of Lightning's loggers.
+
+    Args:
+        record: The cell.
+        logger: Makes the logger from the `name` and `version` of a run.
+    """
+
+    def __init__(self, record: Record, *, logger: Callable[..., Logger]) -> None:
+        settings = record.settings
+        self.next_epoch = 0  # the epochs before an interruption are written again
+        self._logger = logger(name=f"{sweep_path(settings)}/{settings['scope']}", version=cell_name(settings))
+        self._logger.log_hyperparams(describe(record))
+
+    def log(self, epoch: int, metrics: Metrics) -> None:
+        """Log and write an epoch."""
+        self._logger.log_metrics(metrics, step=epoch)
+        self._logger.save()
+
+    def finish(self, status: str, final: dict[str, float]) -> None:
+        """Log the test metrics at the best epoch, and close."""
+        if "best_epoch" in final:
+            best = {key: value for key, value in final.items() if key.startswith(("test/", "gain/"))}
+            self._logger.log_metrics(best, step=int(final["best_epoch"]))
+        self._logger.finalize("success" if status == "finished" else "failed")

@@ -1,0 +1,206 @@
+"""Weights & Biases: one run per cell, while it trains or from its record.
+
+The id of a run is the hash of the cell's settings: training that resumes continues its run, and sending a run twice
+leaves one. The runs of a sweep form a group.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from blockwise.analysis.summary import Sweep, sweeps
+from blockwise.errors import InputError
+from blockwise.results.record import Metrics, Record
+from blockwise.results.store import read_history, settings_hash, sweep_hash, sweep_path
+from blockwise.tracking.callback import AT_ONCE, describe, final_metrics, replay
+from blockwise.tracking.progress import new_bar
+
+
+@contextmanager
+def _no_error_reports() -> Iterator[None]:
+    """Keep W&B from reporting its own errors, the operating system included; it reads the variable when it starts."""
+    name = "WANDB_ERROR_REPORTING"
+    before = os.environ.get(name)
+    os.environ.setdefault(name, "false")
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+
+
+with _no_error_reports():
+    import wandb
+
+# seconds to wait for the server
+PATIENCE = 30
+MODES = (None, "online", "offline", "disabled")
+LONGEST_TAG = 64
+LATER = "`blockwise sync` sends the cells from their records"
+
+
+class WandbRuns:
+    """Opens the runs of cells. Without an API key, W&B falls back to offline mode and prints a notice.
+
+    Args:
+        project: The project of the runs.
+        entity: A user or a team; None is the default of the API key.
+        folder: The folder in which W&B makes its folder `wandb`.
+        mode: `online` or `offline`; None follows `WANDB_MODE`, then whether there is an API key.
+    """
+
+    def __init__(self, project: str, entity: str | None, folder: str, mode: str | None = None) -> None:
+        if not project:
+            raise InputError("the project of W&B has no name: give it one")
+        if mode not in (None, "online", "offline"):
+            raise InputError(f"logger.wandb.mode={mode} is unknown: choose online or offline, or null")
+        self._project, self._entity = project, entity
+        self._folder = folder
+        self._mode: Any = mode or os.environ.get("WANDB_MODE")
+        if self._mode not in MODES:
+            raise InputError(f"WANDB_MODE={self._mode} is unknown: choose online, offline or disabled")
+        if self._mode != "disabled":
+            _start()
+        if self._mode == "online":
+            check_online()
+        elif self._mode is None:
+            reason = why_offline()
+            self._mode = "online" if reason is None else "offline"
+            if reason is not None:
+                print(f"W&B is offline ({reason}): runs are kept in {folder}/wandb, and {LATER}")
+
+    def __call__(self, record: Record) -> WandbRun:
+        """Open or continue the run of a cell; if W&B refuses it, train without W&B."""
+        try:
+            return self.open(record)
+        except InputError as error:
+            print(f"{error}; {LATER}")
+            self._mode = "disabled"
+            return self.open(record)
+
+    def open(self, record: Record) -> WandbRun:
+        """Open or continue the run of a cell.
+
+        Raises:
+            InputError: W&B refuses it.
+        """
+        try:
+            return WandbRun(self._init(record))
+        except (wandb.errors.Error, ValueError) as error:
+            raise InputError(f"W&B does not take the run: {' '.join(str(error).split())}") from error
+
+    def _init(self, record: Record) -> Any:
+        Path(self._folder).mkdir(parents=True, exist_ok=True)
+        cell, settings = record.cell, record.settings
+        quarter = [] if cell.quarter is None else [f"quarter {cell.quarter}"]
+        scope = f"block {cell.scope}" if cell.scope.isdigit() else cell.scope
+        names = [record.backbone.name, record.data.name, record.partition.name, scope, *quarter]
+        return wandb.init(
+            project=self._project,
+            entity=self._entity,
+            id=settings_hash(settings),
+            name=f"{record.backbone.name} {scope} lr{settings.get('lr')} seed{record.seed}",
+            group=f"{sweep_path(settings)}-{sweep_hash(settings)}",
+            tags=[name[:LONGEST_TAG] for name in names],
+            config=describe(record),
+            dir=self._folder,
+            mode=self._mode,
+            resume="allow",
+            reinit="create_new",  # many at a time
+            settings=_settings(),
+        )
+
+
+class WandbRun:
+    """The run of a cell; see `tracking.CellLog`."""
+
+    def __init__(self, run: Any) -> None:
+        self._run = run
+        self.next_epoch = run.step  # one step per epoch: the epochs that the server has of an interrupted training
+        run.define_metric("epoch", hidden=True)
+        run.define_metric("*", step_metric="epoch")
+
+    def log(self, epoch: int, metrics: Metrics) -> None:
+        """Log an epoch."""
+        self._run.log({"epoch": epoch, **metrics}, step=epoch, commit=True)
+
+    def finish(self, status: str, final: dict[str, float]) -> None:
+        """Set the summary and end the run: as failed unless it is finished; an interrupted run may continue."""
+        self._run.summary.update({"status": status, **final})
+        if status == "interrupted":
+            self._run.mark_preempting()
+        self._run.finish(exit_code=0 if status == "finished" else 1)
+
+
+def why_offline() -> str | None:
+    """Return the reason why W&B cannot be used online; None where it can."""
+    if (mode := os.environ.get("WANDB_MODE", "online")) != "online":
+        return f"WANDB_MODE is {mode}"
+    try:
+        _start()
+        return None if wandb.login(prompt=False) else "there is no key"
+    except (wandb.errors.Error, ValueError) as error:
+        return " ".join(str(error).split())
+
+
+def _start() -> None:
+    """Start W&B's service process, which outlives this call; a second call does nothing."""
+    with _no_error_reports():
+        wandb.setup(settings=wandb.Settings(silent=True))
+
+
+def check_online() -> None:
+    """Check that there is an API key and a server that accepts it.
+
+    Raises:
+        InputError: There is not.
+    """
+    if (reason := why_offline()) is not None:
+        raise InputError(f"W&B cannot be used ({reason}): run `wandb login`, or set WANDB_API_KEY and WANDB_BASE_URL")
+
+
+def sync(records: Sequence[Record], project: str, entity: str | None, console: Console) -> None:
+    """Send recorded cells, also those that were trained without W&B; existing runs are completed.
+
+    Raises:
+        InputError: There is no key, or the server cannot be reached.
+    """
+    with tempfile.TemporaryDirectory() as folder, new_bar(console) as bar, ThreadPoolExecutor(AT_ONCE) as pool:
+        runs = WandbRuns(project, entity, folder, "online")
+        task = bar.add_task("sending runs", total=len(records))
+
+        def send(record: Record, sweep: Sweep) -> None:
+            run = runs.open(record)
+            replay(run, read_history(record.folder or ""))
+            run.finish(record.status, final_metrics(record, sweep))
+            bar.advance(task)
+
+        sent = [pool.submit(send, record, sweep) for sweep in sweeps(records) for record in sweep.records]
+        for one in sent:
+            one.result()
+
+
+def _settings() -> Any:
+    """Return settings by which W&B sends nothing of the user's machine, code or environment."""
+    return wandb.Settings(
+        console="off",
+        disable_code=True,
+        disable_git=True,
+        disable_job_creation=True,
+        host="",
+        init_timeout=PATIENCE,
+        save_code=False,
+        silent=True,
+        x_disable_machine_info=True,
+        x_disable_meta=True,
+        x_disable_stats=True,
+        x_save_requirements=False,
+    )

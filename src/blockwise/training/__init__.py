@@ -1,0 +1,1 @@
+"""Cells side by side: scopes, the LightningModule, checkpoints, records."""

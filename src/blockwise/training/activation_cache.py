@@ -1,0 +1,38 @@
+"""A cache of the frozen stages' output: images that stay the same from epoch to epoch pass them once."""
+
+from __future__ import annotations
+
+from blockwise.backbone.stages import Activations, StagedBackbone
+
+
+class ActivationCache:
+    """Keeps the activations at one boundary, batch by batch, while there is room.
+
+    Args:
+        max_bytes: Size of the cache, in the memory of the device that computes.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._room = max_bytes
+        self._cached: dict[int, tuple[int, Activations]] = {}
+
+    def at(self, boundary: int, batch: int, backbone: StagedBackbone, images: Activations) -> Activations:
+        """Return the activations of a batch at a boundary, from the cache or computed.
+
+        Args:
+            boundary: The first boundary from which any cell continues; never less than in an earlier call.
+            batch: Number of the batch; the same number stands for the same images.
+            backbone: Computes what is not in the cache.
+            images: The activations at boundary 0.
+        """
+        start, activations = self._cached.pop(batch, (0, images))
+        self._room += _bytes(activations) if start else 0
+        ((_, activations),) = backbone.onward(start, activations, {boundary})
+        if boundary and _bytes(activations) <= self._room:
+            self._room -= _bytes(activations)
+            self._cached[batch] = boundary, activations
+        return activations
+
+
+def _bytes(activations: Activations) -> int:
+    return sum(value.numel() * value.element_size() for value in activations.values())

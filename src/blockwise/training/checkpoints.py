@@ -1,0 +1,143 @@
+"""Checkpoints of cells in training, from which a killed or interrupted run resumes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from time import monotonic
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from blockwise.errors import Interrupted
+from blockwise.results.files import replacing
+from blockwise.results.store import settings_hash
+from blockwise.training.cells import Cell
+
+# submitit has Slurm send USR2 to all processes of a job before its time limit
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+
+
+class Checkpoints:
+    """The checkpoints of one sweep and seed; each holds the cells that were trained side by side.
+
+    Args:
+        folder: The folder of the checkpoints.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, cells: Iterable[Cell]) -> Path:
+        """Return the path of the checkpoint of these cells."""
+        return self.folder / f"{settings_hash({'cells': sorted(cell.key for cell in cells)})}.ckpt"
+
+    def find(self, cells: Iterable[Cell]) -> Path | None:
+        """Return the checkpoint with the most steps among those that hold all of these cells; None if there is none."""
+        wanted = {cell.key for cell in cells}
+        candidates = [(step, path) for path, keys, step in self._all() if wanted <= keys]
+        return max(candidates)[1] if candidates else None
+
+    def drop(self, recorded: set[str]) -> None:
+        """Delete the checkpoints all of whose cells are recorded, given by their keys."""
+        for path, keys, _ in self._all():
+            if keys <= recorded:
+                path.unlink(missing_ok=True)
+
+    def _all(self) -> list[tuple[Path, set[str], int]]:
+        """Return every checkpoint that can be read: its path, the keys of its cells, its number of steps."""
+        checkpoints = []
+        for path in sorted(self.folder.glob("*.ckpt")):
+            try:
+                content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+                checkpoints.append((path, set(content["cells"]), int(content["global_step"])))
+            except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError):
+                continue  # damaged: training starts from the beginning
+        return checkpoints
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints atomically, and to the disk directly instead of to memory first."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None):  # type: ignore[no-untyped-def]  # noqa: ANN201
+        """Write a checkpoint to a temporary file, which then replaces the previous checkpoint."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with replacing(Path(path)) as temporary:
+            try:
+                torch.save(checkpoint, temporary)
+            except RuntimeError as error:  # torch turns an error in writing into this
+                raise OSError(errno.EIO, "perhaps the disk is full", str(path)) from error
+
+
+class CheckpointCallback(L.Callback):
+    """Saves a checkpoint at intervals, and when Ctrl-C, SIGTERM or SIGUSR2 interrupts training.
+
+    It waits for the end of a step: during one, some cells have been trained on the batch and others have not. A second
+    Ctrl-C does not wait.
+
+    Args:
+        path: The path of the checkpoint.
+        every: Seconds between checkpoints; None saves only when interrupted.
+        between_batches: Save between batches too. False saves between epochs only, for data whose order cannot be
+            resumed in the middle of an epoch; an interruption then loses the epoch.
+    """
+
+    def __init__(self, path: Path, every: float | None, *, between_batches: bool = True) -> None:
+        self.path = path
+        self.every = every
+        self.between_batches = between_batches
+        self._last = monotonic()
+        self._asked: int | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Install the signal handlers."""
+        self._last = monotonic()
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._ask) for number in STOPPING}
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
+        """Save between two batches; after the last batch of an epoch, validation comes first."""
+        if trainer.fit_loop.epoch_loop.batch_idx + 1 < trainer.num_training_batches:
+            self._save_and_stop(trainer, save=self.between_batches)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save between two epochs."""
+        self._save_and_stop(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Restore the signal handlers."""
+        self._restore_handlers()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Restore the signal handlers."""
+        self._restore_handlers()
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self._asked == number == signal.SIGINT:
+            signal.default_int_handler(number, frame)
+        self._asked = number
+
+    def _save_and_stop(self, trainer: L.Trainer, *, save: bool = True) -> None:
+        due = self.every is not None and monotonic() - self._last >= self.every
+        # all processes of a run must decide alike
+        any_process = trainer.strategy.reduce_boolean_decision
+        stop = any_process(self._asked is not None, all=False)
+        if save and (stop or any_process(due, all=False)):
+            trainer.save_checkpoint(self.path)
+            self._last = monotonic()
+        if stop:
+            raise Interrupted(self._asked or signal.SIGTERM)
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}

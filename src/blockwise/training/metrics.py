@@ -1,0 +1,40 @@
+"""Logits + labels -> the metrics of a record."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torchmetrics.functional.classification import (
+    multiclass_accuracy,
+    multiclass_calibration_error,
+    multiclass_f1_score,
+)
+
+from blockwise.results.record import Metrics
+
+
+def compute_metrics(logits: Tensor, labels: Tensor) -> Metrics:
+    """Compute the metrics that a record keeps per split, as fractions.
+
+    Args:
+        logits: Shape (images, classes).
+        labels: Shape (images,).
+
+    Returns:
+        top-1 and top-5 accuracy (top-`classes` where there are fewer than five), macro-averaged F1, expected
+        calibration error (15 bins, L1; Guo et al., 2017), mean cross-entropy.
+    """
+    classes = logits.shape[1]
+    options: Any = {"num_classes": classes, "validate_args": False}
+    values = {
+        "top1": multiclass_accuracy(logits, labels, average="micro", **options),
+        "top5": multiclass_accuracy(logits, labels, average="micro", top_k=min(5, classes), **options),
+        "macro_f1": multiclass_f1_score(logits, labels, average="macro", **options),
+        "ece": multiclass_calibration_error(logits.softmax(1), labels, n_bins=15, norm="l1", **options),
+        "loss": cross_entropy(logits, labels),
+    }
+    # one transfer from the device for all of them
+    return dict(zip(values, torch.stack([value.float() for value in values.values()]).tolist(), strict=True))

@@ -1,0 +1,257 @@
+"""The LightningModule: cells of one backbone, trained side by side on the same batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+
+from blockwise.backbone.stages import Activations, StagedBackbone
+from blockwise.data.batches import derive_seed
+from blockwise.data.datamodule import Batch
+from blockwise.fast.fusion import can_fuse
+from blockwise.results.record import Metrics
+from blockwise.training.activation_cache import ActivationCache
+from blockwise.training.cells import Cell, CellNetwork, NormMode, Progress
+from blockwise.training.distributed import batch_fraction, rank, sum_gradients
+from blockwise.training.metrics import compute_metrics
+from blockwise.training.outputs import Clock, EpochOutputs
+
+# Lightning's mixed precisions
+HALF: dict[Any, torch.dtype] = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+class OptimizerFactory(Protocol):
+    """Makes the optimizer of a cell, as `torch.optim.AdamW` does."""
+
+    def __call__(self, params: list[dict[str, Any]], /) -> Optimizer:
+        """Return an optimizer of parameter groups, each with `params` and `lr`."""
+
+
+class Loss(Protocol):
+    """The loss of a batch, as `torch.nn.functional.cross_entropy`."""
+
+    def __call__(self, logits: Tensor, labels: Tensor, /) -> Tensor:
+        """Return the mean loss, a scalar, of logits, shape (batch, classes), and labels, shape (batch,)."""
+
+
+class MetricsFunction(Protocol):
+    """The metrics of a split, as `blockwise.training.metrics.compute_metrics`."""
+
+    def __call__(self, logits: Tensor, labels: Tensor, /) -> Metrics:
+        """Return metrics by name, among them `top1`, by which epochs and blocks are chosen, and `loss`."""
+
+
+class BlockwiseModule(L.LightningModule):
+    """Trains one cell or many.
+
+    A step runs the frozen stages once. Each cell continues from the boundary before its first trained stage: forward,
+    backward, optimizer step. Then the frozen stages go on to the next boundary. So only one cell's activations are in
+    memory at a time, and no cell depends on another.
+
+    Args:
+        backbone: The frozen network, cut into stages.
+        cells: The cells to train.
+        num_classes: Number of classes, the length of the logits.
+        optimizer: Makes an optimizer from parameter groups, each with its own `lr`.
+        loss: The training loss.
+        metrics: Computes the metrics of a split.
+        block_lr: Learning rate of the trained blocks; None uses the head's.
+        norm: Mode of the norms in trained blocks.
+        patience: Stop a cell after this many epochs without a better validation accuracy; None never stops.
+        seed: Seed of the head's initial weights and of dropout.
+        keep_bytes: Memory for the frozen stages' output on validation images, which is the same in every epoch. Needs
+            validation batches that are the same in every epoch; 0 keeps nothing.
+
+    Attributes:
+        networks: The cells' own networks, in the order of `cells`.
+        progress: The state of each cell.
+        clock: The time that the run and each cell have taken.
+    """
+
+    # frozen stages are not in a checkpoint: they come from the backbone
+    strict_loading = False
+
+    def __init__(
+        self,
+        backbone: StagedBackbone,
+        cells: Sequence[Cell],
+        num_classes: int,
+        optimizer: OptimizerFactory,
+        *,
+        loss: Loss = cross_entropy,
+        metrics: MetricsFunction = compute_metrics,
+        block_lr: float | None = None,
+        norm: NormMode = "train",
+        patience: int | None = None,
+        seed: int = 0,
+        keep_bytes: int = 0,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.backbone = backbone
+        self.cells = list(cells)
+        networks = [CellNetwork(backbone, cell.scope, num_classes, norm=norm, seed=seed) for cell in cells]
+        self.networks: Sequence[CellNetwork] = nn.ModuleList(networks)  # type: ignore[assignment]
+        self.progress = [Progress() for _ in cells]
+        self.clock = Clock()
+        self._make_optimizer = optimizer
+        self._loss = loss
+        self._compute_metrics = metrics
+        self._block_lr = block_lr
+        self._patience = patience
+        self._seed = seed
+        self._keep_bytes = keep_bytes
+        self._cache = ActivationCache(0)
+        self._outputs = {split: EpochOutputs(len(self.cells)) for split in ("train", "val", "test")}
+
+    def setup(self, stage: str) -> None:
+        """Prepare the frozen stages for the device and the precision of the trainer."""
+        del stage
+        on_cpu = self.trainer.strategy.root_device.type == "cpu"
+        self.backbone.freeze(HALF.get(self.trainer.precision, torch.float32), fuse=on_cpu and can_fuse())
+        self.to(memory_format=torch.channels_last)
+        self._cache = ActivationCache(self._keep_bytes)
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        """Return one optimizer per cell, over the parameters that the cell trains and no others."""
+        return [self._cell_optimizer(cell, network) for cell, network in zip(self.cells, self.networks, strict=True)]
+
+    def _cell_optimizer(self, cell: Cell, network: CellNetwork) -> Optimizer:
+        groups = [{"params": list(network.head.parameters()), "lr": cell.lr}]
+        if blocks := network.trained_parameters():
+            groups.append({"params": blocks, "lr": cell.lr if self._block_lr is None else self._block_lr})
+        return self._make_optimizer(groups)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Train every active cell on one batch."""
+        images, labels = batch
+        optimizers = self._optimizers()
+        self._outputs["train"].add_labels(labels)
+        fraction = batch_fraction(len(labels), labels.device)
+        for index, activations in self._cells_at_boundaries(images):
+            if fraction:
+                # every cell draws the same random numbers, alone or beside others
+                torch.manual_seed(derive_seed(self._seed, self.current_epoch, batch_idx, rank()))
+                logits = self.networks[index](self.backbone, activations)
+                self.manual_backward(fraction * self._loss(logits, labels))
+                self._outputs["train"].add_logits(index, logits.detach())
+            sum_gradients(self.networks[index].trainable())
+            optimizers[index].step()
+            optimizers[index].zero_grad()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Evaluate every active cell on one validation batch."""
+        self._evaluate("val", batch, cached_batch=batch_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Evaluate every active cell on one test batch."""
+        del batch_idx
+        self._evaluate("test", batch)
+
+    def _evaluate(self, split: str, batch: Batch, cached_batch: int | None = None) -> None:
+        images, labels = batch
+        self._outputs[split].add_labels(labels)
+        if len(labels):
+            for index, activations in self._cells_at_boundaries(images, cached_batch):
+                self._outputs[split].add_logits(index, self.networks[index](self.backbone, activations))
+
+    def on_validation_epoch_end(self) -> None:
+        """End the epoch of every active cell: metrics, best epoch, early stopping."""
+        if self.trainer.sanity_checking:
+            self._metrics("val")
+            return
+        train, val = self._metrics("train"), self._metrics("val")
+        for index in self._active():
+            progress, network = self.progress[index], self.networks[index]
+            if progress.end_epoch(train[index], val[index], self._patience):
+                progress.best_state = {name: t.detach().cpu().clone() for name, t in network.trained_state().items()}
+            values = {"train": train[index], "val": val[index]}
+            row = {f"{self.cells[index].key}/{split}_{k}": v for split, m in values.items() for k, v in m.items()}
+            for logger in self.loggers:
+                logger.log_metrics(row, step=self.current_epoch)
+        if not self._active():
+            self.trainer.should_stop = True
+
+    def on_train_start(self) -> None:
+        """Do not train on where every cell of the checkpoint has stopped."""
+        if not self._active():
+            self.trainer.should_stop = True
+
+    def on_test_start(self) -> None:
+        """Restore the best epoch of every cell."""
+        for network, progress in zip(self.networks, self.progress, strict=True):
+            if progress.status in ("running", "stopped"):
+                network.load_trained_state(progress.best_state)
+                progress.status = "running"
+
+    def on_test_epoch_end(self) -> None:
+        """Keep the test metrics and predictions of each cell."""
+        logits, labels = self._outputs["test"].pop(self._active())
+        for index, values in logits.items():
+            progress = self.progress[index]
+            progress.test = self._compute_metrics(values, labels)
+            progress.predictions = torch.stack([labels, values.argmax(1)], dim=1).tolist()
+            progress.status = "finished"
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save what the cells train, their progress, and the outputs of the epoch so far."""
+        logits, labels = self._outputs["train"].state()
+        checkpoint["state_dict"] = {}
+        checkpoint["labels"] = labels
+        checkpoint["seconds"] = self.clock.seconds
+        checkpoint["cells"] = {
+            cell.key: {"trained": network.trained_state(), "progress": vars(progress), "logits": values}
+            for cell, network, progress, values in zip(self.cells, self.networks, self.progress, logits, strict=True)
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore what was saved; the checkpoint may hold other cells as well."""
+        saved, optimizers = checkpoint["cells"], checkpoint["optimizer_states"]
+        own = [saved[cell.key] for cell in self.cells]
+        order = list(saved)
+        checkpoint["optimizer_states"] = [optimizers[order.index(cell.key)] for cell in self.cells]
+        self.clock.seconds_before = checkpoint["seconds"]
+        self._outputs["train"].load_state([state["logits"] for state in own], checkpoint["labels"])
+        for index, state in enumerate(own):
+            self.networks[index].load_trained_state(state["trained"])
+            self.progress[index] = Progress(**state["progress"])
+
+    def _optimizers(self) -> Any:
+        optimizers: Any = self.optimizers(use_pl_optimizer=True)
+        return optimizers if isinstance(optimizers, list) else [optimizers]
+
+    def _active(self) -> list[int]:
+        return [index for index, progress in enumerate(self.progress) if progress.active]
+
+    def _metrics(self, split: str) -> dict[int, Metrics]:
+        """Return the metrics of every active cell on a split since the last call."""
+        logits, labels = self._outputs[split].pop(self._active())
+        return {index: self._compute_metrics(values, labels) for index, values in logits.items()}
+
+    def _cells_at_boundaries(
+        self, images: Tensor, cached_batch: int | None = None
+    ) -> Iterator[tuple[int, Activations | Any]]:
+        """Yield each active cell with the activations at its boundary, input side first.
+
+        `cached_batch` is the number of a batch whose images are the same in every epoch.
+        """
+        at: dict[int, list[int]] = {}
+        for index in self._active():
+            at.setdefault(self.networks[index].start, []).append(index)
+        if not len(images):  # the batch has fewer images than there are processes
+            yield from ((index, None) for boundary in sorted(at) for index in at[boundary])
+            return
+        first, activations = 0, self.backbone.enter(images)
+        if cached_batch is not None and at:
+            first = min(at)
+            activations = self._cache.at(first, cached_batch, self.backbone, activations)
+        for boundary, reached in self.backbone.onward(first, activations, set(at)):
+            for index in at[boundary]:
+                with self.clock.charge(self.progress[index]):
+                    yield index, reached

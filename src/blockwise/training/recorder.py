@@ -1,0 +1,113 @@
+"""Cells in training -> the records that are kept of them (schema 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+
+from blockwise.backbone.load import Backbone
+from blockwise.backbone.partition import Partition
+from blockwise.fast.memory import peak_memory_bytes
+from blockwise.results.provenance import provenance
+from blockwise.results.record import (
+    BackboneEntry,
+    CellEntry,
+    DataEntry,
+    MetricsEntry,
+    PartitionEntry,
+    Record,
+)
+from blockwise.results.store import ResultStore
+from blockwise.training.cells import Cell, CellNetwork, Progress
+from blockwise.training.module import BlockwiseModule
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """Makes the records of a module's cells.
+
+    Attributes:
+        backbone: The network that is trained.
+        data: Returns the entry on the data set, from the trainer that has seen it.
+        classes: Names of the classes.
+        settings: Returns every setting that changes a cell's result.
+    """
+
+    backbone: Backbone
+    data: Callable[[L.Trainer], DataEntry]
+    classes: Sequence[str]
+    settings: Callable[[Cell], dict[str, Any]]
+
+    def records(self, module: BlockwiseModule) -> list[Record]:
+        """Return the record of every cell in its present state; `status` is `running` until a cell is finished."""
+        data = self.data(module.trainer)
+        shared = module.clock.seconds - sum(progress.seconds for progress in module.progress)
+        return [
+            self._record(
+                module.backbone.partition, data, cell, network, progress, progress.seconds + shared / len(module.cells)
+            )
+            for cell, network, progress in zip(module.cells, module.networks, module.progress, strict=True)
+        ]
+
+    def save(self, store: ResultStore, module: BlockwiseModule) -> list[Record]:
+        """Write record, history, predictions and weights of every cell, and return the records."""
+        records = self.records(module)
+        for record, progress in zip(records, module.progress, strict=True):
+            predictions = [(self.classes[label], self.classes[predicted]) for label, predicted in progress.predictions]
+            store.save(record, progress.history, progress.best_state, predictions)
+        return records
+
+    def _record(
+        self,
+        partition: Partition,
+        data: DataEntry,
+        cell: Cell,
+        network: CellNetwork,
+        progress: Progress,
+        seconds: float,
+    ) -> Record:
+        """Return the record of a cell; `seconds` is its own time and its share of the common time."""
+        best = progress.best if progress.status == "finished" else None
+        parameters = sum(layer.num_parameters for layer in partition.layers)
+        settings = self.settings(cell)
+        return Record(
+            status=progress.status,
+            backbone=BackboneEntry(name=self.backbone.name, weights=self.backbone.weights, parameters=parameters),
+            data=data,
+            partition=PartitionEntry(name=partition.name, num_blocks=len(partition)),
+            cell=_cell_entry(partition, cell, sum(p.numel() for p in network.parameters() if p.requires_grad)),
+            seed=settings["seed"],
+            settings=settings,
+            metrics=MetricsEntry(train=best["train"], val=best["val"], test=progress.test) if best else MetricsEntry(),
+            best_epoch=progress.best_epoch if best else None,
+            epochs=len(progress.history),
+            seconds=round(seconds, 3),
+            peak_memory_bytes=peak_memory_bytes(),
+            provenance=provenance(),
+        )
+
+
+def _cell_entry(partition: Partition, cell: Cell, trainable_parameters: int) -> CellEntry:
+    """Describe a cell: its first and last trained layer, and the quarter of the network that a single block lies in."""
+    scope = cell.scope
+    blocks = [partition.blocks[block] for block in scope.blocks]
+    common: dict[str, Any] = {
+        "scope": scope.name,
+        "blocks": scope.blocks,
+        "trainable_parameters": trainable_parameters,
+    }
+    if not blocks:
+        return CellEntry(**common, quarter=None)
+    first, last = min(block.first for block in blocks), max(block.last for block in blocks)
+    names = partition.layers[first].name, partition.layers[last].name
+    return CellEntry(
+        **common,
+        name=" to ".join(names),
+        first_layer=names[0],
+        last_layer=names[1],
+        layers=(first, last),
+        quarter=partition.quarter(blocks[0].index) if len(blocks) == 1 else None,
+    )

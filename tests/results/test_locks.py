@@ -1,0 +1,36 @@
+"""One process a cell, and no lock that outlives its process."""
+
+import subprocess
+import sys
+import time
+
+from blockwise.results.locks import claim, wait
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from blockwise.results.locks import claim
+with claim([Path(path) for path in sys.argv[1:]]) as got:
+    print(got, flush=True)
+    time.sleep(600)
+"""
+
+
+def hold(*paths):
+    process = subprocess.Popen([sys.executable, "-c", HOLD, *map(str, paths)], stdout=subprocess.PIPE, text=True)
+    return process, process.stdout.readline().strip()
+
+
+def test_what_another_process_holds_is_not_claimed_until_that_is_gone(tmp_path):
+    paths = [tmp_path / "locks" / name for name in "abc"]
+    process, got = hold(*paths[:2])
+    with process:
+        assert got == "[True, True]"
+        with claim(paths) as mine:
+            assert mine == [False, False, True]
+        process.kill()
+        since = time.monotonic()
+        wait(paths[0])
+        assert time.monotonic() - since < 30
+    with claim(paths) as mine:
+        assert mine == [True, True, True]

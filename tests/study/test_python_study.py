@@ -1,0 +1,195 @@
+"""Studies of Python objects: no two records share a folder, and everything that the command line does works as well."""
+
+import re
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader, TensorDataset
+
+from blockwise import load_backbone, make_partition, train_scopes
+from blockwise.data import BlockwiseDataModule, Digits
+from blockwise.errors import Interrupted
+from blockwise.results import read_records
+from blockwise.tracking.callback import LightningLog
+from blockwise.training.module import BlockwiseModule
+
+QUICK = {"classes": [*"abcdefghij"], "max_epochs": 2, "accelerator": "cpu", "quiet": True}
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return load_backbone("timm:test_resnet", pretrained=False, image_size=32)
+
+
+@pytest.fixture(scope="module")
+def partition(backbone):
+    return make_partition(backbone, num_blocks=3)
+
+
+def make_loaders(batch_size=10, shift=0.0, shuffle=False, generator=None):
+    def loader(count, shuffled):
+        images = torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(count)) + shift
+        dataset = TensorDataset(images, torch.arange(count) % 10)
+        return DataLoader(dataset, batch_size=batch_size, shuffle=shuffled, generator=generator)
+
+    return {"train": loader(40, shuffle), "val": loader(20, False), "test": loader(20, False)}
+
+
+class Dropping(torch.utils.data.Dataset):
+    """A data set of a user's own, whose images cannot be known."""
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        return torch.full((3, 32, 32), float(index)), index % 10
+
+
+def own_loaders(batch_size=10):
+    return dict.fromkeys(("train", "val", "test"), DataLoader(Dropping(), batch_size=batch_size))
+
+
+def digits(backbone, **options):
+    source = Digits(train_per_class=6, val_per_class=2, test_per_class=3, seed=options.pop("split", 0))
+    return BlockwiseDataModule(source, backbone.images, **{"batch_size": 10, **options})
+
+
+def sgd(**options):
+    return lambda groups: torch.optim.SGD(groups, **options)
+
+
+def slower_head(groups):
+    return torch.optim.SGD(
+        [{**group, "lr": group["lr"] * (0.1 if index == 0 else 1)} for index, group in enumerate(groups)]
+    )
+
+
+# two calls that must not share a record, as functions of the backbone: (first, second)
+DIFFERENT = {
+    "balance of the partition": (
+        lambda b: {"partition": make_partition(b, num_blocks=3, balance="flops")},
+        lambda b: {"partition": make_partition(b, num_blocks=3, balance="layers")},
+    ),
+    "optimizers made by lambdas": (lambda b: {"optimizer": sgd()}, lambda b: {"optimizer": sgd(momentum=0.9)}),
+    "optimizers that treat groups differently": (lambda b: {"optimizer": sgd()}, lambda b: {"optimizer": slower_head}),
+    "weight decay": (
+        lambda b: {"optimizer": partial(torch.optim.AdamW, weight_decay=0.1)},
+        lambda b: {"optimizer": partial(torch.optim.AdamW, weight_decay=0.2)},
+    ),
+    "trainer settings": (lambda b: {}, lambda b: {"limit_train_batches": 1}),
+    "batch size": (lambda b: {"data": make_loaders(10)}, lambda b: {"data": make_loaders(20)}),
+    "images": (lambda b: {"data": make_loaders()}, lambda b: {"data": make_loaders(shift=1.0)}),
+    "order of images": (lambda b: {"data": make_loaders()}, lambda b: {"data": make_loaders(shuffle=True)}),
+    "batch size of a data module": (
+        lambda b: {"data": digits(b, batch_size=10)},
+        lambda b: {"data": digits(b, batch_size=12)},
+    ),
+    "split of a data module": (lambda b: {"data": digits(b)}, lambda b: {"data": digits(b, split=1)}),
+    "augmentation": (lambda b: {"data": digits(b, augment=[])}, lambda b: {"data": digits(b, augment=["flip"])}),
+    "version of the user's data": (
+        lambda b: {"data": own_loaders(), "data_version": "1"},
+        lambda b: {"data": own_loaders(), "data_version": "2"},
+    ),
+    "batch size of the user's data": (lambda b: {"data": own_loaders()}, lambda b: {"data": own_loaders(5)}),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_other_settings_leave_another_record(backbone, partition, tmp_path, name):
+    for options in DIFFERENT[name]:
+        call = {"partition": partition, "data": make_loaders(), **QUICK, **options(backbone), "max_epochs": 1}
+        train_scopes(backbone, call.pop("partition"), 1, call.pop("data"), results_dir=tmp_path, **call)
+    assert len(read_records(tmp_path)) == 2
+
+
+def test_the_same_settings_find_the_record_whatever_runs_them(backbone, partition, tmp_path):
+    first = train_scopes(backbone, partition, ["head", 1], make_loaders(), results_dir=tmp_path, **QUICK)
+    changes = {"enable_progress_bar": True, "devices": 1, "num_nodes": 1}
+    again = train_scopes(backbone, partition, [1, 2], make_loaders(), results_dir=tmp_path, **QUICK, **changes)
+    assert again[0] == first[1]  # as it was, its time included
+    assert len(read_records(tmp_path)) == 3
+
+
+def test_retraining_replaces_the_record_and_plan_trains_nothing(backbone, partition, tmp_path, capsys):
+    call = partial(train_scopes, backbone, partition, "head", make_loaders(), results_dir=tmp_path)
+    assert call(**{**QUICK, "quiet": False}, plan=True) == []
+    assert "1 cells, 0 of them recorded already" in " ".join(capsys.readouterr().out.split())
+    (first,) = call(**QUICK)
+    (second,) = call(**QUICK, retrain=True)
+    assert len(read_records(tmp_path)) == 1
+    assert first.provenance != second.provenance or first.seconds != second.seconds
+    assert first.metrics == second.metrics
+
+
+def test_the_best_blocks_are_trained_together(backbone, partition, tmp_path):
+    *single, top = train_scopes(backbone, partition, ["all", "top2"], make_loaders(), results_dir=tmp_path, **QUICK)
+    blocks = [record for record in single if record.block is not None]
+    best = sorted(blocks, key=lambda r: (-r.score("val"), -r.block))[:2]
+    assert top.cell.blocks == tuple(sorted(r.block for r in best))
+
+
+def test_loggers_have_a_run_per_scope(backbone, partition, tmp_path):
+    log = partial(LightningLog, logger=partial(CSVLogger, tmp_path / "logs"))
+    options = {"results_dir": tmp_path / "results", "loggers": [log]}
+    train_scopes(backbone, partition, ["head", 1], make_loaders(), **options, **QUICK)
+    assert len(list((tmp_path / "logs").rglob("metrics.csv"))) == 2
+
+
+@pytest.mark.parametrize("generator", [None, 7])
+@pytest.mark.parametrize("stop_at", [(0, 2), (1, 1)])
+def test_shuffled_loaders_resume_within_an_epoch_bit_for_bit(
+    backbone, partition, tmp_path, monkeypatch, generator, stop_at
+):
+    def train(folder, **options):
+        seeded = None if generator is None else torch.Generator().manual_seed(generator)
+        loaders = make_loaders(shuffle=True, generator=seeded)
+        records = train_scopes(backbone, partition, ["head", 1], loaders, results_dir=folder, **QUICK, **options)
+        return [load_file(Path(record.folder, "weights.safetensors")) for record in records]
+
+    torch.manual_seed(1)
+    whole = train(tmp_path / "whole")
+    original = BlockwiseModule.on_train_batch_end if hasattr(BlockwiseModule, "on_train_batch_end") else None
+
+    def stop(self, _outputs, _batch, index):
+        if (self.current_epoch, index) == stop_at:
+            raise Interrupted(15)
+
+    monkeypatch.setattr(BlockwiseModule, "on_train_batch_end", stop)
+    torch.manual_seed(2)  # the order does not depend on the process
+    with pytest.raises(Interrupted):
+        train(tmp_path / "parts", checkpoint_minutes=0)
+    monkeypatch.setattr(BlockwiseModule, "on_train_batch_end", original)
+    parts = train(tmp_path / "parts")
+    for one, other in zip(whole, parts, strict=True):
+        assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+def test_alone_equals_among_with_shuffled_loaders(backbone, partition, tmp_path):
+    call = partial(train_scopes, backbone, partition, **QUICK)
+    among = call(scopes="all", data=make_loaders(shuffle=True), results_dir=tmp_path / "among")
+    (alone,) = call(scopes=1, data=make_loaders(shuffle=True), results_dir=tmp_path / "alone")
+    assert alone.metrics == among[2].metrics
+
+
+def test_several_devices_are_started_with_torchrun(backbone, partition, tmp_path):
+    with pytest.raises(ValueError, match=re.escape("torchrun --nproc-per-node=2")):
+        train_scopes(backbone, partition, "head", make_loaders(), results_dir=tmp_path, **QUICK, devices=2)
+
+
+def test_nothing_global_changes(backbone, partition, tmp_path):
+    import logging
+    import os
+    import warnings
+
+    def state():
+        levels = [logging.getLogger(name).level for name in ("lightning.pytorch", "huggingface_hub")]
+        return warnings.filters[:], levels, dict(os.environ), torch.random.get_rng_state().tolist()
+
+    before = state()
+    train_scopes(backbone, partition, "head", make_loaders(shuffle=True), results_dir=tmp_path, **QUICK)
+    load_backbone("timm:test_resnet", pretrained=False, image_size=32, seed=3)
+    assert state() == before

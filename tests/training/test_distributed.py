@@ -1,0 +1,100 @@
+"""Two processes that share each batch, against one process that has all of it."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from blockwise.errors import InputError
+from blockwise.study.run import run
+
+# 50 images to train in batches of 16: the last has 2, one a process
+CELLS = ["block=[head,1,full]", "freeze.norm=eval", "data.augment=[crop,flip]"]
+TRAIN = [sys.executable, "-m", "blockwise", "train"]
+DDP = ["trainer=ddp", "trainer.accelerator=cpu"]
+RAY = ["hydra/launcher=ray", "hydra.launcher.ray.remote.num_gpus=0", "+hydra.launcher.ray.init.num_cpus=2"]
+
+
+def train(folder, *overrides, cwd=None):
+    command = [*TRAIN, *overrides, f"results_dir={folder}"]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=300)
+
+
+def kept(folder):
+    return {path.parent.parent.name: path for path in sorted(folder.rglob("record.json"))}
+
+
+@pytest.mark.parametrize(
+    "multirun",
+    [
+        pytest.param([], id="one run"),
+        *(
+            pytest.param(["-m", "seed=0,1", *launcher], marks=pytest.mark.slow, id=name)
+            for name, launcher in (("basic", []), ("ray", RAY), ("submitit", ["hydra/launcher=submitit_local"]))
+        ),
+    ],
+)
+def test_two_processes_give_the_weights_of_one(small, small_overrides, console, tmp_path, multirun):
+    run(small(*CELLS, f"results_dir={tmp_path / 'one'}"), console)
+    done = train(tmp_path / "two", *DDP, *multirun, *small_overrides, *CELLS, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    one, two = kept(tmp_path / "one"), kept(tmp_path / "two")
+    assert one.keys() == two.keys()
+    for scope, path in one.items():
+        mine, other = (
+            json.loads(p.read_text()) for p in (path, two[scope].parent.parent / path.parent.name / path.name)
+        )
+        assert mine["settings"] == other["settings"]
+        for split in ("train", "val", "test"):
+            assert mine["metrics"][split] == pytest.approx(other["metrics"][split], abs=1e-4)
+        weights = load_file(path.parent / "weights.safetensors")
+        for name, tensor in load_file(two[scope].parent.parent / path.parent.name / "weights.safetensors").items():
+            assert (tensor - weights[name]).abs().max() < 1e-5, name
+
+
+@pytest.mark.slow
+def test_stopped_it_goes_on_and_ends_as_if_it_had_not_been(small_overrides, tmp_path):
+    overrides = [*DDP, *small_overrides, *CELLS, "trainer.max_epochs=12"]
+    assert train(tmp_path / "unbroken", *overrides).returncode == 0
+    command = [*TRAIN, *overrides, f"results_dir={tmp_path / 'broken'}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        while not running.stdout.readline().startswith("epoch 2/"):
+            assert running.poll() is None
+        running.send_signal(signal.SIGTERM)
+        errors = running.communicate(timeout=60)[1]
+    assert running.returncode == 128 + signal.SIGTERM, errors
+    assert list(tmp_path.rglob("*.ckpt"))
+    assert not kept(tmp_path / "broken")
+    again = train(tmp_path / "broken", *overrides)
+    assert again.returncode == 0, again.stderr
+    assert "going on from the checkpoint" in again.stdout
+    broken = kept(tmp_path / "broken")
+    for scope, path in kept(tmp_path / "unbroken").items():
+        mine, other = (json.loads(p.read_text())["metrics"] for p in (path, broken[scope]))
+        assert mine == other
+        first, second = (load_file(p.parent / "weights.safetensors") for p in (path, broken[scope]))
+        assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def test_wrong_input_is_said_once(small_overrides, tmp_path):
+    done = train(tmp_path, *DDP, *small_overrides, "block=99")
+    assert done.returncode == 2
+    (sentence,) = done.stderr.strip().splitlines()
+    assert "block=99 is out of range" in sentence
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["trainer.devices=2"], "several devices share a run with trainer=ddp"),
+        (["trainer=ddp", "trainer.strategy=fsdp"], "trainer.strategy=fsdp does not know of cells side by side"),
+        (["trainer=ddp", "trainer.devices=0"], "trainer.devices=0 must be a number of devices"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(small, console, overrides, message):
+    with pytest.raises(InputError, match=message):
+        run(small(*overrides), console)
