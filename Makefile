@@ -1,4 +1,4 @@
-# `make` alone lists the targets. Everything runs in .venv, which is made when first needed.
+# `make` alone lists the targets. Everything runs in .venv, which is created when first needed.
 SHELL := /bin/sh
 PYTHON ?= python3
 BIN := .venv/bin
@@ -6,12 +6,12 @@ DATA ?= $(or $(BLOCKWISE_DATA),data)
 
 .DEFAULT_GOAL := help
 
-.PHONY: help demo report table-demo tables table-flowers102 table-caltech101 table-tf_flowers bench profile test test-all lint format clean
+.PHONY: help demo report table-demo tables table-flowers102 table-caltech101 table-tf_flowers bench profile test test-all lint format docs clean
 
 help: ## list these targets
-	@grep -hE '^[a-z0-9_-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
+	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# Two stamps, so that the demo need not wait for test tools; each is renewed when the dependencies change.
+# Two stamps, so that the demo does not wait for test tools. Each is renewed when pyproject.toml changes.
 .venv/.demo: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable '.[demo,report]'
@@ -22,40 +22,28 @@ help: ## list these targets
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@ .venv/.demo
 
-demo: .venv/.demo ## train every block of EfficientNet-Lite0 on digits, beside both baselines (about a minute)
+demo: .venv/.demo ## train every block of EfficientNet-Lite0 and both baselines on digits (about a minute)
 	$(BIN)/python train.py model=efficientnet_lite0 data=digits block=all
 
-PAPER := $(BIN)/python train.py -m --config-dir experiments
-# the table of what is recorded, also where some jobs have failed; a plan records nothing
-TABLE = status=$$?; $(if $(findstring plan=true,$(ARGS)),exit $$status;) $(BIN)/blockwise table results/paper/$(1) --backbones \
-	--out experiments/paper/results/$(1).md --out experiments/paper/results/$(1).csv && exit $$status
-
-table-flowers102: ## reproduce the paper's table of Oxford Flowers 102: fifteen backbones
-table-caltech101: ## the same of Caltech-101
+table-flowers102: ## reproduce the paper's table for Oxford Flowers 102: fifteen backbones
+table-caltech101: ## the same for Caltech-101
 table-tf_flowers: ## the preprint's experiment: five backbones
-table-flowers102 table-caltech101 table-tf_flowers: table-%: .venv/.demo
-	@$(PAPER) +paper=$* data.root=$(if $(filter tf_flowers,$*),$(DATA)/flower_photos,$(DATA)) $(ARGS); $(call TABLE,$*)
+table-demo: ## a table of small runs: ten minutes on two cores, without a network
+table-flowers102 table-caltech101 table-tf_flowers table-demo: table-%: .venv/.demo
+	$(BIN)/python experiments/paper/table.py $* --data $(DATA) $(ARGS)
 
-tables: table-flowers102 table-caltech101 table-tf_flowers ## all three (days on one GPU; ARGS='plan=true': what it takes)
+tables: table-flowers102 table-caltech101 table-tf_flowers ## all three (days on one GPU; ARGS='plan=true' shows the cost)
 
-table-demo: .venv/.demo ## the same table for what two cores can do in ten minutes, without a network
-	@$(PAPER) +paper=demo model=efficientnet_lite0 data=digits; one=$$?; \
-	$(PAPER) +paper=demo model=timm model.name=test_resnet,test_efficientnet model.pretrained=false data=digits \
-		data.image_size=32 partition.num_blocks=8 || one=1; \
-	if [ -d $(DATA)/caltech101 ]; then $(PAPER) +paper=demo model=efficientnet_lite0 data=caltech101 data.root=$(DATA) \
-		data.image_size=96 data.train_per_class=5 data.val_per_class=1 data.test_per_class=2 seed=0 || one=1; fi; \
-	(exit $$one); $(call TABLE,demo)
-
-report: .venv/.demo ## write a page of tables, statistics and figures to report/ (RESULTS: where the records are)
+report: .venv/.demo ## write a page of tables, statistics and figures to report/ (RESULTS: folder of the records)
 	$(BIN)/blockwise report $(or $(RESULTS),results) --out report
 
-bench: .venv/.demo ## time a sweep against plain and tuned Lightning (5 minutes; FULL=1: hours; DATA: holds caltech101/)
+bench: .venv/.demo ## time a sweep against plain and tuned Lightning (5 minutes; FULL=1: hours; DATA: folder of caltech101/)
 	$(BIN)/python experiments/speed/bench.py --data $(DATA) $(if $(FULL),--full)
 
 profile: .venv/.demo ## show where the time of one training step goes
 	$(BIN)/python experiments/speed/profile_step.py model=efficientnet_lite0
 
-# a process a core, and one thread for each: two threads on networks this small wait for one another
+# One process per core with one thread each: on networks this small, threads mostly wait for one another.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
 
 test: .venv/.dev ## run the tests
@@ -64,14 +52,18 @@ test: .venv/.dev ## run the tests
 test-all: .venv/.dev ## run the slow tests too, with coverage
 	$(PYTEST) -m 'slow or not slow' --cov --cov-report=term-missing:skip-covered
 
-lint: .venv/.dev ## check style, formatting and types
+lint: .venv/.dev ## check style, formatting, types and which modules may import which
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
-format: .venv/.dev ## mend style and formatting
+format: .venv/.dev ## fix style and formatting
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-clean: ## remove what is built and cached; results stay
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
+docs: .venv/.dev ## build the documentation site in docs/_build/html
+	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
+
+clean: ## remove .venv, builds and caches; results stay
+	rm -rf .venv build dist docs/_build docs/reference/config docs/tutorials/*.ipynb .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov

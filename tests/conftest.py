@@ -1,4 +1,4 @@
-"""Fixtures: a small network with everything that makes cutting hard, and real configs made small."""
+"""Fixtures: a small network with everything that makes cutting hard, and real configs with small settings."""
 
 import os
 from io import StringIO
@@ -16,7 +16,7 @@ from blockwise.config.compose import compose_config
 
 
 class StubNetwork(nn.Module):
-    """Residuals, functional activation and pool, an in-place activation, dropout, and a parameter of its own."""
+    """Residuals, functional activation and pooling, an in-place activation, dropout, and a parameter outside layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ def stub_layers(stub):
 
 @pytest.fixture
 def realistic():
-    """Give the norms of a network statistics and weights that a trained network might have."""
+    """Set the statistics and weights of a network's norms to values that a trained network might have."""
 
     def change(network: nn.Module) -> nn.Module:
         torch.manual_seed(1)
@@ -87,13 +87,13 @@ SMALL = [
 
 @pytest.fixture
 def small_overrides(tmp_path):
-    """The same, for a command line."""
+    """The small settings as command-line overrides."""
     return [*SMALL, "partition.num_blocks=3", f"cache.folder={tmp_path / 'cache'}"]
 
 
 @pytest.fixture
 def small(tmp_path):
-    """Compose the real config, made small; results go to a folder of the test's own."""
+    """Compose the real config with small settings; results go to the test's temporary folder."""
 
     def compose(*overrides: str) -> DictConfig:
         partition = [] if any(o.startswith("partition=") for o in overrides) else ["partition.num_blocks=3"]
@@ -105,14 +105,14 @@ def small(tmp_path):
 
 @pytest.fixture
 def console():
-    """A terminal that is none, 100 characters wide, and remembers what was printed."""
+    """A fake terminal, 100 characters wide, that records the output."""
     return Console(width=100, record=True, file=StringIO())
 
 
 @pytest.fixture
 def photographs() -> Path:
-    """The folder of real photographs that BLOCKWISE_DATA names."""
+    """The folder of real photographs in BLOCKWISE_DATA."""
     folder = os.environ.get("BLOCKWISE_DATA")
     if not folder:
-        pytest.skip("BLOCKWISE_DATA names no folder of photographs")
+        pytest.skip("BLOCKWISE_DATA is not set to a folder of photographs")
     return Path(folder)

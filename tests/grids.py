@@ -1,4 +1,4 @@
-"""Records of made-up grids, whose answers are known."""
+"""Records of made-up grids with known answers."""
 
 import json
 from collections.abc import Callable
@@ -14,12 +14,12 @@ Accuracy = Callable[[str, str, str, int], float]
 
 
 def as_record(content: dict) -> Record:
-    """A record with this content of `record.json`."""
+    """Return the record with this content of `record.json`."""
     return Record.from_json(json.dumps(content))
 
 
 def record(scope, accuracy, *, val=None, backbone="net00", data="flowers", seed=0, num_blocks=12, **changes) -> Record:
-    """A record as a run would have written it; `accuracy` is that on test, `changes` replace keys of cell or record."""
+    """Return a record; `accuracy` is the test accuracy, and `changes` replace keys of the cell or the record."""
     block = int(scope) if scope.isdigit() else None
     blocks = list(range(num_blocks)) if scope == "full" else [] if block is None else [block]
     blocks = changes.pop("blocks", blocks)
@@ -71,12 +71,12 @@ def record(scope, accuracy, *, val=None, backbone="net00", data="flowers", seed=
 
 
 def diverged(one: Record) -> Record:
-    """The record of the same cell if it had diverged."""
+    """Return the same record with the status `diverged`."""
     return replace(one, status="diverged", metrics=MetricsEntry(), best_epoch=None)
 
 
 def grid(accuracy: Accuracy, *, backbones=BACKBONES, data=("flowers",), seeds=(0, 1, 2), num_blocks=12, noise=0.002):
-    """All cells of a grid; `accuracy` of backbone, data set, scope and seed, and some noise, the same every time."""
+    """Return all records of a grid: `accuracy(backbone, data set, scope, seed)` plus noise with a fixed seed."""
     random = np.random.default_rng(0)
     scopes = ("head", *map(str, range(num_blocks)), "full")
     return [
@@ -96,27 +96,27 @@ def grid(accuracy: Accuracy, *, backbones=BACKBONES, data=("flowers",), seeds=(0
 
 
 def peaked(backbone: str, data: str, scope: str, seed: int) -> float:
-    """The claims are true: a block beats both baselines, another one for each backbone, all of quarter 4 do."""
+    """An accuracy for which the claims are true: the best block differs by backbone, and quarter 4 beats baselines."""
     if scope in ("head", "full"):
-        return 0.80 + 0.01 * ((7 * seed + len(scope)) % 3)  # and their seeds differ
+        return 0.80 + 0.01 * ((7 * seed + len(scope)) % 3)  # baselines vary over seeds
     best = 6 + int(backbone[3:]) % 6
     return 0.92 - 0.005 * abs(int(scope) - best)
 
 
 def lower(backbone: str, data: str, scope: str, seed: int) -> float:
-    """As `peaked`, with room for noise below an accuracy of 1."""
+    """Like `peaked`, but low enough for noise to stay below an accuracy of 1."""
     return peaked(backbone, data, scope, seed) - 0.4
 
 
 def flat(backbone: str, data: str, scope: str, seed: int) -> float:
-    """The claims are false: nothing beats full fine-tuning, block 0 is the best everywhere, and spreads most."""
+    """An accuracy for which the claims are false: `full` is best, block 0 is always the best block and varies most."""
     if scope in ("head", "full"):
         return {"head": 0.80, "full": 0.95}[scope]
     return 0.85 - 0.01 * int(scope) + 0.02 * (seed - 1)
 
 
 def save(records, folder):
-    """Write records where a run would have written them, with a history and predictions."""
+    """Write records to a results folder, with a history and predictions, as a run does."""
     store = ResultStore(folder)
     random = np.random.default_rng(0)
     names = ["daisy", "iris", "poppy", "rose & co", "tulip_2"]

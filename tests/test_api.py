@@ -1,4 +1,4 @@
-"""The package from Python."""
+"""The Python API."""
 
 import copy
 import csv
@@ -106,24 +106,24 @@ def test_what_was_trained_is_a_plain_network(backbone, loaders, tmp_path, scope)
         assert predicted == [line["predicted"] for line in csv.DictReader(file)]
     other = load_backbone("timm:test_efficientnet", pretrained=False, image_size=32)
     if scope != "head":
-        with pytest.raises(InputError, match="was trained on another network than test_efficientnet"):
+        with pytest.raises(InputError, match="was trained on a network other than test_efficientnet"):
             fine_tuned(other, record)
     Path(record["folder"], "weights.safetensors").unlink()
-    with pytest.raises(InputError, match="holds no weights"):
+    with pytest.raises(InputError, match="contains no weights"):
         fine_tuned(backbone, record)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda b, p, d: load_backbone("vgg61"), "no model is named vgg61"),
+        (lambda b, p, d: load_backbone("vgg61"), "there is no model vgg61"),
         (lambda b, p, d: load_backbone(StubNetwork()), "needs name= and image_size="),
         (lambda b, p, d: make_partition(b, num_blocks=99), "partition.num_blocks=99 does not fit"),
         (lambda b, p, d: make_partition(b, "halves"), "there is no partitioner 'halves'"),
         (lambda b, p, d: train_scopes(b, p, 7, d, classes=TEN), "block=7 is out of range"),
         (lambda b, p, d: train_scopes(b, p, [0, "top2"], d, classes=TEN), "top2 needs 2 single blocks"),
         (lambda b, p, d: train_scopes(b, p, 0, {"train": d["train"]}, classes=TEN), "data lacks val, test"),
-        (lambda b, p, d: read_records("/nowhere"), "holds no records"),
+        (lambda b, p, d: read_records("/nowhere"), "contains no records"),
     ],
 )
 def test_wrong_input_is_one_sentence(backbone, loaders, call, message):
@@ -141,30 +141,30 @@ IMAGES, LABELS = torch.randn(20, 3, 32, 32), torch.arange(20) % 10
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"max_epochs": 0}, "max_epochs=0 must be a whole number"),
-        ({"max_epochs": 1.5}, "max_epochs=1.5 must be a whole number"),
+        ({"max_epochs": 0}, "max_epochs=0 must be an integer"),
+        ({"max_epochs": 1.5}, "max_epochs=1.5 must be an integer"),
         ({"lr": -1}, "lr=-1.0 must be a number greater than 0"),
         ({"lr": "abc"}, "lr=abc must be a number greater than 0"),
         ({"lr": float("nan")}, "lr=nan must be a number greater than 0"),
         ({"lr": []}, r"lr=\[\] trains nothing"),
-        ({"lr": [1e-3, 1e-3]}, "names a learning rate twice"),
-        ({"seed": -1}, "seed=-1 must be a whole number"),
+        ({"lr": [1e-3, 1e-3]}, "lists a learning rate twice"),
+        ({"seed": -1}, "seed=-1 must be an integer"),
         ({"seed": 2**40}, "is too large"),
-        ({"patience": 0}, "patience=0 must be a whole number"),
+        ({"patience": 0}, "patience=0 must be an integer"),
         ({"norm": "bogus"}, "norm=bogus is unknown"),
         ({"data_name": "../../evil"}, "data_name=../../evil must be a name"),
-        ({"classes": "ab"}, "two or more names"),
-        ({"classes": ["a", "a"]}, "each of them once"),
-        ({"classes": TEN[:5]}, "labels of train must lie between 0 and 4"),
-        ({"optimizer": "adam"}, "makes no optimizer"),
+        ({"classes": "ab"}, "two or more different names"),
+        ({"classes": ["a", "a"]}, "two or more different names"),
+        ({"classes": TEN[:5]}, "train labels must be between 0 and 4"),
+        ({"optimizer": "adam"}, "cannot be called with parameter groups"),
         ({"accelerator": "bogus"}, "Lightning's trainer refuses its settings"),
-        ({"data": None}, "data must be a LightningDataModule, or DataLoaders"),
+        ({"data": None}, "data must be a LightningDataModule, or a mapping of DataLoaders"),
         ({"data": {"test": None}}, "data lacks test"),
-        ({"data": {"val": of([])}}, r"data\['val'\] gives no batch"),
-        ({"data": {"val": 3}}, r"data\['val'\] gives no batch"),
-        ({"data": {"train": of(IMAGES)}}, "must be a pair of tensors"),
+        ({"data": {"val": of([])}}, r"data\['val'\] yields no batch"),
+        ({"data": {"val": 3}}, r"data\['val'\] yields no batch"),
+        ({"data": {"train": of(IMAGES)}}, "must be pairs of tensors"),
         ({"data": {"train": of(TensorDataset(IMAGES[:, :1], LABELS))}}, r"shape \(batch, 3, 32, 32\)"),
-        ({"data": {"test": of(TensorDataset(IMAGES.byte(), LABELS))}}, "must be floating point numbers"),
+        ({"data": {"test": of(TensorDataset(IMAGES.byte(), LABELS))}}, "must be floating-point tensors"),
         ({"data": {"test": of(TensorDataset(IMAGES, LABELS.float()))}}, r"must be torch.long of shape \(batch,\)"),
         ({"data": {"val": of(TensorDataset(IMAGES, LABELS[:, None]))}}, r"must be torch.long of shape \(batch,\)"),
     ],
@@ -180,14 +180,14 @@ def test_what_cannot_be_right_is_refused_before_anything_trains(backbone, loader
 def test_what_gives_no_result_is_not_recorded(backbone, loaders, tmp_path):
     partition = make_partition(backbone, num_blocks=3)
     for limit, missing in (("limit_test_batches", "test"), ("limit_val_batches", "training and validation")):
-        with pytest.raises(InputError, match=f"1 has no result: there was no batch for {missing}"):
+        with pytest.raises(InputError, match=f"1 has no result: there were no batches for {missing}"):
             train_scopes(backbone, partition, 1, loaders, results_dir=tmp_path, **QUICK, **{limit: 0})
     assert not list(tmp_path.rglob("record.json"))
 
 
 def test_a_partition_of_another_network_is_refused(backbone, loaders, tmp_path):
     other = load_backbone("timm:test_efficientnet", pretrained=False, image_size=32)
-    with pytest.raises(InputError, match="the partition is not of test_efficientnet"):
+    with pytest.raises(InputError, match="the partition does not belong to test_efficientnet"):
         train_scopes(other, make_partition(backbone, num_blocks=3), 1, loaders, results_dir=tmp_path, **QUICK)
 
 
@@ -202,11 +202,14 @@ def test_numbers_of_numpy_are_numbers(backbone, loaders, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model": None}, "neither the name of a model nor a network"),
+        ({"model": None}, "neither a model name nor a network"),
         ({"model": StubNetwork(), "name": "a/b", "image_size": 32}, "name=a/b must be a name"),
-        ({"model": StubNetwork(), "name": "stub", "image_size": -3}, "image_size=-3 must be a whole number"),
+        ({"model": StubNetwork(), "name": "stub", "image_size": -3}, "image_size=-3 must be an integer"),
         ({"model": torch.nn.Conv2d(3, 8, 3), "name": "conv", "image_size": 32}, r"not \(2, 8, 30, 30\)"),
-        ({"model": torch.nn.Linear(3, 8), "name": "linear", "image_size": 32}, "does not take images of 32 pixels"),
+        (
+            {"model": torch.nn.Linear(3, 8), "name": "linear", "image_size": 32},
+            "cannot process images of 32 x 32 pixels",
+        ),
     ],
 )
 def test_a_network_that_is_none_is_refused(options, message):

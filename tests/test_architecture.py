@@ -1,4 +1,4 @@
-"""The layout: imports run one way, and no folder grows too large."""
+"""The layout: imports go one way only, and no folder grows too large."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Real processes: what a user types, what comes back, and with which exit status."""
+"""The command line in real processes: output, files and exit status."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import SMALL
 
+from blockwise.cli import main
 from blockwise.config.compose import CONFIG_DIR
 
 TRAIN = [sys.executable, "-m", "blockwise", "train"]
@@ -43,7 +44,7 @@ def test_a_multirun_keeps_blocks_together_and_names_every_failure(tmp_path):
     done = call(*TRAIN, *[o for o in QUICK if not o.startswith("partition")], *overrides, folder=tmp_path)
     assert done.returncode == 1
     assert scopes(tmp_path) == ["0", "1"]
-    assert " ".join(done.stdout.split()).count("2 cells, 0 of them recorded") == 1
+    assert " ".join(done.stdout.split()).count("2 cells, 0 of them already recorded") == 1
     assert "1 of 2 jobs failed:" in done.stderr
     assert done.stderr.count("partition.num_blocks=99 does not fit") == 2  # when it happened, and in the ledger
     assert "Traceback" not in done.stderr
@@ -62,13 +63,25 @@ def test_a_multirun_keeps_blocks_together_and_names_every_failure(tmp_path):
         (["-m", "model=vgg16,vgg61"], "Did you mean 'vgg16'?"),
     ],
 )
-def test_wrong_input_is_one_sentence_and_no_traceback(tmp_path, overrides, message):
-    done = call(*TRAIN, *overrides, folder=tmp_path)
-    assert done.returncode == 2
-    (sentence,) = done.stderr.strip().splitlines()
+def test_wrong_input_is_one_sentence(tmp_path, monkeypatch, capsys, overrides, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    for name in ("HYDRA_FULL_ERROR", "WANDB_ERROR_REPORTING"):
+        monkeypatch.setenv(name, "1")  # the command line sets them, for its whole process
+    with pytest.raises(SystemExit) as ended:
+        main(["train", *overrides])
+    assert ended.value.code == 2
+    (sentence,) = capsys.readouterr().err.strip().splitlines()[-1:]
     assert sentence.startswith("error: ")
     assert message in sentence
     assert not list(tmp_path.rglob("record.json"))
+
+
+def test_wrong_input_leaves_no_traceback(tmp_path):
+    done = call(*TRAIN, *QUICK, "block=7", folder=tmp_path)
+    assert done.returncode == 2
+    (sentence,) = done.stderr.strip().splitlines()
+    assert sentence.startswith("error: block=7 is out of range")
 
 
 def _interrupt_after_epochs(command, folder, count):
@@ -92,7 +105,7 @@ def test_ctrl_c_keeps_what_is_trained_and_the_same_command_goes_on(tmp_path):
     long = [*TRAIN, *(o for o in QUICK if "epochs" not in o), "trainer.max_epochs=5000", "block=head", "seed=1"]
     epochs, errors = _interrupt_after_epochs(long, tmp_path, 3)
     assert epochs == [1, 2, 3]
-    assert errors.strip().splitlines()[-1].startswith("interrupted: what was trained so far is kept")
+    assert errors.strip().splitlines()[-1].startswith("interrupted: progress is saved")
     assert "Traceback" not in errors
     assert scopes(tmp_path) == ["head"], "what had been recorded before"
     again, _ = _interrupt_after_epochs(long, tmp_path, 1)
@@ -115,6 +128,12 @@ def test_tables_do_not_wait_for_torch():
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
         == "False"
     )
+
+
+def test_inspect_does_not_wait_for_wandb():
+    code = "import sys; from blockwise.cli import main; main(['inspect', 'test_resnet', '--json'])"
+    code += "; sys.exit('wandb' in sys.modules or 'torch' not in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
 @pytest.mark.slow

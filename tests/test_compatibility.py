@@ -1,4 +1,4 @@
-"""Records that an earlier version wrote are found, skipped, tabled and reported as it did; see fixtures/README.md."""
+"""Records of an earlier version are found, skipped and reported as in that version; see fixtures/README.md."""
 
 import shutil
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_the_same_command_trains_nothing(tmp_path, console, command):
     records = study.train()
     text = " ".join(console.export_text().split())
     assert len(records) == len(study.cells())
-    assert ", 0 of them recorded" not in text
+    assert ", 0 of them already recorded" not in text
     assert "epoch" not in text
     assert {path: path.read_bytes() for path in tmp_path.rglob("record.json")} == before
 

@@ -1,4 +1,4 @@
-"""Every experiment that is committed: its grid is what it says, and one of its jobs runs, made small."""
+"""Every committed experiment: its grid matches its description, and one small job of it runs."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ FILES = [*sorted((EXPERIMENTS / "paper").glob("*.yaml")), *sorted((CONFIG_DIR / 
 
 
 def chosen(path: Path) -> list[str]:
-    """How the command line names an experiment."""
+    """Return the command-line arguments of an experiment."""
     if path.parent.name == "experiment":
         return [f"experiment={path.stem}"]
     return [f"hydra.searchpath=[file://{EXPERIMENTS}]", f"+paper={path.stem}"]
@@ -25,7 +25,7 @@ def axes(path: Path) -> dict:
 
 
 def jobs():
-    """Every experiment with each of its partitions; a block a layer makes many cells."""
+    """All experiments with each of their partitions; one block per layer gives many cells."""
     for path in FILES:
         for partition in axes(path).get("partition", ["segment"]):
             marks = [pytest.mark.slow] if partition == "layer" else []

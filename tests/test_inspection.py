@@ -38,15 +38,15 @@ def test_any_model_and_any_partition(model, overrides, blocks):
 @pytest.mark.parametrize(
     ("model", "overrides", "message"),
     [
-        ("resnet81", [], "no model is named resnet81.*Did you mean 'resnet"),
-        ("mobilenetv5_300m_enc", [], "is no classifier"),
+        ("resnet81", [], "there is no model resnet81.*Did you mean 'resnet"),
+        ("mobilenetv5_300m_enc", [], "is not a classifier"),
         (
             "vgg11",
             ["partition.num_blocks=12"],
             "the backbone has 10 segments, so choose 1 to 10, or null",
         ),
         ("vgg16", ["partition=windw"], "Did you mean 'window'"),
-        ("torchvision:vgg61", [], "no model is named"),
+        ("torchvision:vgg61", [], "there is no model"),
     ],
 )
 def test_what_cannot_be_inspected(model, overrides, message):

@@ -1,4 +1,4 @@
-"""`make` lists its targets, each of them parses, and the paper's grids are the commands that they should be."""
+"""`make` lists its targets, all of them parse, and the paper's grids run the right commands."""
 
 import importlib.util
 import shutil
@@ -91,7 +91,7 @@ def test_a_plan_has_no_table(table, grid, tmp_path):
     ("statuses", "status", "calls"),
     [
         ([0, 0], 0, 2),
-        ([1, 0], 1, 2),  # some jobs failed: the others are tabled
+        ([1, 0], 1, 2),  # some jobs failed: the table of the others is written
         ([0, 2], 2, 2),
         ([1, 2], 1, 2),
         ([130, 0], 130, 1),  # Ctrl-C ends it all

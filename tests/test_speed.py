@@ -1,4 +1,4 @@
-"""The benchmark: its contenders run and train the same parameters, its table says what was measured."""
+"""The benchmark: its contenders run and train the same parameters, and its table shows the measurements."""
 
 import json
 import subprocess
@@ -82,7 +82,7 @@ def test_peers_train_the_same_parameters(small, console):
         trained = tuple(f"{layer.name}." for layer in layers)
         changed = {name for name, t in peer.backbone.state_dict().items() if not torch.equal(t, before[name])}
         assert all(name in expected or name.startswith(trained) for name in changed)
-        # some do not change: timm's residual branches begin at zero
+        # some do not change, since timm initializes residual branches with zero
         assert {name for name, p in peer.backbone.named_parameters() if p.grad is not None} == expected
         assert bool(changed) == bool(expected)
 
@@ -102,7 +102,7 @@ def test_the_table_says_what_was_measured(tmp_path):
     ]
     report(runs, [*COMMON, "trainer.max_epochs=3"], tmp_path)
     text = (tmp_path / "speed.md").read_text()
-    assert "| net | plain Lightning, one fit a cell | 100 (90 to 110) | 10.0 x | 2.00 GB |" in text
+    assert "| net | plain Lightning, one fit per cell | 100 (90 to 110) | 10.0 x | 2.00 GB |" in text
     assert "1.25 of the floor" in text
     assert "1.25 times that" in text
     assert "3 epoch(s)" in text

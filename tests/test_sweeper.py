@@ -1,4 +1,4 @@
-"""Which jobs a multirun makes of its axes."""
+"""The jobs that a multirun makes from its axes."""
 
 import pytest
 from conftest import SMALL
@@ -11,7 +11,7 @@ from blockwise.config.compose import CONFIG_DIR, CONFIG_NAME
 
 @pytest.fixture
 def jobs():
-    """Return the jobs that a command line makes, each a list of overrides."""
+    """Return the jobs of a command line, each a list of overrides."""
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.utils import create_config_search_path
     from hydra.core.global_hydra import GlobalHydra

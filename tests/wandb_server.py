@@ -1,4 +1,4 @@
-"""A server on the loopback interface that speaks as much of W&B's protocol as runs need, and keeps what it hears."""
+"""A fake W&B server on the loopback interface: the part of the protocol that runs need; it stores all requests."""
 
 import gzip
 import json
@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class Run:
-    """What a run has sent."""
+    """The data sent by a run."""
 
     name: str = ""
     group: str = ""
@@ -85,7 +85,7 @@ class Server(ThreadingHTTPServer):
         }
 
     def stream(self, name: str, sent: dict) -> None:
-        """Take in a piece of a run's history and summary."""
+        """Store a part of a run's history and summary."""
         run = self.runs[name]
         for file, part in (sent.get("files") or {}).items():
             lines = [json.loads(line) for line in part["content"]]

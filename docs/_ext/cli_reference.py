@@ -3,35 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
-from unittest.mock import patch
 
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-
-class _Caught(Exception):  # noqa: N818 (no error: it carries the parser out of `main`)
-    """Carries the parser that the command line has made."""
-
-    def __init__(self, parser: argparse.ArgumentParser) -> None:
-        super().__init__()
-        self.parser = parser
-
-
-def parser() -> argparse.ArgumentParser:
-    """Return the argument parser of the command `blockwise`."""
-    from blockwise.cli import main
-
-    def catch(self: argparse.ArgumentParser, *_: Any) -> None:
-        raise _Caught(self)
-
-    with patch.object(argparse.ArgumentParser, "parse_args", catch):
-        try:
-            main(["--help"])
-        except _Caught as caught:
-            return caught.parser
-    raise RuntimeError("blockwise.cli.main has made no argument parser")
+from blockwise.cli import build_parser
 
 
 def commands(parser: argparse.ArgumentParser) -> dict[str, tuple[str, argparse.ArgumentParser]]:
@@ -65,7 +42,7 @@ class CliCommands(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Return the sections."""
-        found = commands(parser())
+        found = commands(build_parser())
         text = "\n\n".join(command_section(name, *entry) for name, entry in found.items() if name != "train")
         return self.parse_text_to_nodes(text, allow_section_headings=True)
 

@@ -1,6 +1,6 @@
-"""Starts ten copies of one command at once, and counts how often each cell was trained.
+"""Start ten copies of one command at once and count how often each cell is trained.
 
-python experiments/reliability/copies.py        # about three minutes, nothing is downloaded
+python experiments/reliability/copies.py        # about three minutes, no download
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ COPIES = 10
 
 
 def main() -> None:
-    """Run the copies, count, compare."""
+    """Run the copies and compare their records with those of an uninterrupted run."""
     with tempfile.TemporaryDirectory() as folder:
         unbroken, results = Path(folder) / "unbroken", Path(folder) / "results"
         finish(unbroken)
@@ -25,7 +25,7 @@ def main() -> None:
         outputs = [copy.communicate()[0] for copy in copies]
         codes = [copy.returncode for copy in copies]
         trained: Counter[str] = Counter()
-        for output in outputs:  # after the first epoch, a run that trains names its cells and their accuracies
+        for output in outputs:  # after the first epoch, a run prints the cells that it trains and their accuracies
             for line in output.splitlines():
                 if line.startswith("epoch 1/"):
                     trained.update(line.split()[2::2])

@@ -1,6 +1,6 @@
-"""Fills the disk of a small grid at random moments, makes room, starts it again, and compares with an unbroken run.
+"""Fill the disk of a small grid at random times, free it, start the grid again, and compare with an uninterrupted run.
 
-sudo python experiments/reliability/full_disk.py        # about six minutes; mounts a tmpfs, hence root
+sudo python experiments/reliability/full_disk.py        # about six minutes; needs root to mount a tmpfs
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MOMENTS = 10
 
 
 def main() -> None:
-    """Fill, make room, go on, compare."""
+    """Run the grid with a full disk ten times, and count missing and different records."""
     random.seed(0)
     runs = []
     with tempfile.TemporaryDirectory() as folder:
@@ -32,7 +32,7 @@ def main() -> None:
             subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk)], check=True)
             try:
                 said = _fill(disk, random.uniform(0.2, 0.9) * longest)
-                if said is None:  # it had come to its end before
+                if said is None:  # the grid ended before the disk was full
                     continue
                 between = verdict(kept(unbroken), kept(disk / "results"))
                 finish(disk / "results")
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def _fill(disk: Path, seconds: float) -> str | None:
-    """Run the grid, fill its disk after so many seconds, and return the last line that it said before it failed."""
+    """Run the grid and fill its disk after `seconds`; return the grid's last message, or None if it did not fail."""
     process = start(disk / "results")
     time.sleep(seconds)
     filler = disk / "filler"

@@ -1,4 +1,4 @@
-"""The small grid that is killed, starved and run many times over: two jobs of five cells, no download."""
+"""The small grid of the reliability experiments: two jobs of five cells, no download."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ OWN_TO_A_RUN = {"seconds", "peak_memory_bytes", "provenance"}
 
 
 def start(results: Path, *overrides: str) -> subprocess.Popen[str]:
-    """Start the grid in a process of its own."""
+    """Start the grid in a new process."""
     command = [sys.executable, "train.py", *OVERRIDES, f"results_dir={results}", *overrides]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def finish(results: Path) -> None:
-    """Run the grid to its end."""
+    """Run the grid and wait for its end; exit if it fails."""
     process = start(results)
     output = process.communicate()[0]
     if process.returncode:
@@ -43,20 +43,20 @@ def finish(results: Path) -> None:
 
 
 def kept(results: Path) -> dict[str, tuple]:
-    """Return what is kept of every cell, byte for byte, but for what differs between any two runs."""
-    found = {}
+    """Return record, history and weights of every cell, without the fields that differ between any two runs."""
+    cells = {}
     for path in sorted(results.rglob("record.json")):
         record = {key: value for key, value in json.loads(path.read_text()).items() if key not in OWN_TO_A_RUN}
         files = [(path.parent / name).read_bytes() for name in ("history.csv", "weights.safetensors")]
-        found[str(path.relative_to(results))] = (record, *files)
-    return found
+        cells[str(path.relative_to(results))] = (record, *files)
+    return cells
 
 
-def verdict(expected: dict[str, tuple], found: dict[str, tuple]) -> dict[str, int]:
-    """Count the cells that are as they should be, missing, different, and too many."""
+def verdict(expected: dict[str, tuple], actual: dict[str, tuple]) -> dict[str, int]:
+    """Count the cells that are identical to the expected ones, missing, different, or duplicated."""
     return {
-        "identical": sum(found.get(cell) == kept for cell, kept in expected.items()),
-        "missing": len(expected.keys() - found.keys()),
-        "different": sum(cell in found and found[cell] != kept for cell, kept in expected.items()),
-        "doubled": len(found.keys() - expected.keys()),
+        "identical": sum(actual.get(cell) == content for cell, content in expected.items()),
+        "missing": len(expected.keys() - actual.keys()),
+        "different": sum(cell in actual and actual[cell] != content for cell, content in expected.items()),
+        "doubled": len(actual.keys() - expected.keys()),
     }

@@ -1,8 +1,8 @@
-"""Whether bfloat16 costs accuracy: every cell at three seeds, in float32 and in bfloat16.
+"""Test whether bfloat16 costs accuracy: train every cell with three seeds, in float32 and in bfloat16.
 
-    python experiments/speed/accuracy.py         # about five minutes, nothing is downloaded
+    python experiments/speed/accuracy.py         # about five minutes, no download
 
-What follows are overrides of the config: model=..., data=..., and so on; each data set has a table of its own.
+Arguments are overrides of the config: model=..., data=..., and so on. Each data set gets its own table.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FOLDER = Path("results") / "precision"
 
 
 def main() -> None:
-    """Train what is not recorded yet, and write the table."""
+    """Train the cells without a record, and write the table."""
     root = HERE.parents[1]
     data = next((word.removeprefix("data=") for word in sys.argv[1:] if word.startswith("data=")), "digits")
     for precision in PRECISIONS:
@@ -42,14 +42,14 @@ def main() -> None:
 
 def table(records: dict[str, list[dict]]) -> str:
     """Return the test accuracies as Markdown: mean and standard deviation over the seeds."""
-    found = {
+    accuracies = {
         p: {(r["cell"]["scope"], r["seed"]): 100 * r["metrics"]["test"]["top1"] for r in records[p]} for p in PRECISIONS
     }
-    scopes = list(dict.fromkeys(sorted((scope for scope, _ in found[PRECISIONS[0]]), key=_order)))
+    scopes = list(dict.fromkeys(sorted((scope for scope, _ in accuracies[PRECISIONS[0]]), key=_order)))
     lines = ["| cell | float32 | bfloat16 | difference |", "| --- | --- | --- | --- |"]
     differences, within = [], 0
     for scope in scopes:
-        tops = [[found[p][scope, seed] for seed in SEEDS] for p in PRECISIONS]
+        tops = [[accuracies[p][scope, seed] for seed in SEEDS] for p in PRECISIONS]
         difference = mean(tops[1]) - mean(tops[0])
         differences.append(difference)
         within += abs(difference) <= max(map(stdev, tops))
@@ -57,8 +57,8 @@ def table(records: dict[str, list[dict]]) -> str:
     lines += [
         "",
         f"Test accuracy in %, mean and standard deviation over seeds {', '.join(map(str, SEEDS))}. Of {len(scopes)} "
-        f"cells, {within} differ by no more than the standard deviation over the seeds; over all of them bfloat16 is "
-        f"{mean(differences):+.2f} points off.",
+        f"cells, {within} differ by no more than the standard deviation over seeds. Averaged over all cells, the "
+        f"accuracy in bfloat16 is {mean(differences):+.2f} points different.",
     ]
     return "\n".join(lines) + "\n"
 

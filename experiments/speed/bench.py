@@ -1,10 +1,10 @@
-"""Measures a whole sweep against its peers, interleaved, and writes the figures, a table and a picture.
+"""Compare the speed of a whole sweep with peers, and write the measurements, a table and a figure.
 
     python experiments/speed/bench.py            # minutes: EfficientNet-Lite0, one epoch, once
-    python experiments/speed/bench.py --full     # hours: ResNet-50 too, three epochs, three times
+    python experiments/speed/bench.py --full     # hours: also ResNet-50, three epochs, three times
 
-Every run is a process of its own, timed from its first line to its last: imports, images, training, validation after
-each epoch, test. Nothing else should run on the machine.
+Contenders take turns. Each run is a separate process; its time includes imports, images, training, validation after
+each epoch, and test. Nothing else should run on the machine.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from blockwise.results.provenance import provenance
 HERE = Path(__file__).parent
 CONTENDERS = ("plain", "tuned", "ours-fp32", "ours", "full", "floor")
 NAMES = {
-    "plain": "plain Lightning, one fit a cell",
-    "tuned": "tuned Lightning, one fit a cell",
+    "plain": "plain Lightning, one fit per cell",
+    "tuned": "tuned Lightning, one fit per cell",
     "ours-fp32": "blockwise, float32",
     "ours": "blockwise, bfloat16",
 }
 MODELS = {
     "efficientnet_lite0": ["model=efficientnet_lite0"],
-    # speed does not depend on the weights, and these cost no download
+    # speed does not depend on the weights, and random ones need no download
     "resnet50": ["model=resnet50", "model.pretrained=false"],
 }
 DATA = "data=caltech101 data.image_size=160 data.batch_size=32 data.val_per_class=1 data.test_per_class=1".split()
@@ -43,14 +43,14 @@ Run = dict[str, Any]
 
 
 def main() -> None:
-    """Run the benchmark that the command line asks for."""
+    """Run the benchmark with the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="all models, three epochs, three times")
     parser.add_argument("--models", nargs="+", choices=MODELS, help="which backbones")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--repetitions", type=int)
     parser.add_argument("--data", default=os.environ.get("BLOCKWISE_DATA", "data"), help="folder with caltech101/")
-    parser.add_argument("--out", type=Path, help="where figures go; results/small or results/full beside this file")
+    parser.add_argument("--out", type=Path, help="output folder (default: results/small or results/full)")
     options = parser.parse_args()
     models = options.models or (list(MODELS) if options.full else ["efficientnet_lite0"])
     epochs = options.epochs or (3 if options.full else 1)
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def measure(contender: str, overrides: list[str]) -> Run:
-    """Run one contender in a process of its own and return its figures."""
+    """Run one contender in a new process and return its measurements."""
     command = [sys.executable, str(HERE / "contender.py"), contender, *overrides]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -80,7 +80,7 @@ def measure(contender: str, overrides: list[str]) -> Run:
 
 
 def report(runs: list[Run], settings: list[str], out: Path) -> None:
-    """Write what was measured so far: speed.json, speed.md, speed.png."""
+    """Write the measurements so far to speed.json, speed.md and speed.png."""
     about = {"settings": settings, "machine": machine(), **provenance()}
     del about["command"]
     (out / "speed.json").write_text(json.dumps({**about, "runs": runs}, indent=2) + "\n")
@@ -89,7 +89,7 @@ def report(runs: list[Run], settings: list[str], out: Path) -> None:
 
 
 def machine() -> str:
-    """Describe the processor."""
+    """Return the name of the processor, its number of cores and the operating system."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -99,13 +99,13 @@ def machine() -> str:
 
 
 def values(runs: list[Run], model: str, contender: str, figure: str = "seconds") -> list[float]:
-    """Return a figure of all runs of a contender."""
-    found = [run.get(figure) for run in runs if run["model"] == model and run["contender"] == contender]
-    return [value for value in found if value is not None]
+    """Return one measurement, such as `seconds`, of all runs of a contender."""
+    measured = [run.get(figure) for run in runs if run["model"] == model and run["contender"] == contender]
+    return [value for value in measured if value is not None]
 
 
 def table(runs: list[Run], about: dict[str, Any]) -> str:
-    """Return the table as Markdown."""
+    """Return the measurements as a Markdown table."""
     lines = [
         "| backbone | 14 cells by | seconds (lowest to highest) | blockwise is faster by | peak memory |",
         "| --- | --- | --- | --- | --- |",
@@ -125,7 +125,7 @@ def table(runs: list[Run], about: dict[str, Any]) -> str:
             *lines,
             "",
             f"Caltech-101, 160 px, batches of 32, crop and flip, 404 training and 101 validation images, {epochs} "
-            "epoch(s); medians. Each row is a whole process. "
+            "epoch(s); medians. Each row times a whole process. "
             f"{about['machine']}; commit {commit}; {versions}.",
             "",
         ]
@@ -133,15 +133,15 @@ def table(runs: list[Run], about: dict[str, Any]) -> str:
 
 
 def _against_floor(runs: list[Run], model: str) -> list[str]:
-    """Two rows: a step against the sum of its parts, and the memory of a sweep against that of its `full` cell."""
+    """Return two rows: a step against the sum of its parts, and a sweep's memory against that of its `full` cell."""
     lines = []
     floors = values(runs, model, "floor", "floor_step_seconds")
     trained = [(r["training_seconds"], r["steps"]) for r in runs if r["model"] == model and r["contender"] == "ours"]
     if floors and trained:
         steps = [seconds / count for seconds, count in trained]
         lines.append(
-            f"| {model} | a step of blockwise, against the sum of its parts, each timed alone | {_spread(steps, 2)}, "
-            f"against {_spread(floors, 2)} | {median(steps) / median(floors):.2f} of the floor | |"
+            f"| {model} | a step of blockwise, and the sum of its parts, each timed alone | {_spread(steps, 2)} and "
+            f"{_spread(floors, 2)} | {median(steps) / median(floors):.2f} of the floor | |"
         )
     full, ours = (values(runs, model, name, "peak_memory_bytes") for name in ("full", "ours"))
     if full and ours:
@@ -162,7 +162,7 @@ def _memory(runs: list[Run], model: str, contender: str) -> str:
 
 
 def picture(runs: list[Run], path: Path) -> None:
-    """Draw the contenders' times, one panel a backbone."""
+    """Plot the contenders' times, one panel per backbone."""
     models = list(dict.fromkeys(run["model"] for run in runs))
     figure = Figure(figsize=(8, 0.6 + 1.9 * len(models)), layout="constrained")
     for axes, model in zip(figure.subplots(len(models), squeeze=False)[:, 0], models, strict=True):

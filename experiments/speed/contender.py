@@ -1,9 +1,9 @@
-"""One contender in a process of its own: trains a sweep, or one cell, and prints a line of JSON.
+"""Run one contender of the benchmark: train a sweep or one cell, and print the measurements as a line of JSON.
 
     python experiments/speed/contender.py plain model=resnet50 ...
 
-Contenders are `plain` and `tuned` (see peers.py), `ours`, `ours-fp32`, `full` (ours, the cell `full` alone) and `floor`
-(the parts of one training step, each timed alone). What follows are overrides of the config, the same for all.
+Contenders are `plain` and `tuned` (see peers.py), `ours`, `ours-fp32`, `full` (ours, only the cell `full`) and `floor`
+(the parts of one training step, each timed alone). Further arguments are overrides of the config, the same for all.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from time import perf_counter
 from typing import Any
 
 BEGIN = perf_counter()
-gc.disable()  # as the command line does while it imports; here for the peers as well
+gc.disable()  # the command line does this during imports; for a fair comparison, do it for the peers too
 
 import lightning as L  # noqa: E402 (imports are part of what a user waits for)
 import torch  # noqa: E402
@@ -48,7 +48,7 @@ Figures = dict[str, float]
 
 
 def main() -> None:
-    """Run the contender that the command line names."""
+    """Run the contender named on the command line."""
     contender, *overrides = sys.argv[1:]
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore")
@@ -61,7 +61,7 @@ def main() -> None:
         cfg = compose_config([*overrides, f"results_dir={folder}"])
         since = perf_counter()
         study = Study.from_config(cfg, Console(file=StringIO()))
-        # the peers need its splits and blocks, but not the time that it takes to cut a network into stages
+        # the peers use its splits and blocks, but do not pay for cutting the network into stages
         free = perf_counter() - since if contender in ("plain", "tuned") else 0.0
         figures = run(study, cfg)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -69,12 +69,12 @@ def main() -> None:
 
 
 def plain(study: Study, cfg: DictConfig) -> Figures:
-    """One fit a cell, as it is written by default."""
+    """Run one fit per cell with default options."""
     return _fits(study, cfg, decoded=False)
 
 
 def tuned(study: Study, cfg: DictConfig) -> Figures:
-    """One fit a cell, with what is known to be fast."""
+    """Run one fit per cell with the options that are known to be fast."""
     return _fits(study, cfg, decoded=True, precision="bf16-mixed")
 
 
@@ -118,26 +118,26 @@ def _trained(study: Study, scope: Scope) -> list[str]:
 
 
 class TimedModule(BlockwiseModule):
-    """Takes the time of training, without validation and start-up."""
+    """Measures the time of training, without validation and start-up."""
 
     training_seconds = 0.0
     steps = 0
 
     def on_train_epoch_start(self) -> None:
-        """Begin."""
+        """Start the timer."""
         self.since = perf_counter()
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Count."""
+        """Count the step."""
         TimedModule.steps += 1
 
     def on_validation_epoch_start(self) -> None:
-        """End: validation comes behind the last step of each epoch."""
+        """Stop the timer: validation follows the last step of each epoch."""
         TimedModule.training_seconds += perf_counter() - self.since
 
 
 def ours(study: Study, _cfg: DictConfig) -> Figures:
-    """Train all cells side by side: what `train.py` does."""
+    """Train all cells side by side, as `train.py` does."""
     keep_freed_memory()
     blockwise.study.study.BlockwiseModule = TimedModule  # type: ignore[misc]
     study.train()
@@ -145,7 +145,7 @@ def ours(study: Study, _cfg: DictConfig) -> Figures:
 
 
 def floor(study: Study, _cfg: DictConfig) -> Figures:
-    """Time, alone, one frozen forward pass, and each cell's forward, backward and optimizer step from its boundary."""
+    """Time the parts of a step separately: the frozen stages, and each cell's forward, backward and optimizer step."""
     step = Step(study)
     parts = {"frozen stages": _time(step.frozen)}
     for index, name in enumerate(step.names):

@@ -1,8 +1,8 @@
-"""How the time of a sweep grows: with its blocks, the size of the images, their number, the epochs.
+"""Measure how the time of a sweep grows with the number of blocks, the image size, the number of images and epochs.
 
     python experiments/speed/growth.py           # about ten minutes
 
-EfficientNet-Lite0 on Caltech-101; one thing varies at a time. Each point is a process of its own, start-up included.
+EfficientNet-Lite0 on Caltech-101; one setting varies at a time. Each point is a separate process, including start-up.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PANELS = {
 
 
 def main() -> None:
-    """Measure every point and draw."""
+    """Measure and plot all points."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=os.environ.get("BLOCKWISE_DATA", "data"), help="folder with caltech101/")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "growth")
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def draw(points: list[Run], path: Path) -> None:
-    """Draw the time against each setting."""
+    """Plot the time against each setting."""
     figure = Figure(figsize=(9, 6), layout="constrained")
     for axes, (key, (label, _)) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
         own = [point for point in points if point["setting"] == key]

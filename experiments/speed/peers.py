@@ -1,7 +1,7 @@
-"""What `blockwise` is measured against: the same sweep as a good engineer writes it with Lightning alone.
+"""The peers of the benchmark: the same sweep as a good engineer would write it with Lightning alone.
 
-One fit a cell, on the same splits, with the same blocks, head, rate, epochs and metrics. Both peers freeze as they
-should: frozen modules take no gradient and stay in inference mode.
+Both use one fit per cell, with the same splits, blocks, head, learning rate, epochs and metrics. Both freeze correctly:
+frozen modules get no gradients and stay in inference mode.
 
 - `plain`: float32; images decoded, cropped and flipped by two workers of a DataLoader.
 - `tuned`: channels last, bfloat16 autocast, a fused optimizer, images decoded once for all fits and kept as bytes.
@@ -26,7 +26,7 @@ SPLITS = ("train", "val", "test")
 
 
 class FineTuning(L.LightningModule):
-    """A backbone of which some layers train, and a new head.
+    """A backbone with some trained layers, and a new head.
 
     Args:
         backbone: Maps images to feature vectors.
@@ -34,8 +34,8 @@ class FineTuning(L.LightningModule):
         num_features: Length of the feature vectors.
         num_classes: Length of the logits.
         lr: Learning rate.
-        weight_decay: Of AdamW.
-        fused: Whether AdamW steps all parameters in one pass.
+        weight_decay: Weight decay of AdamW.
+        fused: Whether to use the fused implementation of AdamW.
     """
 
     def __init__(
@@ -93,19 +93,19 @@ class FineTuning(L.LightningModule):
 
 
 def transforms(images: ImageSpec, *, training: bool) -> v2.Compose:
-    """Return what happens to an image behind resizing."""
+    """Return the transforms after resizing: crop, flip and normalisation."""
     cut = [v2.RandomCrop(images.size), v2.RandomHorizontalFlip()] if training else [v2.CenterCrop(images.size)]
     return v2.Compose([*cut, v2.ToDtype(torch.float32, scale=True), v2.Normalize(images.mean, images.std)])
 
 
 def resize(images: ImageSpec) -> v2.Compose:
-    """Return what makes a square tensor of bytes of a Pillow image."""
+    """Return the transform from a Pillow image to a square uint8 tensor."""
     side = round(images.size / images.crop_pct)
     return v2.Compose([v2.Resize(side, v2.InterpolationMode.BICUBIC), v2.CenterCrop(side), v2.PILToTensor()])
 
 
 class Photographs(Dataset[tuple[Tensor, int]]):
-    """Images as files; decoded each time they are asked for, or once and for all."""
+    """Image files, decoded on each access or once in advance."""
 
     def __init__(self, samples: Sequence[Sample], images: ImageSpec, *, training: bool, decoded: bool) -> None:
         self.samples = samples
@@ -126,7 +126,7 @@ class Photographs(Dataset[tuple[Tensor, int]]):
 
 
 def loaders(splits: Splits, images: ImageSpec, batch_size: int, *, decoded: bool) -> dict[str, DataLoader]:
-    """Return a loader for each split; two processes read files, decoded images are near enough."""
+    """Return a loader per split; files are read by two workers, decoded images by none."""
     options = {"batch_size": batch_size, "num_workers": 0 if decoded else 2, "persistent_workers": not decoded}
     return {
         split: DataLoader(

@@ -1,9 +1,9 @@
-"""Where the time of one training step goes: a table, and a trace for Perfetto or chrome://tracing.
+"""Profile one training step: print a table, and write a trace for Perfetto or chrome://tracing.
 
     python experiments/speed/profile_step.py model=efficientnet_lite0 trainer=cpu
 
-What follows are overrides of the config. The parts add up to more than an unobserved step takes: the profiler's own
-records cost time, and new memory.
+Arguments are overrides of the config. The parts add up to more than the time of a normal step, since profiling costs
+time and memory.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ROWS = 20
 
 
 def main() -> None:
-    """Profile the step of the study that the command line names."""
+    """Profile one step of the study configured on the command line."""
     console = Console()
     cfg = compose_config(["trainer=cpu", *sys.argv[1:]])
     step = Step(Study.from_config(cfg, console))
@@ -39,7 +39,7 @@ def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     trace = OUT / f"{cfg.model.name}.json.gz"
     profiler.export_chrome_trace(str(trace))
-    console.print(_table(profiler, f"one step of {len(step.names)} cells: {1000 * seconds:.0f} ms unobserved"))
+    console.print(_table(profiler, f"one step of {len(step.names)} cells: {1000 * seconds:.0f} ms unprofiled"))
     console.print(f"Trace: {trace}")
 
 

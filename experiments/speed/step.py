@@ -1,4 +1,4 @@
-"""One training step of a sweep, to be taken apart: what `contender.py floor` times and `profile_step.py` profiles."""
+"""One training step of a sweep, in parts, for `contender.py floor` and `profile_step.py`."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Step:
                 pass
 
     def cell(self, index: int) -> None:
-        """Run one cell on from its boundary: forward, backward, optimizer."""
+        """Run one cell from its boundary: forward pass, backward pass, optimizer step."""
         network = self._module.networks[index]
         with self._autocast:
             logits = network(self._module.backbone, self._at[network.start])
@@ -57,7 +57,7 @@ class Step:
         self._optimizers[index].zero_grad()
 
     def whole(self) -> None:
-        """Run everything."""
+        """Run the whole step."""
         self.frozen()
         for index in range(len(self.names)):
             self.cell(index)

@@ -1,11 +1,12 @@
 """Which part of a pretrained network should I fine-tune?
 
-Block-wise fine-tuning (Barakat & Huang, 2023): train one block of a frozen backbone and a new head, and find out
-which block serves best, beside two baselines: head only, and everything.
+Block-wise fine-tuning (Barakat & Huang, 2023) trains one block of a frozen backbone together with a new head. It finds
+the block with the best accuracy and compares it with two baselines: head only, and full fine-tuning.
 """
 
 __version__ = "0.1.0"
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,9 +20,13 @@ if TYPE_CHECKING:
         train_scopes,
     )
     from blockwise.data import BlockwiseDataModule
+    from blockwise.results import Record
+    from blockwise.study.study import Study
 
 __all__ = [
     "BlockwiseDataModule",
+    "Record",
+    "Study",
     "fine_tuned",
     "load_backbone",
     "make_partition",
@@ -33,9 +38,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for when it is: `blockwise table` need not wait for torch."""
+    """Import a public name on first access, so that `blockwise table` need not wait for torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from blockwise import api, data
-
-    return getattr(data if name in data.__all__ else api, name)
+    places = {
+        "BlockwiseDataModule": "blockwise.data",
+        "Record": "blockwise.results",
+        "Study": "blockwise.study.study",
+    }
+    return getattr(import_module(places.get(name, "blockwise.api")), name)

@@ -1,4 +1,4 @@
-"""The package from Python: load, cut, train, read, plot.
+"""The Python API: load a backbone, cut it into blocks, train, read records, plot.
 
 >>> from blockwise import load_backbone, make_partition, plot_accuracy_by_block, read_records, train_scopes
 >>> backbone = load_backbone("timm:test_resnet", pretrained=False, image_size=32)
@@ -71,7 +71,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# records and our own display replace these
+# blockwise writes its own records and shows its own progress
 BARE = {
     "logger": False,
     "enable_checkpointing": False,
@@ -91,19 +91,19 @@ def load_backbone(
     image_size: int | None = None,
     seed: int = 0,
 ) -> Backbone:
-    """Return a network without its classifier, and the size and normalisation of its images.
+    """Load a network without its classifier, together with the size and normalisation of its input images.
 
     Args:
-        model: A name that `blockwise inspect` takes (as `vgg16`, `timm:resnet18`), or a network of your own, which maps
-            images, shape (batch, 3, size, size), to features, shape (batch, features).
-        name: Name in records; required for a network of your own.
-        pretrained: Use the weights of its library; False gives random weights.
-        checkpoint: A `.safetensors` or `.pth` file with other weights.
-        image_size: Side of the images in pixels; None uses the network's own.
+        model: A model name, such as `vgg16`, `timm:resnet18` or any other that `blockwise inspect` accepts. Or your own
+            network, which maps images, shape (batch, 3, size, size), to features, shape (batch, features).
+        name: Name of the backbone in records; required for your own network.
+        pretrained: Load pretrained weights; False initializes weights at random.
+        checkpoint: A `.safetensors` or `.pth` file to load weights from instead.
+        image_size: Side of the images in pixels; None uses the model's default.
         seed: Seed of random weights.
 
     Raises:
-        InputError: Unknown model, or weights that are missing or do not fit.
+        InputError: The model is unknown, or the weights are missing or do not fit.
     """
     image_size = api_checks.check("data.image_size", "image_size", image_size)
     seed = api_checks.check("seed", "seed", seed)
@@ -111,11 +111,11 @@ def load_backbone(
         api_checks.check("data.name", "name", name)
     if isinstance(model, nn.Module):
         if name is None or image_size is None:
-            raise InputError("a network of your own needs name= and image_size=")
+            raise InputError("your own network needs name= and image_size=")
         images = ImageSpec(image_size, IMAGENET_MEAN, IMAGENET_STD, "bicubic", 0.875)
         return Backbone(name, api_checks.check_network(model, image_size), "own", images)
     if not isinstance(model, str):
-        raise InputError(f"{model!r} is neither the name of a model nor a network")
+        raise InputError(f"{model!r} is neither a model name nor a network")
     overrides = [f"model.pretrained={str(pretrained).lower()}"]
     cfg = compose_config([*model_overrides(model), *overrides]).model
     cfg.checkpoint = None if checkpoint is None else str(checkpoint)
@@ -125,15 +125,15 @@ def load_backbone(
 
 
 def make_partition(backbone: Backbone, partitioner: str = "segment", **options: Any) -> Partition:
-    """Return the blocks of a backbone.
+    """Cut a backbone into blocks.
 
     Args:
         backbone: The backbone to cut.
         partitioner: A name under `conf/partition/`: `segment`, `layer`, `window`, `stage`, `even`.
-        options: Its settings, as `num_blocks=12` or `length=4`.
+        options: Settings of the partitioner, such as `num_blocks=12` or `length=4`.
 
     Raises:
-        InputError: Unknown partitioner, or options that do not fit the backbone.
+        InputError: The partitioner is unknown, or its options do not fit the backbone.
     """
     if partitioner not in (choices := config_options("partition")):
         raise InputError(f"there is no partitioner {partitioner!r}: choose from {', '.join(choices)}")
@@ -176,41 +176,42 @@ def train_scopes(
 ) -> list[Record]:
     """Train scopes side by side on your data, save their records, and return them.
 
-    Does what `python train.py` does: scopes with a record are skipped, interrupted training resumes, and two processes
-    never train the same cell. A record is found by a hash of all settings, and of the images where they can be known:
-    in a `BlockwiseDataModule` and in DataLoaders over a `TensorDataset`. Of other data only names, batch sizes and
-    numbers of images are known. If you change such images or their preprocessing, change `data_version`.
+    This behaves like `python train.py`: scopes with a record are skipped, interrupted training resumes, and two
+    processes never train the same cell. A record is identified by a hash of all settings. The hash covers the content
+    of the images in a `BlockwiseDataModule` and in DataLoaders over a `TensorDataset`. For other data it covers only
+    names, batch sizes and the number of images. If you change such images or their preprocessing, change
+    `data_version`.
 
     Args:
-        backbone: From `load_backbone`; it stays as it is.
-        partition: From `make_partition` for this backbone.
-        scopes: A scope or a list of them, as for `block=` on the command line: `"all"`, `["head", 3, "full", "top3"]`.
-        data: A LightningDataModule, or DataLoaders called `train`, `val` and `test`. Batches are normalised images,
-            shape (batch, 3, size, size), and labels, shape (batch,). DataLoaders draw order and augmentation from
-            PyTorch's generator, seeded per epoch. Another LightningDataModule than `BlockwiseDataModule` is saved
-            between epochs only, and its order is up to you.
-        classes: Names of the classes, in the order of their labels.
+        backbone: From `load_backbone`; it is not modified.
+        partition: From `make_partition`, for this backbone.
+        scopes: A scope or a list of scopes, as in `block=` on the command line: `"all"`, `["head", 3, "full", "top3"]`.
+        data: A LightningDataModule, or DataLoaders under the keys `train`, `val` and `test`. Batches are normalised
+            images, shape (batch, 3, size, size), and labels, shape (batch,). DataLoaders draw order and augmentation
+            from PyTorch's generator, which is seeded for each epoch. With a LightningDataModule other than
+            `BlockwiseDataModule`, checkpoints are saved only between epochs, and you control the order of the images.
+        classes: Class names, in the order of their labels.
         data_name: Name of the data set in records.
-        data_version: Version of data whose content cannot be known.
-        lr: Learning rate, or several: each scope is trained at each of them.
+        data_version: Version of data whose content the hash does not cover.
+        lr: One or more learning rates; each scope is trained at each of them.
         max_epochs: Number of epochs, the same for all scopes.
         optimizer: Makes an optimizer from parameter groups, each with its own `lr`.
-        norm: Norms of trained blocks: `train` (batch statistics) or `eval`.
+        norm: Mode of the norms in trained blocks: `train` (batch statistics) or `eval`.
         patience: Stop a scope after this many epochs without a better validation accuracy; None never stops.
         seed: Seed of the head's initial weights, of dropout and of the order of DataLoaders.
         results_dir: Folder of the records.
-        retrain: Train scopes that have a record as well; the new record replaces the old one.
-        plan: Print what would be trained and its estimated costs, and train nothing.
-        loggers: Open the run of a cell, one function per logger: `blockwise.tracking.wandb.WandbRuns(...)`, or
+        retrain: Also train scopes that have a record; the new record replaces the old one.
+        plan: Print the cells that would be trained and their estimated cost, and train nothing.
+        loggers: One function per logger, which opens the run of a cell: `blockwise.tracking.wandb.WandbRuns(...)`, or
             `partial(LightningLog, logger=partial(CSVLogger, "logs"))` with `blockwise.tracking.callback.LightningLog`.
         checkpoint_minutes: Minutes between checkpoints; None saves only when interrupted.
         quiet: Print nothing.
-        trainer: Further settings of Lightning's Trainer, as `accelerator="cpu"` or `precision="bf16-mixed"`. For
+        trainer: Further settings of Lightning's Trainer, such as `accelerator="cpu"` or `precision="bf16-mixed"`. For
             `devices=2` or more, start your script with torchrun, one process per device.
 
     Raises:
-        InputError: The partition has no such scope, a setting is invalid, or data lacks a split or has batches of
-            another shape.
+        InputError: A scope does not exist in the partition, a setting is invalid, or the data lacks a split or has
+            batches of the wrong shape.
     """
     with silenced_libraries(), freed_memory_kept(), torch.random.fork_rng(devices=[]):
         rates, names = api_checks.check_rates(lr), api_checks.check_classes(classes)
@@ -227,7 +228,7 @@ def train_scopes(
         make_trainer = trainer_factory(options, module)
         console = Console(quiet=quiet or rank() > 0)
         parsed = parse_scopes(scopes, len(partition), backbone.name)
-        # a copy is cut: frozen stages are made fast in place
+        # cut a copy: staging modifies the network in place
         network = replace(backbone, network=copy.deepcopy(backbone.network))
         study = Study(
             backbone=backbone,
@@ -263,7 +264,7 @@ def train_scopes(
 
 
 def fine_tuned(backbone: Backbone, record: Record) -> nn.Module:
-    """Return the trained classifier: images, shape (batch, 3, size, size), in; logits, shape (batch, classes), out.
+    """Return the trained classifier, which maps images, (batch, 3, size, size), to logits, (batch, classes).
 
     Args:
         backbone: The backbone that was fine-tuned, from `load_backbone`.
@@ -277,20 +278,22 @@ def fine_tuned(backbone: Backbone, record: Record) -> nn.Module:
     try:
         trained = load_file(Path(record.folder or "", "weights.safetensors"))
     except OSError as error:
-        raise InputError(f"{record.folder} holds no weights: the cell diverged, or they were removed") from error
+        raise InputError(f"{record.folder} contains no weights: the cell diverged, or they were removed") from error
     weight = trained["head.weight"]
     head = nn.Linear(weight.shape[1], weight.shape[0])
     head.load_state_dict({name: trained.pop(f"head.{name}") for name in ("weight", "bias")})
     network = copy.deepcopy(backbone.network)
     own = network.state_dict()
-    if odd := [name for name, tensor in trained.items() if name not in own or own[name].shape != tensor.shape]:
-        raise InputError(f"{record.folder} was trained on another network than {backbone.name}: it has no {odd[0]}")
+    if foreign := [name for name, tensor in trained.items() if name not in own or own[name].shape != tensor.shape]:
+        raise InputError(
+            f"{record.folder} was trained on a network other than {backbone.name}: {foreign[0]} does not fit"
+        )
     network.load_state_dict(trained, strict=False)
     return nn.Sequential(OrderedDict(backbone=network, head=head)).eval()
 
 
 def run_study(*overrides: str) -> pd.DataFrame:
-    """Run `python train.py` with these settings and return the records as a table; see `read_records`.
+    """Run `python train.py` with these settings and return its records as a table; see `read_records`.
 
     Args:
         overrides: Settings as on the command line: `"model=vgg16"`, `"data=digits"`, `"block=[head,3,full]"`.
@@ -305,7 +308,7 @@ def run_study(*overrides: str) -> pd.DataFrame:
 
 
 def read_records(folder: str | Path = "results") -> pd.DataFrame:
-    """Return the records below a folder, one row per record; `blockwise.analysis.frame` lists the columns.
+    """Return the records in a folder and its subfolders, one row each; `blockwise.analysis.frame` lists the columns.
 
     Raises:
         InputError: There are none.
@@ -316,7 +319,7 @@ def read_records(folder: str | Path = "results") -> pd.DataFrame:
 
 
 def plot_accuracy_by_block(folder: str | Path = "results") -> Figure:
-    """Draw the accuracy of every block beside both baselines, one panel per sweep below a folder.
+    """Plot the accuracy of every block and of both baselines, one panel per sweep in a folder and its subfolders.
 
     Raises:
         InputError: There are no records.
@@ -325,7 +328,7 @@ def plot_accuracy_by_block(folder: str | Path = "results") -> Figure:
 
 
 def _data_module(data: Data, num_classes: int, size: int, seed: int) -> L.LightningDataModule:
-    """Return data as a data module, after checking what can be checked before training."""
+    """Check the data as far as possible before training, and return it as a data module."""
     check_data(data)
     if isinstance(data, L.LightningDataModule):
         return data

@@ -1,4 +1,4 @@
-"""Checks of the Python API's arguments: an invalid one is refused in one sentence before anything trains."""
+"""Argument checks of the Python API: invalid arguments raise an `InputError` before training starts."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from blockwise.errors import InputError
 
 
 def check(key: str, name: str, value: Any) -> Any:
-    """Check an argument like the setting `key`, and return it; an integer of NumPy becomes one of Python.
+    """Check an argument by the rule of the setting `key`, and return it; a NumPy integer becomes a Python `int`.
 
     Raises:
-        InputError: It is invalid.
+        InputError: The value is invalid.
     """
     if isinstance(value, Integral) and not isinstance(value, bool):
         value = int(value)
@@ -28,10 +28,10 @@ def check(key: str, name: str, value: Any) -> Any:
 
 
 def check_rates(lr: Any) -> list[float]:
-    """Return a learning rate, or several, as a list.
+    """Return one or more learning rates as a list.
 
     Raises:
-        InputError: One is no number greater than 0, or is named twice.
+        InputError: A rate is not a number greater than 0, or is listed twice.
     """
     values = [lr] if isinstance(lr, (Real, str)) or not isinstance(lr, Iterable) else list(lr)
     rates: list[Any] = [
@@ -42,54 +42,54 @@ def check_rates(lr: Any) -> list[float]:
 
 
 def check_classes(classes: Any) -> list[str]:
-    """Return the names of the classes.
+    """Return the class names as a list of texts.
 
     Raises:
-        InputError: They are not two or more different names.
+        InputError: There are fewer than two names, or a name is listed twice.
     """
     names = [] if isinstance(classes, str) or not isinstance(classes, Iterable) else [str(name) for name in classes]
     if len(names) < 2 or len(set(names)) < len(names):
-        raise InputError(f"classes={classes!r} must be a list of two or more names, each of them once")
+        raise InputError(f"classes={classes!r} must be a list of two or more different names")
     return names
 
 
 def check_optimizer(optimizer: Any) -> None:
-    """Check that an optimizer can be made.
+    """Check that the factory returns an optimizer when called with parameter groups.
 
     Raises:
-        InputError: It cannot.
+        InputError: The call fails.
     """
     try:
         optimizer([{"params": [nn.Parameter(torch.zeros(1))], "lr": 1e-3}])
     except (TypeError, ValueError) as error:
-        raise InputError(f"optimizer={optimizer!r} makes no optimizer of parameter groups ({error})") from error
+        raise InputError(f"optimizer={optimizer!r} cannot be called with parameter groups ({error})") from error
 
 
 def check_network(network: nn.Module, size: int) -> nn.Module:
-    """Run a network on images of a size, and return it.
+    """Run a network on two images, shape (2, 3, size, size), and return the network.
 
     Raises:
-        InputError: It does not map them to a vector of features each.
+        InputError: The output does not have shape (images, features).
     """
     try:
         with torch.no_grad():
             features = network.eval()(torch.zeros(2, 3, size, size))
     except (RuntimeError, ValueError, TypeError) as error:
-        raise InputError(f"the network does not take images of {size} pixels ({error})") from error
+        raise InputError(f"the network cannot process images of {size} x {size} pixels ({error})") from error
     if not isinstance(features, Tensor) or features.ndim != 2:
-        given = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        raise InputError(f"the network must map images to features of shape (images, features), not {given}")
+        actual = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise InputError(f"the network must map images to features of shape (images, features), not {actual}")
     return network
 
 
 def check_partition(backbone: Any, partition: Any) -> None:
-    """Check that a partition belongs to a backbone.
+    """Check that a partition was made from a backbone.
 
     Raises:
-        InputError: It does not.
+        InputError: It was made from another network.
     """
     if not isinstance(backbone, Backbone) or not isinstance(partition, Partition):
-        raise InputError("give what load_backbone and make_partition have returned")
+        raise InputError("pass a backbone from load_backbone and a partition from make_partition")
     own = {name for name, _ in backbone.network.named_parameters()}
     if {name for layer in partition.layers for name in layer.parameters} != own:
-        raise InputError(f"the partition is not of {backbone.name}: make it with make_partition(backbone)")
+        raise InputError(f"the partition does not belong to {backbone.name}: make it with make_partition(backbone)")

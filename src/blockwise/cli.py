@@ -43,44 +43,53 @@ def main(arguments: list[str] | None = None) -> None:
         sys.argv = ["blockwise train", *arguments[1:]]
         train()
         return
+    options = build_parser().parse_args([*arguments[:1], *_flags_first(arguments[1:])])
+    _exit_on_error(lambda: options.command(options))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all subcommands; `train` is parsed by Hydra instead."""
     parser = argparse.ArgumentParser("blockwise", description="Which part of a pretrained network should I fine-tune?")
+    results = argparse.ArgumentParser(add_help=False)
+    results.add_argument("results", nargs="?", default="results", help="results folder, or a subfolder of one")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser("train", help="train cells: blockwise train model=vgg16 block=all (--help: all settings)")
-    inspect = commands.add_parser("inspect", help="show the partition of a model, without its weights")
-    inspect.add_argument("model", help="a name under conf/model, of timm or of torchvision")
-    inspect.add_argument("overrides", nargs="*", help="settings, as partition=window partition.length=4")
+    inspect = commands.add_parser("inspect", help="show the partition of a model, without downloading its weights")
+    inspect.add_argument("model", help="model name: a file in conf/model, a timm model or a torchvision model")
+    inspect.add_argument("overrides", nargs="*", help="settings, such as partition=window partition.length=4")
     inspect.add_argument("--json", action="store_true", help="print JSON")
     inspect.set_defaults(command=_inspect)
-    table = commands.add_parser("table", help="print the tables of recorded sweeps again")
-    table.add_argument("results", nargs="?", default="results", help="a results folder, or one below it")
-    table.add_argument("--backbones", action="store_true", help="one row a backbone, as in the paper")
-    table.add_argument("--out", type=Path, action="append", default=[], help="write it as well: FILE.md or FILE.csv")
+    table = commands.add_parser("table", parents=[results], help="print one table per recorded sweep")
+    table.add_argument("--backbones", action="store_true", help="print one row per backbone, as in the paper")
+    table.add_argument(
+        "--out", type=Path, action="append", default=[], help="with --backbones: also write to FILE.md or FILE.csv"
+    )
     table.set_defaults(command=_table)
-    report = commands.add_parser("report", help="write a page of tables, statistics and figures")
-    report.add_argument("results", nargs="?", default="results", help="a results folder, or one below it")
-    report.add_argument("-o", "--out", type=Path, default=Path("report"), help="the folder to write to (report)")
+    report = commands.add_parser(
+        "report", parents=[results], help="write an HTML page of tables, statistics and figures"
+    )
+    report.add_argument("-o", "--out", type=Path, default=Path("report"), help="output folder (default: report)")
     report.set_defaults(command=_report)
-    claims = commands.add_parser("claims", help="test the paper's claims on recorded sweeps")
-    claims.add_argument("results", nargs="?", default="results", help="a results folder, or one below it")
+    claims = commands.add_parser("claims", parents=[results], help="test the paper's claims on recorded sweeps")
     claims.add_argument("--json", action="store_true", help="print JSON")
     claims.set_defaults(command=_claims)
-    sync = commands.add_parser("sync", help="send recorded cells to Weights & Biases, a run a cell")
-    sync.add_argument("results", nargs="?", default="results", help="a results folder, or one below it")
-    sync.add_argument("--project", default="blockwise", help="their project (blockwise)")
-    sync.add_argument("--entity", help="a user or a team (your default)")
+    sync = commands.add_parser(
+        "sync", parents=[results], help="upload recorded cells to Weights & Biases, one run per cell"
+    )
+    sync.add_argument("--project", default="blockwise", help="W&B project (default: blockwise)")
+    sync.add_argument("--entity", help="W&B user or team (default: the one of your API key)")
     sync.set_defaults(command=_sync)
-    dashboard = commands.add_parser("dashboard", help="publish a workspace of Weights & Biases that compares blocks")
-    dashboard.add_argument("--entity", required=True, help="a user or a team")
-    dashboard.add_argument("--project", default="blockwise", help="the project of the runs (blockwise)")
-    dashboard.add_argument("--dry-run", action="store_true", help="print its JSON, send nothing")
+    dashboard = commands.add_parser("dashboard", help="publish a Weights & Biases workspace that compares blocks")
+    dashboard.add_argument("--entity", required=True, help="W&B user or team")
+    dashboard.add_argument("--project", default="blockwise", help="W&B project of the runs (default: blockwise)")
+    dashboard.add_argument("--dry-run", action="store_true", help="print the workspace as JSON and upload nothing")
     dashboard.set_defaults(command=_dashboard)
-    options = parser.parse_args([*arguments[:1], *_flags_first(arguments[1:])])
-    _or_one_sentence(lambda: options.command(options))
+    return parser
 
 
 def train() -> None:
-    """Run what `train.py` runs: Hydra's main over `study.run`."""
-    # Hydra would print its own pages of errors and exit; this way they arrive below, where they become a sentence
+    """Run `blockwise train`: Hydra's main function around `study.run`."""
+    # Hydra would print its own error pages and exit; with this it raises, and we print one sentence
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     sys.argv[1:] = _flags_first(sys.argv[1:])
 
@@ -90,29 +99,29 @@ def train() -> None:
         check_groups(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=CONFIG_NAME)(_job)()
 
-    _or_one_sentence(command)
+    _exit_on_error(command)
 
 
 def _job(cfg: DictConfig) -> Outcome | None:
-    """Train what a config names; a job of a multirun does so in a process of its own."""
+    """Train the cells of a config; in a multirun, start a separate process for each job."""
     job = HydraConfig.get()
     if job.mode == RunMode.MULTIRUN:
-        # a launcher's workers may run in a folder of their own
+        # a launcher's workers may have another working directory
         folder = Path(job.runtime.cwd, job.sweep.dir, job.sweep.subdir)
         try:
             return run_job(list(job.overrides.task), folder, job.runtime.cwd, _config_options(job))
         except Interrupted:
             print(*ledger(folder.parent), sep="\n", file=sys.stderr)
             raise
-    # torch and timm take seconds to import; wrong overrides need not wait
-    with _no_garbage():
+    # torch and timm take seconds to import: check the overrides first
+    with _quick_imports():
         from blockwise.config.checks import check_config
         from blockwise.fast.memory import keep_freed_memory
         from blockwise.study.run import run
         from blockwise.training.distributed import count_processes, launch, launched
 
     end_with_parent()
-    silence_libraries()  # once more: libraries that are imported by now have set levels of their own
+    silence_libraries()  # again: libraries imported since the first call have set their own log levels
     keep_freed_memory()
     try:
         check_config(plain(cfg))
@@ -120,34 +129,45 @@ def _job(cfg: DictConfig) -> Outcome | None:
             sys.exit(launch(cfg.trainer.devices, [*_config_options(job), "hydra.mode=RUN", *job.overrides.task]))
         run(cfg)
     except (InputError, HydraException, OmegaConfBaseException) as error:
-        # Hydra would print the overrides above the sentence if this were raised through it
+        # if Hydra caught this error, it would print the overrides above the message
         _exit(f"error: {error if isinstance(error, InputError) else explain(error)}", USAGE_ERROR)
     return None
 
 
 def _config_options(job: HydraConf) -> list[str]:
-    """Return the options by which the user has added or chosen configs."""
+    """Return the command-line options that add a config folder or choose a config."""
     folders = [source.path for source in job.runtime.config_sources if source.provider == "command-line"]
     name = [] if job.job.config_name == CONFIG_NAME else [f"--config-name={job.job.config_name}"]
     return [*(f"--config-dir={folder}" for folder in folders), *name]
 
 
 def _flags_first(arguments: list[str]) -> list[str]:
-    """Move `-m` and `--json` before the overrides: argparse takes no flag between two of them."""
+    """Move `-m` and `--json` before the overrides: argparse accepts no flag between two overrides."""
     return sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun", "--json"))
 
 
 @contextmanager
-def _no_garbage() -> Iterator[None]:
-    """Do not look for garbage among what imports make: it stays, and looking takes a fifth of their time."""
+def _quick_imports() -> Iterator[None]:
+    """Speed up the imports inside a `with` block.
+
+    Garbage collection is paused: imported objects stay, and scanning them takes a fifth of the time. wandb is hidden,
+    since timm imports it, which takes half a second, for a function that is not used here.
+    """
     gc.disable()
-    yield
-    gc.freeze()
-    gc.enable()
+    hide_wandb = "wandb" not in sys.modules
+    if hide_wandb:
+        sys.modules["wandb"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if hide_wandb:
+            del sys.modules["wandb"]
+        gc.freeze()
+        gc.enable()
 
 
 def _inspect(options: argparse.Namespace) -> None:
-    with _no_garbage():
+    with _quick_imports():
         from blockwise.inspection import inspect_model, print_inspection
 
     silence_libraries()
@@ -161,14 +181,14 @@ def _table(options: argparse.Namespace) -> None:
     from blockwise.results.store import read_records
 
     console = Console(markup=False)
-    found = sweeps(read_records(options.results))
+    recorded = sweeps(read_records(options.results))
     if not options.backbones:
         if options.out:
-            raise InputError("--out writes the table of --backbones: give both")
-        for sweep in found:
+            raise InputError("--out needs --backbones: it writes that table")
+        for sweep in recorded:
             print_table(console, sweep_table(sweep))
         return
-    rows = backbone_rows(found)
+    rows = backbone_rows(recorded)
     print_table(console, backbone_table(rows))
     for path in options.out:
         write_rows(rows, path)
@@ -179,7 +199,7 @@ def _report(options: argparse.Namespace) -> None:
         from blockwise.analysis.report import write_report
     from blockwise.results.store import read_records
 
-    print(f"{write_report(read_records(options.results), options.out)} tells what the records say")
+    print(f"Report written to {write_report(read_records(options.results), options.out)}")
 
 
 def _claims(options: argparse.Namespace) -> None:
@@ -188,46 +208,46 @@ def _claims(options: argparse.Namespace) -> None:
     from blockwise.analysis.summary import sweeps
     from blockwise.results.store import read_records
 
-    found = claims(sweeps(read_records(options.results)))
+    results = claims(sweeps(read_records(options.results)))
     if options.json:
-        print(json.dumps([asdict(claim) for claim in found], indent=2))
+        print(json.dumps([asdict(claim) for claim in results], indent=2))
     else:
-        Console(markup=False).print(claims_list(found))
+        Console(markup=False).print(claims_list(results))
 
 
 def _sync(options: argparse.Namespace) -> None:
-    with _extra("wandb"):
-        from blockwise.tracking.wandb import sync
+    silence_libraries()
     from blockwise.results.store import read_records
+    from blockwise.tracking.wandb import sync
 
     records = read_records(options.results)
     sync(records, options.project, options.entity, Console(markup=False))
-    print(f"{len(records)} runs are in {options.project}")
+    print(f"{len(records)} runs uploaded to {options.project}")
 
 
 def _dashboard(options: argparse.Namespace) -> None:
-    with _extra("wandb"):
-        from blockwise.tracking.dashboard import build_dashboard, dashboard_json, publish
+    silence_libraries()
     from blockwise.config.checks import NAME
+    from blockwise.tracking.dashboard import build_dashboard, dashboard_json, publish
 
     for name in (options.entity, options.project):
         if not NAME.fullmatch(name):
-            raise InputError(f"{name!r} is no name of W&B: letters, digits, and . _ + -")
+            raise InputError(f"{name!r} is not a valid W&B name: use letters, digits and . _ + -")
     dashboard = build_dashboard(options.entity, options.project)
     print(dashboard_json(dashboard) if options.dry_run else publish(dashboard))
 
 
 @contextmanager
 def _extra(name: str) -> Iterator[None]:
-    """Say in one sentence that packages are missing which only some users need."""
+    """Name the extra to install if an optional package is missing."""
     try:
         yield
     except ModuleNotFoundError as error:
-        raise InputError(f"{error.name} is missing: pip install 'blockwise[{name}]'") from error
+        raise InputError(f"{error.name} is not installed: pip install 'blockwise[{name}]'") from error
 
 
-def _or_one_sentence(command: Callable[[], Any]) -> None:
-    """Run a command; what a user got wrong ends it with one sentence, not with a traceback."""
+def _exit_on_error(command: Callable[[], Any]) -> None:
+    """Run a command; if the user can fix the error, exit with one sentence instead of a traceback."""
     try:
         command()
     except InputError as error:
@@ -240,19 +260,16 @@ def _or_one_sentence(command: Callable[[], Any]) -> None:
         if error.errno not in DISK_ERRORS:
             raise
         name = f"{error.filename} cannot be written" if error.filename else "a file cannot be written"
-        _exit(f"error: {name} ({error.strerror}): what is recorded stays, and the same command does the rest", FAILED)
+        _exit(f"error: {name} ({error.strerror}): records are kept; run the same command again to go on", FAILED)
     except Interrupted as interrupted:
-        _exit(
-            "interrupted: what was trained so far is kept, and the same command goes on from there",
-            128 + interrupted.signal,
-        )
+        _exit("interrupted: progress is saved; run the same command again to continue", 128 + interrupted.signal)
     except KeyboardInterrupt:
-        _exit("interrupted: finished cells are recorded, and the same command trains the rest", INTERRUPTED)
+        _exit("interrupted: finished cells are recorded; run the same command again to train the rest", INTERRUPTED)
 
 
 def _exit(sentence: str, code: int) -> None:
-    if int(os.environ.get("RANK", "0")) == 0:  # of several processes, one speaks
+    if int(os.environ.get("RANK", "0")) == 0:
         print(" ".join(sentence.split()), file=sys.stderr, flush=True)
-    else:  # and is given the time to: the first to end takes the others down
+    else:  # the first process to exit ends the others: give rank 0 time to print
         time.sleep(5)
     sys.exit(code)

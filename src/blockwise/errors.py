@@ -1,15 +1,15 @@
-"""The one error a user can cause, how it names what was meant, and what an interrupted run raises."""
+"""Exceptions: invalid input, with suggestions for misspelt names, and interrupted training."""
 
 from collections.abc import Iterable
 from difflib import SequenceMatcher
 
 
 class InputError(ValueError):
-    """A setting, a file or a folder is not what it must be; the message is one sentence for the user."""
+    """A setting, a file or a folder is invalid; the message is one sentence for the user."""
 
 
 class Interrupted(BaseException):
-    """Training has given way to a signal, its number in `signal`, after it has saved a checkpoint."""
+    """A signal has stopped training after a checkpoint was saved; `signal` is its number."""
 
     def __init__(self, signal: int) -> None:
         super().__init__(f"interrupted by signal {signal}")
@@ -17,12 +17,12 @@ class Interrupted(BaseException):
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """Return `` Did you mean 'x'?`` for the known name nearest to `name`, or nothing where none is near."""
-    given = str(name).lower()
+    """Return `` Did you mean 'x'?`` for the valid name most similar to `name`, or an empty text if none is similar."""
+    typed = str(name).lower()
 
-    def likeness(candidate: str) -> tuple[float, bool]:
-        # of equals, the one with the same letters: vgg61 is a slip for vgg16, not for vgg19
-        return SequenceMatcher(None, given, candidate.lower()).ratio(), sorted(given) == sorted(candidate.lower())
+    def similarity(candidate: str) -> tuple[float, bool]:
+        # on a tie, prefer a name with the same letters: vgg61 is a typo of vgg16, not of vgg19
+        return SequenceMatcher(None, typed, candidate.lower()).ratio(), sorted(typed) == sorted(candidate.lower())
 
-    nearest = max(known, key=likeness, default=None)
-    return f" Did you mean {nearest!r}?" if nearest is not None and likeness(nearest)[0] >= 0.5 else ""
+    nearest = max(known, key=similarity, default=None)
+    return f" Did you mean {nearest!r}?" if nearest is not None and similarity(nearest)[0] >= 0.5 else ""

@@ -1,4 +1,4 @@
-"""The partition of a model that was never downloaded, as a table or as JSON."""
+"""Show the partition of a model as a table or as JSON, without downloading its weights."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ def inspect_model(model: str, overrides: list[str]) -> dict[str, Any]:
     """Return the partition of a model as plain data.
 
     Args:
-        model: A name under `conf/model/`, of timm, or of torchvision (as `torchvision:resnet18` where both have it).
-        overrides: Settings as on the command line, as `partition=window partition.length=4`.
+        model: A name under `conf/model/`, a timm model, or a torchvision model (`torchvision:resnet18` if timm has the
+            same name).
+        overrides: Settings as on the command line, such as `partition=window` and `partition.length=4`.
 
     Raises:
-        InputError: Unknown model, or options that do not fit it.
+        InputError: The model is unknown, or the options do not fit it.
     """
     cfg = compose_config([*model_overrides(model), *overrides])
     check_config(plain(cfg))
@@ -49,7 +50,7 @@ def inspect_model(model: str, overrides: list[str]) -> dict[str, Any]:
 
 
 def number_of_blocks(cfg: DictConfig) -> int:
-    """Return how many blocks the backbone of a config has, without its weights."""
+    """Return the number of blocks of a config's backbone, without downloading weights."""
     network, example = describe_backbone(cfg.model, cfg.data.image_size)
     return len(hydra.utils.instantiate(cfg.partition)(record_layers(network, example), network))
 
@@ -87,7 +88,7 @@ def print_inspection(found: dict[str, Any], console: Console, *, as_json: bool) 
 
 
 def _partitioner(cfg: DictConfig, overrides: list[str], layers: list[Layer], network: nn.Module) -> BlockPartitioner:
-    """Return the partitioner that was asked for; of the default one, no more blocks than there are segments."""
+    """Return the config's partitioner; the default one never makes more blocks than the network has segments."""
     if not any(override.lstrip("+~").startswith("partition") for override in overrides):
         every_segment = SegmentPartitioner(cfg.partition.separators, None)
         if len(every_segment(layers, network)) < cfg.partition.num_blocks:

@@ -1,4 +1,4 @@
-"""Partitions and partitioners, under the name by which configs and users call them."""
+"""Public import path of partitions and partitioners, also used by configs."""
 
 from blockwise.backbone.partition import (
     Block,

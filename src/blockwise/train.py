@@ -1,4 +1,4 @@
-"""`python -m blockwise.train`: what `train.py` runs, where there is no checkout."""
+"""`python -m blockwise.train`: the same as `train.py`, for an installed package."""
 
 from blockwise.cli import train
 

@@ -19,7 +19,7 @@ SWEEP = [
     record("head", 0.80, 0.81),
     record("0", 0.85, 0.84),
     record("1", 0.90, 0.88),
-    record("2", 0.89, 0.95),  # best on test, and never chosen for it
+    record("2", 0.89, 0.95),  # best on test, but must not be selected
     record("10", 0.70, 0.70),
     record("full", 0.60, 0.61),
 ]
@@ -50,7 +50,7 @@ def test_the_table_fits_eighty_columns():
     text = printed(SWEEP, 80)
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= 80
-    assert printed(SWEEP, 40).replace("\n", "") == text.replace("\n", "")  # and loses nothing where there are fewer
+    assert printed(SWEEP, 40).replace("\n", "") == text.replace("\n", "")  # narrower: lines wrap
 
 
 def test_each_scope_is_compared_at_its_own_best_rate():
@@ -129,8 +129,8 @@ def test_the_picture(tmp_path, records):
 
 
 def test_blocks_are_compared_over_the_seeds_that_all_of_them_have():
-    lucky = record("1", 0.9, 0.5, seed=1)  # block 0 has no such seed
+    lucky = record("1", 0.9, 0.5, seed=1)  # block 0 has no seed 1
     (sweep,) = sweeps([record("0", 0.7, 0.7), record("1", 0.6, 0.6), lucky])
     assert sweep.best.scope == "0"
-    (sweep,) = sweeps([record("0", 0.7, 0.7), lucky])  # nothing in common: as they are
+    (sweep,) = sweeps([record("0", 0.7, 0.7), lucky])  # no common seed: compare over all seeds
     assert sweep.best.scope == "1"

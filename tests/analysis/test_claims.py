@@ -1,4 +1,4 @@
-"""Claims that are true, that are false, and that cannot be decided."""
+"""Claims that are true, false, or undecidable on made-up grids."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def test_a_few_backbones_decide_nothing(accuracy):
 
 
 def test_the_opposite_is_not_support():
-    """A block that beats one baseline and not the other."""
+    """A block that beats only one baseline does not support the claim."""
 
     def one_sided(backbone, data, scope, seed):
         return {"head": 0.5, "full": 0.99}.get(scope, 0.8)
@@ -38,7 +38,7 @@ def test_the_opposite_is_not_support():
 
 
 def test_chance_is_no_difference_between_backbones():
-    """Blocks are equally good: noise decides which is best."""
+    """All blocks are equally good, so noise decides which one is best."""
     equal = grid(lambda *_: 0.8, noise=0.01)
     assert verdicts(equal)[1] == "not supported"
 

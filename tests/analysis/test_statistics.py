@@ -1,4 +1,4 @@
-"""Against answers that are known, and against formulas written out here."""
+"""Statistics against known answers and against formulas written out here."""
 
 import math
 
@@ -100,7 +100,7 @@ def test_a_sweep_that_lacks_a_baseline_gives_no_pair():
 
 def test_missing_seeds_are_missing_on_both_sides():
     records = grid(peaked, noise=0)
-    for name in BACKBONES:  # seed 2 of `head` is missing; without it, the mean of `head` is another
+    for name in BACKBONES:  # remove seed 2 of `head`, which changes the mean of `head`
         records = [r for r in records if (r.backbone.name, r.cell.scope, r.seed) != (name, "head", 2)]
     (test,) = paired_tests(sweeps(records), [("full", "head")])
     by_hand = np.mean([peaked("net00", "", "full", s) - peaked("net00", "", "head", s) for s in (0, 1)])

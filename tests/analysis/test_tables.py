@@ -1,4 +1,4 @@
-"""Tables of a report: their numbers, and what readers see of them."""
+"""Tables of the report: their numbers and the texts that readers see."""
 
 import csv
 import math

@@ -88,7 +88,7 @@ def test_a_checkpoint_is_named_in_the_weights(tmp_path):
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
 def test_checkpoints_with_auxiliary_classifiers(tmp_path, name):
-    """Trained in torchvision, for another number of classes: auxiliary heads are in the file, and not wanted."""
+    """Trained in torchvision for another number of classes; the file contains auxiliary heads, which are ignored."""
     source = torchvision.models.get_model(name, weights=None, num_classes=7, init_weights=False)
     torch.save(source.state_dict(), tmp_path / "mine.pth")
     cfg = model("model=torchvision", f"model.name={name}", f"model.checkpoint={tmp_path / 'mine.pth'}")
@@ -113,7 +113,7 @@ def test_weights_name_the_tag():
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
     torch.save(timm.create_model("test_efficientnet").state_dict(), tmp_path / "other.pth")
     cfg = model("model=timm", "model.name=test_resnet", f"model.checkpoint={tmp_path / 'other.pth'}")
-    with pytest.raises(InputError, match="another architecture: missing .* and .* more; unexpected"):
+    with pytest.raises(InputError, match="another architecture: missing: .* and .* more; unexpected"):
         load_backbone(cfg)
 
 
@@ -139,6 +139,6 @@ def test_weights_that_cannot_be_fetched_say_what_to_do(monkeypatch):
 
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(
-        InputError, match=r"vgg16.tv_in1k could not be fetched \(OSError: no network\).*model.checkpoint"
+        InputError, match=r"vgg16.tv_in1k could not be downloaded \(OSError: no network\).*model.checkpoint"
     ):
         load_backbone(model("model=vgg16"))

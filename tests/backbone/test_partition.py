@@ -25,7 +25,7 @@ NOTHING = nn.Identity()
 
 @st.composite
 def layer_lists(draw):
-    """Any network a recording may yield: weighted layers, norms joined to them, separators, other layers."""
+    """Random layer lists, as a recording may return them: weighted layers, joined norms, separators, other layers."""
     kinds = draw(
         st.lists(st.sampled_from(["weighted", "norm", "activation", "pool", "other"]), min_size=1, max_size=40)
     )
@@ -42,7 +42,7 @@ def layer_lists(draw):
 
 
 def assert_exact_cover(partition):
-    """Blocks adjoin, hold every layer once, and each has something to train."""
+    """Blocks are adjacent, contain every layer once, and each has parameters."""
     spans = [(block.first, block.last) for block in partition.blocks]
     assert spans[0][0] == 0
     assert spans[-1][1] == len(partition.layers) - 1
@@ -157,7 +157,7 @@ def test_stages_by_resolution_where_the_network_lists_none(stub, stub_layers):
         (lambda: SegmentPartitioner(num_blocks=0), "partition.num_blocks=0 does not fit"),
         (lambda: EvenPartitioner(99), "5 weighted layers, so choose 1 to 5"),
         (lambda: SegmentPartitioner(["norm"]), "partition.separators=norm is unknown"),
-        (lambda: SegmentPartitioner([]), "ends no segment"),
+        (lambda: SegmentPartitioner([]), "is empty"),
         (lambda: SegmentPartitioner(balance="weight"), "partition.balance=weight is unknown"),
         (lambda: WindowPartitioner(2, 3), "partition.stride=3 skips layers"),
         (lambda: WindowPartitioner(99, 3), "longer than the backbone's 5 weighted layers"),

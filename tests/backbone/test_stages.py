@@ -126,7 +126,7 @@ def test_every_named_backbone_can_be_cut(name):
 
 
 class Untraceable(nn.Module):
-    """Branches on values, not on shapes, with a batch size baked in."""
+    """Branches on values instead of shapes, so a trace is valid for one batch size only."""
 
     def __init__(self):
         super().__init__()
@@ -138,7 +138,7 @@ class Untraceable(nn.Module):
 
 
 def test_a_graph_with_the_batch_size_baked_in_is_refused():
-    with pytest.raises(CannotStageError, match="computes something else"):
+    with pytest.raises(CannotStageError, match="give different outputs"):
         staged(Untraceable(), LayerPartitioner(), 8)
 
 
@@ -154,7 +154,7 @@ def test_a_network_that_cannot_be_cut_is_one_stage(stub, stub_layers):
 
 
 class Attending(nn.Module):
-    """A leaf with layers inside, which the frozen stages share with the network."""
+    """A leaf with inner layers, which the frozen stages share with the network."""
 
     def __init__(self):
         super().__init__()

@@ -1,7 +1,7 @@
 """Every option of every config group composes to exactly the settings in composed.json.
 
-Configs inherit from each other, so a small edit can change settings far away; here it shows. After a change that is
-meant, write the file again and review its diff:
+Configs inherit from each other, so a small edit can change settings elsewhere; this test shows it. After an intended
+change, write the file again and review its diff:
 
     python tests/config/test_composed.py
 """
@@ -20,9 +20,9 @@ REGENERATE = "if that is meant, run `python tests/config/test_composed.py` and r
 
 
 def choices():
-    """Return every choice as on the command line, such as `model=vgg16`; the empty one is the default config.
+    """Return every choice as on the command line, such as `model=vgg16`; the empty choice is the default config.
 
-    Left out is conf/hydra: what its configs compose to depends on which plugins of Hydra are installed.
+    conf/hydra is left out, since its configs depend on the installed Hydra plugins.
     """
     files = sorted(path for path in CONF.glob("*/*.yaml") if not path.stem.startswith("_"))
     return ["", *(f"{path.parent.name}={path.stem}" for path in files)]
@@ -30,7 +30,7 @@ def choices():
 
 @cache
 def composed(choice):
-    """Return what a choice sets: the settings of its group, or for an experiment all that it changes."""
+    """Return the settings of a choice: those of its group, or for an experiment all that it changes."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         settings = OmegaConf.to_container(compose("train", [choice] if choice else []))
     group = choice.partition("=")[0]

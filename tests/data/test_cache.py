@@ -24,7 +24,7 @@ def samples(tmp_path):
 
 @pytest.fixture
 def decodings(monkeypatch):
-    """How many images were decoded, run by run."""
+    """The number of images decoded in each call."""
     counts = []
 
     def counting(samples, *rest):
@@ -66,12 +66,12 @@ def test_whatever_decides_the_pixels_decides_the_file(samples, decodings, tmp_pa
 
 
 def test_it_stays_within_its_bound_and_drops_what_was_used_longest_ago(samples, decodings, tmp_path):
-    cache = PixelCache(tmp_path / "cache", 2500)  # two splits of 5 x 3 x 8 x 8 bytes, and their headers
+    cache = PixelCache(tmp_path / "cache", 2500)  # room for two splits of 5 x 3 x 8 x 8 bytes and their headers
     for age, fingerprint in ((30, "a"), (20, "b")):
         decode(cache, samples, fingerprint)
         newest = max(cache.folder.glob("*.npy"), key=os.path.getmtime)
         os.utime(newest, (newest.stat().st_mtime - age,) * 2)
-    decode(cache, samples, "a")  # used again: now b is the oldest
+    decode(cache, samples, "a")  # use a again: now b is the least recently used
     decode(cache, samples, "c")
     assert sum(file.stat().st_size for file in cache.folder.glob("*.npy")) <= 2500
     del decodings[:]
@@ -108,7 +108,7 @@ def test_a_damaged_file_is_made_anew(samples, decodings, tmp_path, content):
 
 def test_a_folder_that_cannot_be_made_costs_the_cache_and_not_the_run(samples, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.warns(UserWarning, match="cannot be kept in"):
+    with pytest.warns(UserWarning, match="cannot cache decoded images in"):
         pixels, _ = decode(PixelCache(tmp_path / "file" / "cache", 10**6), samples)
     assert len(pixels) == 5
 

@@ -15,7 +15,7 @@ SPEC = ImageSpec(size=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), interpolati
 
 
 class Fake(Source):
-    """Images whose pixels are their number."""
+    """Images whose pixels all equal their index."""
 
     name = "fake"
 
@@ -41,7 +41,7 @@ def module(source=None, **options):
 
 
 def epochs(data, count):
-    """The numbers of the images of some training epochs, batch by batch."""
+    """The indices of the images in each batch of `count` training epochs."""
     loader = data.train_dataloader()
     return [[batch[0][:, 0, 0, 0].tolist() for batch in loader] for _ in range(count)]
 
@@ -125,7 +125,7 @@ def test_broken_images_can_be_left_out():
 
 
 def test_too_few_left_is_an_error():
-    with pytest.raises(InputError, match="only 6 readable images are left to train on"):
+    with pytest.raises(InputError, match="only 6 readable images are left in train"):
         module(Fake((10, 4, 4), broken=(0, 1, 2, 3)), skip_broken=True)
 
 
@@ -139,7 +139,7 @@ def test_too_few_left_is_an_error():
         ),
         (Fake((20, 4, 4)), {"batch_size": 1}, "data.batch_size=1 does not fit"),
         (Fake((20, 0, 4)), {}, "fake has no images in its val split"),
-        (Fake(classes=1), {}, "one class only"),
+        (Fake(classes=1), {}, "only one class"),
         (Fake(), {"augment": ["rotate"]}, "data.augment=rotate is unknown"),
     ],
 )

@@ -52,10 +52,10 @@ def test_without_numbers_sixty_twenty_twenty():
     [
         (
             {"train": 20},
-            "data.train_per_class=20 leaves nothing to test on: class 'a' has 20 images, so choose at most 19",
+            "data.train_per_class=20 leaves no test images: class 'a' has 20 images, so choose at most 19",
         ),
-        ({"val": 10}, "data.val_per_class=10 of data.train_per_class=10"),
-        ({"val": 0}, "data.val_per_class=0 of"),
+        ({"val": 10}, "data.val_per_class=10 does not fit data.train_per_class=10"),
+        ({"val": 0}, "data.val_per_class=0 does not fit"),
     ],
 )
 def test_splits_that_cannot_be_are_refused(sizes, message):

@@ -1,9 +1,8 @@
-"""The code in the documentation and in the READMEs: Python runs, commands exist, settings compose.
+"""The code in the documentation and the READMEs: Python runs, commands exist, settings compose.
 
-A block below the comment `<!-- not run: reason -->` is left out.
+A block after the comment `<!-- not run: reason -->` is skipped.
 """
 
-import argparse
 import importlib
 import re
 import shlex
@@ -55,7 +54,7 @@ OTHERS = {
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block of code: where it begins, and what is in it."""
+    """A fenced block of code, with its page and line."""
 
     page: Path
     line: int
@@ -74,7 +73,7 @@ def blocks(language: str) -> list[Block]:
 
 
 def commands() -> list:
-    """Return every command of the bash blocks and of the configs' headers, once, with the place of its first use."""
+    """Return the distinct commands of bash blocks and config headers, with the place of their first use."""
     found: dict[tuple[str, ...], str] = {}
     sources = [(str(b.page.relative_to(ROOT)), b.code) for b in blocks("bash")]
     options = [(f"conf/{group}/{o.name}.yaml", o.commands) for group, all_ in groups(CONFIG_DIR).items() for o in all_]
@@ -88,7 +87,7 @@ def commands() -> list:
 
 
 def split(line: str) -> list[list[str]]:
-    """Return the commands of a line, without variables that are set before them, pipes and redirections."""
+    """Return the commands of a line, without leading variables, pipes and redirections."""
     words = shlex.split(line, comments=True)
     parts: list[list[str]] = [[]]
     for word in words:
@@ -118,7 +117,7 @@ def test_python_of_a_page_runs_from_top_to_bottom(own, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("command", commands())
-def test_a_command_can_be_given(command, monkeypatch):
+def test_a_command_can_be_given(command):
     program = command[0].rpartition("/")[2]
     rest = command[1:]
     if program in ("python", "python3") and rest[:2] == ["-m", "pip"]:
@@ -127,11 +126,11 @@ def test_a_command_can_be_given(command, monkeypatch):
         if rest[:1] == ["train.py"] or rest[:2] == ["-m", "blockwise.train"]:
             check_training(rest[1 + (rest[0] == "-m") :])
         elif rest[:2] == ["-m", "blockwise"]:
-            check_blockwise(rest[2:], monkeypatch)
+            check_blockwise(rest[2:])
         else:
             assert (ROOT / rest[0]).is_file(), f"{rest[0]} is no script"
     elif program == "blockwise":
-        check_blockwise(rest, monkeypatch)
+        check_blockwise(rest)
     elif program == "make":
         wanted = {word for word in rest if "=" not in word}
         assert wanted <= targets(), f"the Makefile has no {wanted - targets()}"
@@ -143,7 +142,7 @@ def test_a_command_can_be_given(command, monkeypatch):
 
 
 def check_training(arguments):
-    """Compose what a command line of `train.py` names; of an axis, its first value."""
+    """Compose the settings of a `train.py` command, with the first value of each axis."""
     options = get_args_parser().parse_intermixed_args([word for word in arguments if word != "..."])
     chosen, of_hydra = [], []
     for override in OverridesParser.create().parse_overrides(options.overrides):
@@ -162,26 +161,13 @@ def check_training(arguments):
             compose(CONFIG_NAME, [*chosen, *of_hydra], return_hydra_config=True)
 
 
-class Parsed(Exception):  # noqa: N818
-    """The arguments are right; nothing more is to be done."""
-
-
-def check_blockwise(arguments, monkeypatch):
-    """Parse what a command line of `blockwise` names."""
+def check_blockwise(arguments):
+    """Parse a `blockwise` command."""
     if arguments[:1] == ["train"]:
         check_training(arguments[1:])
         return
-    parse = argparse.ArgumentParser.parse_args
-    parsed = []
-
-    def parse_and_stop(self, *given):
-        parsed.append(parse(self, *given))
-        raise Parsed
-
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_and_stop)
-    with pytest.raises(Parsed):
-        cli.main(list(arguments))
-    compose_config(getattr(parsed[0], "overrides", []))
+    options = cli.build_parser().parse_args(list(arguments))
+    compose_config(getattr(options, "overrides", []))
 
 
 def targets():
@@ -194,7 +180,7 @@ def extras():
 
 
 def mentioned(pattern):
-    """Return what inline code of the documentation says that matches a pattern, with the page."""
+    """Return the matches of a pattern in the documentation's inline code, with their pages."""
     found = []
     for page in PAGES:
         prose = FENCE.sub("", page.read_text())

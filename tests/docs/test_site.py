@@ -1,4 +1,4 @@
-"""The site builds without a warning, and shows the notebooks with their outputs."""
+"""The site builds without warnings and shows the notebooks with their outputs."""
 
 import shutil
 import subprocess

@@ -43,10 +43,10 @@ def test_it_computes_what_the_convolution_does(settings, activation, dtype, tole
     conv = DepthwiseConv2d(conv) if conv.groups > 1 else conv
     function = activation() if activation else nn.Identity()
     images, direction = torch.randn(3, 8, 9, 11).to(dtype), torch.randn(3, 8, 9, 11).to(dtype)
-    # of the same precision, since an activation that clips looks at the rounded value
+    # compute the reference in the same precision, since clipping depends on the rounded value
     expected = output_and_gradient(nn.Sequential(conv, function), images, direction)
     fused = FrozenConv2d(conv, activation() if activation else None)
-    for batch in (3, 3, 2):  # packed for the first batch, used for a smaller one
+    for batch in (3, 3, 2):  # weights are packed for the first batch size and also used for a smaller one
         found = output_and_gradient(fused, images[:batch], direction[:batch])
         for a, b in zip(expected, found, strict=True):
             assert (a[:batch] - b).abs().max() <= tolerance * a.abs().max()

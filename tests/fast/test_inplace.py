@@ -1,4 +1,4 @@
-"""What is overwritten in place: nothing that anybody still reads."""
+"""In-place activations never overwrite a value that is read again."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from blockwise.fast.inplace import ACTIVATIONS, OverwritingHardtanh, allow_inpla
 
 
 class Fork(nn.Module):
-    """One activation called twice: behind a norm, where it may overwrite, and on a value that is read again."""
+    """An activation called after a norm, where it may overwrite, and on a value that is read again."""
 
     def __init__(self, activation):
         super().__init__()

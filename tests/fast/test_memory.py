@@ -6,11 +6,11 @@ import pytest
 PROGRAM = """
 import resource, torch
 from blockwise.fast.memory import keep_freed_memory
-{call}
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(2**26)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+{call}
 rounds = [faults() for _ in range(12)]
 print(sum(rounds[6:]))
 """
@@ -24,5 +24,29 @@ def test_freed_memory_is_used_again():
         )
         return int(ran.stdout)
 
-    # 256 MB, again and again: without the call, each time from the kernel; with it, once there is room enough, never
-    assert faults("keep_freed_memory()") < 0.5 * faults("")
+    # 256 MB, again and again: without the call, each time from the kernel; with it, only until there is room enough
+    default = faults("")
+    assert faults("keep_freed_memory()") < 0.5 * default
+
+
+RETURNED = """
+import os, torch
+from blockwise.fast.memory import freed_memory_kept
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+before = resident()
+with freed_memory_kept():
+    for _ in range(12):
+        torch.ones(2**26)
+    inside = resident()
+print(inside - before, resident() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc")
+def test_behind_the_context_memory_is_returned():
+    ran = subprocess.run([sys.executable, "-c", RETURNED], capture_output=True, text=True, check=True)
+    inside, behind = map(int, ran.stdout.split())
+    assert inside > 2e8
+    assert behind < 5e7

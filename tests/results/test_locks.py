@@ -1,4 +1,4 @@
-"""One process a cell, and no lock that outlives its process."""
+"""Only one process trains a cell, and no lock outlives its process."""
 
 import subprocess
 import sys

@@ -80,7 +80,7 @@ def test_half_written_and_foreign_records_count_as_missing(tmp_path, content, ca
     (folder / "record.json").write_text(content)
     assert store.find(SETTINGS) is None
     assert find_records(tmp_path) == []
-    assert f"{folder / 'record.json'} is left out" in capsys.readouterr().err
+    assert f"skipping {folder / 'record.json'}: " in capsys.readouterr().err
 
 
 def test_the_hash_covers_every_setting():
@@ -99,5 +99,5 @@ def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path, place):
 
 
 def test_no_records_is_an_error(tmp_path):
-    with pytest.raises(InputError, match="holds no records"):
+    with pytest.raises(InputError, match="contains no records"):
         read_records(tmp_path)

@@ -1,4 +1,4 @@
-"""Jobs of a multirun in processes of their own: crashes, kills, interruptions, and the ledger."""
+"""Jobs of a multirun in separate processes: crashes, kills, interruptions, and the failure summary."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from blockwise.study.worker import CELLS
 
 TRAIN = [sys.executable, "-m", "blockwise", "train"]
 QUICK = [*SMALL, "partition.num_blocks=3", "trainer.max_epochs=1"]
-# Python runs this before anything else: jobs of some seeds come to a bad end
+# sitecustomize.py, which Python runs at start: it makes the jobs of some seeds crash
 CRASHES = """
 import faulthandler, os, signal, sys
 if "hydra.mode=RUN" in sys.argv:
@@ -50,7 +50,7 @@ def test_what_takes_a_job_down_takes_it_down_alone(tmp_path):
     lines = done.stderr.splitlines()
     start = lines.index("2 of 4 jobs failed:")
     assert "seed=1" in lines[start + 1]
-    assert lines[start + 2].strip() == "killed by SIGKILL, as the system does when memory runs out"
+    assert lines[start + 2].strip() == "killed by SIGKILL, perhaps because memory ran out"
     assert lines[start + 6].strip() == "killed by SIGSEGV"
     log = Path(lines[start + 7].split()[1])
     assert "Segmentation fault" in log.read_text()
@@ -105,7 +105,7 @@ def test_an_interrupted_multirun_lets_its_job_save_and_starts_no_other(tmp_path,
         running.send_signal(number)
         errors = running.communicate(timeout=60)[1]
     assert running.returncode == 128 + number
-    assert errors.strip().splitlines()[-1].startswith("interrupted: what was trained so far is kept")
+    assert errors.strip().splitlines()[-1].startswith("interrupted: progress is saved")
     assert len(list(tmp_path.rglob("*.ckpt"))) == 1
     (cells,) = tmp_path.rglob(CELLS)
     assert json.loads(cells.read_text()) == ["head@0.001", "0@0.001"]

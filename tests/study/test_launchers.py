@@ -1,4 +1,4 @@
-"""Hydra's launchers, for real: a Ray cluster of this machine's, and submitit's executor for one machine."""
+"""Real Hydra launchers: a Ray cluster on this machine, and submitit's local executor."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from conftest import SMALL
 
 TRAIN = [sys.executable, "-m", "blockwise", "train", "-m"]
 QUICK = [*SMALL, "partition.num_blocks=3", "trainer.max_epochs=1"]
-# Python runs this before anything else: jobs note their GPU, and one of them is killed
+# sitecustomize.py, which Python runs at start: jobs write down their GPU, and one of them is killed
 JOBS = """
 import os, signal, sys
 if "hydra.mode=RUN" in sys.argv:
@@ -34,11 +34,12 @@ def multirun(folder, *overrides):
     return done, sorted(seeds), {path.read_text() for path in seen.iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "launcher",
     [
         ("hydra/launcher=ray", "+hydra.launcher.ray.init.num_gpus=2", "+hydra.launcher.ray.init.num_cpus=2"),
-        pytest.param(("hydra/launcher=submitit_local",), marks=pytest.mark.slow),
+        ("hydra/launcher=submitit_local",),
     ],
     ids=lambda launcher: launcher[0],
 )
@@ -65,11 +66,11 @@ def test_without_slurm_it_says_so(tmp_path):
     pytest.importorskip("submitit")
     done = slurm(tmp_path, str(tmp_path))
     assert done.returncode == 2
-    assert done.stderr == "error: hydra/launcher=submitit_slurm finds no srun: start it where Slurm is installed\n"
+    assert done.stderr == "error: hydra/launcher=submitit_slurm finds no srun: run it on a machine with Slurm\n"
 
 
 def test_slurm_gets_what_the_config_says(tmp_path, monkeypatch):
-    """Where there is no cluster: a stand-in for sbatch keeps the script that it is handed."""
+    """Without a cluster: a fake sbatch stores the script that it receives."""
     pytest.importorskip("submitit")
     for name in ("sbatch", "srun"):
         (tmp_path / name).write_text(f"#!/bin/sh\ncp $1 {tmp_path}/script\necho 'slurm is not here' >&2\nexit 1\n")

@@ -1,4 +1,4 @@
-"""What `plan=true` says, against what then happens."""
+"""Plans of `plan=true` against actual runs."""
 
 import json
 from pathlib import Path
@@ -23,10 +23,10 @@ def test_a_plan_trains_nothing_and_knows_what_is_recorded(small, console):
     assert run(cfg, console) == []
     assert sorted(Path(cfg.results_dir).rglob("*")) == before
     text = console.export_text()
-    assert "6 cells, 2 of them recorded already" in text
+    assert "6 cells, 2 of them already recorded" in text
     assert " ".join(text.split()).count(" recorded ") >= 2
     run(small("block=[head,1]", "plan=true"), console)
-    assert "Nothing is left to train." in console.export_text()
+    assert "Nothing left to train." in console.export_text()
 
 
 def test_what_it_foretells_comes_true(small, console, tmp_path, monkeypatch):
@@ -52,7 +52,7 @@ def test_operations_are_those_that_torch_counts(stub, stub_layers):
         live = dict(backbone.onward(0, backbone.enter(images), {network.start}))[network.start]
         with FlopCounterMode(display=False) as counter:
             backbone.features(live) if not scope.blocks else network(backbone, live).sum().backward()
-        head = 3 * (2 * 12 * 5)  # forward, its input, its weights
+        head = 3 * (2 * 12 * 5)  # forward pass, input gradient, weight gradient
         counted = counter.get_total_flops() - (head if scope.blocks else 0)
         assert cell_flops(partition, scope.blocks) == counted
 
@@ -64,6 +64,6 @@ def test_several_jobs_have_a_sum(tmp_path):
         assert total(tmp_path) is None
         (tmp_path / str(number) / PLAN).write_text(json.dumps(plan))
     assert total(tmp_path) == (
-        "2 jobs, 6 cells, 2 of them recorded already: 0:03:00 one after another, 4 MB of weights, "
+        "2 jobs, 6 cells, 2 of them already recorded: 0:03:00 one after another, 4 MB of weights, "
         "3.0 GB of memory for the largest job"
     )

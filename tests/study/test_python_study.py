@@ -1,6 +1,8 @@
-"""Studies of Python objects: no two records share a folder, and everything that the command line does works as well."""
+"""Studies of Python objects: no two records share a folder, and everything works as on the command line."""
 
 import re
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -40,7 +42,7 @@ def make_loaders(batch_size=10, shift=0.0, shuffle=False, generator=None):
 
 
 class Dropping(torch.utils.data.Dataset):
-    """A data set of a user's own, whose images cannot be known."""
+    """A user's data set, whose content the hash does not cover."""
 
     def __len__(self):
         return 20
@@ -110,14 +112,14 @@ def test_the_same_settings_find_the_record_whatever_runs_them(backbone, partitio
     first = train_scopes(backbone, partition, ["head", 1], make_loaders(), results_dir=tmp_path, **QUICK)
     changes = {"enable_progress_bar": True, "devices": 1, "num_nodes": 1}
     again = train_scopes(backbone, partition, [1, 2], make_loaders(), results_dir=tmp_path, **QUICK, **changes)
-    assert again[0] == first[1]  # as it was, its time included
+    assert again[0] == first[1]  # the old record, including its time
     assert len(read_records(tmp_path)) == 3
 
 
 def test_retraining_replaces_the_record_and_plan_trains_nothing(backbone, partition, tmp_path, capsys):
     call = partial(train_scopes, backbone, partition, "head", make_loaders(), results_dir=tmp_path)
     assert call(**{**QUICK, "quiet": False}, plan=True) == []
-    assert "1 cells, 0 of them recorded already" in " ".join(capsys.readouterr().out.split())
+    assert "1 cells, 0 of them already recorded" in " ".join(capsys.readouterr().out.split())
     (first,) = call(**QUICK)
     (second,) = call(**QUICK, retrain=True)
     assert len(read_records(tmp_path)) == 1
@@ -159,7 +161,7 @@ def test_shuffled_loaders_resume_within_an_epoch_bit_for_bit(
             raise Interrupted(15)
 
     monkeypatch.setattr(BlockwiseModule, "on_train_batch_end", stop)
-    torch.manual_seed(2)  # the order does not depend on the process
+    torch.manual_seed(2)  # the order must not depend on the global generator
     with pytest.raises(Interrupted):
         train(tmp_path / "parts", checkpoint_minutes=0)
     monkeypatch.setattr(BlockwiseModule, "on_train_batch_end", original)
@@ -193,3 +195,32 @@ def test_nothing_global_changes(backbone, partition, tmp_path):
     train_scopes(backbone, partition, "head", make_loaders(shuffle=True), results_dir=tmp_path, **QUICK)
     load_backbone("timm:test_resnet", pretrained=False, image_size=32, seed=3)
     assert state() == before
+
+
+SCRIPT = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+from test_python_study import QUICK, make_loaders
+from blockwise import load_backbone, make_partition, train_scopes
+backbone = load_backbone("timm:test_resnet", pretrained=False, image_size=32)
+partition = make_partition(backbone, num_blocks=3)
+loaders = make_loaders(batch_size=9, shuffle=True)
+train_scopes(backbone, partition, ["head", 1], loaders, results_dir="results", norm="eval", **QUICK, devices=2)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_weights_of_one(backbone, partition, tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "script.py"]
+    subprocess.run(torchrun, cwd=tmp_path, check=True, timeout=300)
+    loaders = make_loaders(batch_size=9, shuffle=True)
+    one = train_scopes(backbone, partition, ["head", 1], loaders, results_dir=tmp_path / "one", norm="eval", **QUICK)
+    two = {record.cell.scope: record for record in read_records(tmp_path / "results")}
+    for record in one:
+        other = two[record.cell.scope]
+        assert other.settings == record.settings
+        assert other.data == record.data
+        weights = load_file(Path(other.folder, "weights.safetensors"))
+        for name, tensor in load_file(Path(record.folder, "weights.safetensors")).items():
+            assert (tensor - weights[name]).abs().max() < 1e-5, name

@@ -1,4 +1,4 @@
-"""The main job on a tiny network: what is promised of training, as a user sees it in the results."""
+"""The main guarantees of training, checked on the results of runs with a tiny network."""
 
 import json
 import math
@@ -21,7 +21,7 @@ from blockwise.training.module import BlockwiseModule
 
 
 def folder_of(cfg, record):
-    """The one folder whose record this is."""
+    """Return the folder of a record."""
     (found,) = (
         path.parent
         for path in Path(cfg.results_dir).rglob("record.json")
@@ -34,13 +34,13 @@ def weights_of(cfg, record):
     return load_file(folder_of(cfg, record) / "weights.safetensors")
 
 
-# test_efficientnet has depthwise convolutions and clips; test_resnet has residuals
+# test_efficientnet has depthwise convolutions and clipping activations; test_resnet has residuals
 @pytest.mark.parametrize(
     ("precision", "model"),
     [("32-true", "test_resnet"), ("32-true", "test_efficientnet"), ("bf16-mixed", "test_efficientnet")],
 )
 def test_alone_equals_among_bit_for_bit(small, console, tmp_path, precision, model):
-    """Weights, metrics and history of a cell do not depend on what trains beside it, nor on the worker count."""
+    """Weights, metrics and history of a cell depend neither on other cells in the run nor on the number of workers."""
     options = (f"trainer.precision={precision}", f"model.name={model}", "early_stopping.patience=1")
     together = small("block=[all,0+2,from1]", *options, "trainer.max_epochs=4")
     among = {record["cell"]["scope"]: record for record in run(together, console)}
@@ -81,14 +81,14 @@ def test_what_is_frozen_is_bit_identical_after_training(small, console):
     after = prepared.staged.stages.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     ran = prepared.staged.frozen.state_dict()
-    prepared.staged.freeze(fuse=can_fuse())  # anew from what has not changed
+    prepared.staged.freeze(fuse=can_fuse())  # rebuild from the unchanged stages
     fresh = prepared.staged.frozen.state_dict()
     assert fresh.keys() == ran.keys()
     assert all(torch.equal(tensor, fresh[name]) for name, tensor in ran.items())
 
 
 def test_stored_weights_rebuild_the_tested_network(small, console):
-    """Frozen backbone plus what the cell stored gives the recorded test accuracy."""
+    """The frozen backbone with the cell's stored weights has the recorded test accuracy."""
     cfg = small("block=1")
     (record,) = run(cfg, console)
     again = Study.from_config(cfg, console)
@@ -146,7 +146,7 @@ def test_finished_cells_are_skipped_and_only_missing_ones_train(small, console, 
     (folder_of(small(), records[0]) / "record.json").unlink()  # as a crash would leave it
     run(small("block=[head,0,1]"), console)
     assert [cell.scope.name for cell in trained] == ["1", "head"]
-    run(small("block=head", "optimizer.weight_decay=0"), console)  # another result: trains
+    run(small("block=head", "optimizer.weight_decay=0"), console)  # changes the result, so the cell trains
     assert len(trained) == 3
 
 
@@ -174,8 +174,8 @@ def test_skipped_images_are_named_and_recorded(small, console, tmp_path):
     (record,) = run(cfg, console)
     assert record["data"]["skipped"] == ["x/3.png"]
     assert sum(record["data"][split] for split in ("train", "val", "test")) == 19
-    assert "left out, since they cannot be read: x/3.png" in console.export_text()
-    broken.write_bytes(whole)  # repaired: another data set
+    assert "skipping images that cannot be read: x/3.png" in console.export_text()
+    broken.write_bytes(whole)  # the repaired image changes the hash of the data
     (record,) = run(cfg, console)
     assert record["data"]["skipped"] == []
 
@@ -241,12 +241,12 @@ def test_top_trains_the_best_single_blocks_together(small, console):
     best = sorted(single, key=lambda r: (-r["metrics"]["val"]["top1"], -r["cell"]["blocks"][0]))[:2]
     assert records[-1]["cell"]["scope"] == "top2"
     assert records[-1]["cell"]["blocks"] == sorted(r["cell"]["blocks"][0] for r in best)
-    # and from the records alone
+    # the scope can also be resolved from existing records
     assert run(small("block=top2"), console) == records[-1:]
 
 
 def test_top_without_single_blocks_is_refused(small, console):
-    with pytest.raises(InputError, match=r"block=top2 needs 2 single blocks to choose from, and this sweep has 1"):
+    with pytest.raises(InputError, match=r"block=top2 needs 2 single blocks to choose from, but this sweep has 1"):
         run(small("block=[0,top2]"), console)
 
 
@@ -278,7 +278,7 @@ def test_real_weights_and_photographs(small, console, photographs, tmp_path):
     cfg = study_on_photographs(photographs, tmp_path)
     records = run(cfg, console)
     best = max(record["metrics"]["test"]["top1"] for record in records)
-    assert best > 0.5  # 101 classes: pretrained features at work, not luck
+    assert best > 0.5  # far above chance with 101 classes, so the pretrained features are used
     assert records[0]["data"]["train"] == 404
 
 

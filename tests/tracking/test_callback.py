@@ -1,4 +1,4 @@
-"""Every cell has a run of its own with each logger: what Lightning's loggers write, and when."""
+"""Each cell has its own run in each logger: what Lightning's loggers write, and when."""
 
 import csv
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_no_logger_is_the_default(small, console):
 
 
 def test_a_package_that_is_missing_is_one_sentence(small, console, monkeypatch):
-    monkeypatch.setattr("blockwise.tracking.callback.find_spec", lambda name: None)
+    monkeypatch.setattr("blockwise.study.prepare.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'blockwise\[tensorboard\]'"):
         run(small("logger=tensorboard", BLOCKS), console)
 
@@ -53,9 +53,12 @@ def test_a_package_that_is_missing_is_one_sentence(small, console, monkeypatch):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["logger=wandb", "logger.wandb.mode=bogus"], "^logger.wandb.mode=bogus is unknown: choose online or offline"),
-        (["logger=wandb", "logger.wandb.project=''"], "the project of W&B has no name"),
-        (["logger=csv", "+logger.csv.bogus=3"], "a logger cannot be opened .*bogus.*look at the settings of logger"),
+        (
+            ["logger=wandb", "logger.wandb.mode=bogus"],
+            "^logger.wandb.mode=bogus is unknown: choose online, offline or",
+        ),
+        (["logger=wandb", "logger.wandb.project=''"], "the W&B project must have a name"),
+        (["logger=csv", "+logger.csv.bogus=3"], "a logger cannot be opened .*bogus.*check the logger settings"),
         (["logger=csv", "logger.csv.logger.save_dir=/proc/x"], "a logger cannot be opened"),
     ],
 )
@@ -73,7 +76,7 @@ def test_no_logger_has_several_names(small, console):
 
 
 class Listener:
-    """A logger that remembers."""
+    """A logger that stores its calls."""
 
     def __init__(self, record, begin=0):
         self.scope, self.next_epoch, self.told, self.ended = record["cell"]["scope"], begin, [], None
@@ -88,7 +91,7 @@ class Listener:
 
 @pytest.fixture
 def listen(monkeypatch):
-    """Have a study's cells tell a logger that remembers; it has a run for each cell."""
+    """Add a logger to a study that stores the calls for each cell's run."""
 
     def begin(at=0):
         heard = []

@@ -1,4 +1,4 @@
-"""The workspace shows what runs hold, and nothing else."""
+"""The workspace uses only metrics and config keys that runs have."""
 
 import json
 import re

@@ -14,6 +14,7 @@ import pytest
 from conftest import SMALL
 from wandb_server import Server
 
+from blockwise.cli import main
 from blockwise.results.store import read_history, read_records, settings_hash
 from blockwise.study.run import run as train
 
@@ -28,7 +29,7 @@ def server():
 
 @pytest.fixture
 def call(tmp_path):
-    """Run `blockwise` in a process of its own, in a home where nobody has logged in."""
+    """Run `blockwise` in a new process, with a home folder without a W&B login."""
     quiet = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc")}
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
 
@@ -50,7 +51,7 @@ def call(tmp_path):
 def test_without_a_key_runs_are_kept_offline_and_one_sentence_says_so(call, tmp_path):
     done = call("train", *QUICK)
     assert done.returncode == 0, done.stderr
-    assert " ".join(done.stdout.split()).count("W&B is offline (there is no key)") == 1
+    assert " ".join(done.stdout.split()).count("W&B is offline (there is no API key)") == 1
     assert "wandb:" not in done.stdout + done.stderr
     ids = {settings_hash(record["settings"]) for record in read_records(tmp_path / "results")}
     kept = [path.name for path in (tmp_path / "results" / ".logs" / "wandb").glob("offline-run-*")]
@@ -139,7 +140,7 @@ def test_sync_sends_what_was_trained_without_wandb_and_once_only(call, tmp_path,
         assert done.returncode == 0, done.stderr
         records = read_records(tmp_path / "results")
         assert done.stdout.count("\n") < 4
-        assert "3 runs are in blockwise" in done.stdout
+        assert "3 runs uploaded to blockwise" in done.stdout
         assert set(server.runs) == {settings_hash(record["settings"]) for record in records}
         for record in records:
             run = server.runs[settings_hash(record["settings"])]
@@ -162,16 +163,28 @@ def test_sync_without_a_key_is_one_sentence(call, tmp_path):
     ("arguments", "environment", "message"),
     [
         (["sync", "results"], {"WANDB_MODE": "offline"}, "WANDB_MODE is offline"),
-        (["sync", "results"], {"WANDB_BASE_URL": "junk"}, "W&B cannot be used"),
-        (["sync", "results", "--project", ""], {}, "the project of W&B has no name"),
-        (["dashboard", "--entity", ""], {}, "'' is no name of W&B"),
+        (["sync", "results", "--project", ""], {}, "the W&B project must have a name"),
+        (["dashboard", "--entity", ""], {}, "'' is not a valid W&B name"),
     ],
 )
-def test_what_sync_and_dashboard_cannot_do_is_one_sentence(call, tmp_path, server, arguments, environment, message):
+def test_what_sync_and_dashboard_cannot_do_is_one_sentence(
+    tmp_path, monkeypatch, capsys, arguments, environment, message
+):
     grids.save([grids.record("head", 0.5)], tmp_path / "results")
-    done = call(*arguments, server=server, **environment)
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"WANDB_ERROR_REPORTING": "false", **environment}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_address_that_is_none_is_one_sentence(call, tmp_path):
+    grids.save([grids.record("head", 0.5)], tmp_path / "results")
+    done = call("sync", "results", WANDB_BASE_URL="junk", WANDB_API_KEY=40 * "k")
     assert done.returncode == 2
-    assert message in done.stderr
+    assert "W&B cannot be used" in done.stderr
     assert "Traceback" not in done.stderr
 
 

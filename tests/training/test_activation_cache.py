@@ -16,7 +16,7 @@ def backbone(stub):
 
 @pytest.fixture
 def ran(monkeypatch):
-    """The numbers of the stages that ran."""
+    """The indices of the stages that ran."""
     numbers = []
     run = StagedBackbone.run
 

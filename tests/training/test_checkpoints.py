@@ -1,4 +1,4 @@
-"""A run that is stopped anywhere ends, when it is started again, with what an unbroken run would have written."""
+"""A run that is stopped at any point and started again writes the same results as an uninterrupted run."""
 
 import json
 import os
@@ -21,7 +21,7 @@ OWN_TO_A_RUN = {"seconds", "peak_memory_bytes", "provenance"}
 
 
 def results(folder: Path) -> dict[str, list]:
-    """What is kept of each cell, without what differs between any two runs."""
+    """Return the stored results of each cell, without the fields that differ between any two runs."""
     found = {}
     for path in sorted(Path(folder).rglob("record.json")):
         record = {k: v for k, v in json.loads(path.read_text()).items() if k not in OWN_TO_A_RUN}
@@ -32,7 +32,7 @@ def results(folder: Path) -> dict[str, list]:
 
 @pytest.fixture
 def stop_at(monkeypatch):
-    """Send this process a signal in the middle of some step of training or validation."""
+    """Send a signal to this process in the middle of a training or validation step."""
 
     def stop(step: int, number: int = signal.SIGTERM) -> None:
         count = 0
@@ -55,7 +55,7 @@ def stop_at(monkeypatch):
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
-    """Results of an unbroken run, by what it was asked for."""
+    """Results of uninterrupted runs, by their overrides."""
     known = {}
 
     def get(small, console, *overrides):
@@ -81,7 +81,7 @@ def test_stopped_at_any_step_it_ends_as_if_it_had_not_been(step, small, console,
     run(cfg, console)
     assert results(cfg.results_dir) == expected
     assert not list(Path(cfg.results_dir).rglob("*.ckpt"))
-    assert "going on from the checkpoint" in console.export_text()
+    assert "resuming from the checkpoint" in console.export_text()
 
 
 def test_stopped_again_and_again(small, console, stop_at, unbroken, monkeypatch):
@@ -105,7 +105,7 @@ def test_some_of_the_cells_go_on_alone(small, console, stop_at, unbroken, monkey
     monkeypatch.undo()
     cfg = small("block=[2,head]")
     run(cfg, console)
-    assert "going on from the checkpoint" in console.export_text()
+    assert "resuming from the checkpoint" in console.export_text()
     found = results(cfg.results_dir)
     assert len(found) == 2
     assert found.items() <= expected.items()

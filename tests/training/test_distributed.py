@@ -1,4 +1,4 @@
-"""Two processes that share each batch, against one process that has all of it."""
+"""Two processes that share each batch, compared with a single process."""
 
 import json
 import signal
@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from blockwise.errors import InputError
 from blockwise.study.run import run
 
-# 50 images to train in batches of 16: the last has 2, one a process
+# 50 images to train in batches of 16: the last has 2, one per process
 CELLS = ["block=[head,1,full]", "freeze.norm=eval", "data.augment=[crop,flip]"]
 TRAIN = [sys.executable, "-m", "blockwise", "train"]
 DDP = ["trainer=ddp", "trainer.accelerator=cpu"]
@@ -71,7 +71,7 @@ def test_stopped_it_goes_on_and_ends_as_if_it_had_not_been(small_overrides, tmp_
     assert not kept(tmp_path / "broken")
     again = train(tmp_path / "broken", *overrides)
     assert again.returncode == 0, again.stderr
-    assert "going on from the checkpoint" in again.stdout
+    assert "resuming from the checkpoint" in again.stdout
     broken = kept(tmp_path / "broken")
     for scope, path in kept(tmp_path / "unbroken").items():
         mine, other = (json.loads(p.read_text())["metrics"] for p in (path, broken[scope]))
@@ -90,8 +90,8 @@ def test_wrong_input_is_said_once(small_overrides, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["trainer.devices=2"], "several devices share a run with trainer=ddp"),
-        (["trainer=ddp", "trainer.strategy=fsdp"], "trainer.strategy=fsdp does not know of cells side by side"),
+        (["trainer.devices=2"], "to train one run on several devices, use trainer=ddp"),
+        (["trainer=ddp", "trainer.strategy=fsdp"], "trainer.strategy=fsdp cannot train cells side by side"),
         (["trainer=ddp", "trainer.devices=0"], "trainer.devices=0 must be a number of devices"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Against scikit-learn, and a plain reading of Guo et al. (2017) for the calibration error."""
+"""Metrics against scikit-learn, and the calibration error against a direct implementation of Guo et al. (2017)."""
 
 import itertools
 

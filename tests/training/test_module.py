@@ -1,4 +1,4 @@
-"""The module as the README uses it from Python: with any network, and a trainer of the user's own."""
+"""The LightningModule used from Python, with any network and the user's own trainer."""
 
 import copy
 from functools import partial
@@ -84,7 +84,7 @@ def test_a_cell_alone_runs_the_frozen_prefix_without_gradients(module, data):
 
 
 def test_fused_optimizers_step_as_plain_ones_do(stub, data, tmp_path):
-    """PyTorch's fused steps go wrong, silently, where weights and gradients lie differently in memory."""
+    """PyTorch's fused optimizers are silently wrong if weights and gradients have different memory formats."""
     layers = record_layers(stub, torch.zeros(1, 3, 16, 16))
     partition = SegmentPartitioner(num_blocks=3)(layers, stub)
     scopes = parse_scopes("all", len(partition), "mine")

@@ -1,1 +1,1 @@
-"""Records -> tables and figures."""
+"""Tables, statistics and figures of records."""

@@ -1,4 +1,4 @@
-"""Sweeps -> the paper's table: one row a backbone, both baselines and the best block."""
+"""The paper's table: one row per backbone, with both baselines and the best block."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ WRITERS = (".csv", ".md")
 
 
 def backbone_rows(sweeps: Sequence[Sweep]) -> list[dict[str, str]]:
-    """Return one row a sweep: test accuracies in %, mean and standard deviation over seeds.
+    """Return one row per sweep: test accuracies in %, mean and standard deviation over seeds.
 
-    The best block is chosen by validation accuracy; gains are differences in points, over the seeds that both have.
+    The best block is selected by validation accuracy. Gains are in percentage points, over the seeds that both have.
     """
     return [_row(sweep) for sweep in sweeps]
 
@@ -37,10 +37,10 @@ def backbone_table(rows: Sequence[dict[str, str]]) -> Table:
 
 
 def write_rows(rows: Sequence[dict[str, str]], path: Path) -> None:
-    """Write the rows as CSV or Markdown, by the name of the file.
+    """Write the rows as CSV or Markdown, depending on the suffix of the file.
 
     Raises:
-        InputError: It is neither, or cannot be written.
+        InputError: The suffix is neither `.csv` nor `.md`, or the file cannot be written.
     """
     if path.suffix not in WRITERS:
         raise InputError(f"{path} must end in {' or '.join(WRITERS)}")

@@ -28,13 +28,13 @@ TEST = (
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim, and what the records say of it.
+    """A claim and its test on records.
 
     Attributes:
         statement: The claim.
-        statistic: How it is tested.
-        evidence: What was found, in one line.
-        verdict: `not supported` means that the records do not show it, at a level of 5 %.
+        statistic: The statistical test.
+        evidence: The result of the test in one line.
+        verdict: `supported` at a significance level of 5 %, `not supported`, or `not enough data`.
     """
 
     statement: str
@@ -49,7 +49,7 @@ def claims(sweeps: Sequence[Sweep]) -> list[Claim]:
 
 
 def claims_list(found: Sequence[Claim]) -> Table:
-    """Return claims for a terminal."""
+    """Return claims as a table for a terminal."""
     styles = {"supported": "green", "not supported": "red", "not enough data": "yellow"}
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
@@ -62,13 +62,13 @@ def claims_list(found: Sequence[Claim]) -> Table:
 
 
 def beats_baselines(sweeps: Sequence[Sweep]) -> Claim:
-    """Test whether the best block, chosen on validation, has a higher test accuracy than both baselines."""
+    """Test whether the best block, selected on validation, has a higher test accuracy than both baselines."""
     tests = paired_tests(sweeps, [(BEST, name) for name in BASELINES], alternative="greater")
     return Claim("The best block beats both baselines.", TEST, _gains(tests), _verdict(tests))
 
 
 def fourth_quarter(sweeps: Sequence[Sweep]) -> Claim:
-    """Test the same of the best block of the quarter next to the head."""
+    """Test the same for the best block of the fourth quarter, next to the head."""
     tests = paired_tests(sweeps, [("quarter 4", name) for name in BASELINES], alternative="greater")
     evidence, share = _gains(tests), quarter_shares(sweeps)[3]
     if share.blocks:
@@ -78,7 +78,7 @@ def fourth_quarter(sweeps: Sequence[Sweep]) -> Claim:
 
 
 def is_reliable(sweeps: Sequence[Sweep]) -> Claim:
-    """Test whether the best block's accuracy spreads less over seeds than those of the baselines."""
+    """Test whether the best block's accuracy has a lower standard deviation over seeds than the baselines'."""
     tests = paired_tests(sweeps, [(BEST, name) for name in BASELINES], _steadier, alternative="greater")
     parts = [
         f"{-100 * test.median + 0.0:+.2f} points of standard deviation against {test.second} ({_pairs(test)})"
@@ -91,25 +91,25 @@ def is_reliable(sweeps: Sequence[Sweep]) -> Claim:
 
 
 def differs_between_backbones(sweeps: Sequence[Sweep]) -> Claim:
-    """Test whether the best block lies elsewhere from backbone to backbone, beyond what seeds and data sets change."""
-    places: dict[str, list[float]] = {}
+    """Test whether the depth of the best block differs between backbones more than between seeds and data sets."""
+    depths_of: dict[str, list[float]] = {}
     for group in by_backbone_and_data(sweeps):
-        places.setdefault(group[0].backbone, []).extend(_places(group))
-    groups = [group for group in places.values() if group]
-    found = Counter(place for group in groups for place in group)
-    shown = ", ".join(f"{place:.2f} ({times} x)" for place, times in sorted(found.items()))
-    counts = f"backbones: {len(groups)}, runs: {found.total()}"
+        depths_of.setdefault(group[0].backbone, []).extend(_best_depths(group))
+    groups = [group for group in depths_of.values() if group]
+    counted = Counter(value for group in groups for value in group)
+    shown = ", ".join(f"{value:.2f} ({times} x)" for value, times in sorted(counted.items()))
+    counts = f"backbones: {len(groups)}, runs: {counted.total()}"
     evidence = f"relative depth of the best block: {shown or 'unknown'}; {counts}"
-    # a single run does not show what chance does to a backbone
+    # backbones with a single run say nothing about the variation between runs
     repeated = [group for group in groups if len(group) > 1]
     verdict: Verdict = "not enough data"
-    if len(found) == 1 and len(groups) > 2:
+    if len(counted) == 1 and len(groups) > 2:
         verdict = "not supported"
     elif _arrangements(repeated) > 1 / LEVEL:
         p = _permuted(repeated)
         verdict = "supported" if p < LEVEL else "not supported"
         evidence += f"; p = {p:.2g}"
-    elif len(found) > 1:
+    elif len(counted) > 1:
         evidence += "; runs of more seeds are needed to tell differences between backbones from chance"
     return Claim(
         "The best block differs between backbones.",
@@ -119,22 +119,22 @@ def differs_between_backbones(sweeps: Sequence[Sweep]) -> Claim:
     )
 
 
-def _places(group: Sequence[Sweep]) -> list[float]:
-    """Return the depth of the best block by validation, once a seed that all blocks have, the mean of all sweeps."""
-    found: dict[int, list[float]] = {}
+def _best_depths(group: Sequence[Sweep]) -> list[float]:
+    """Return the depth of the best block by validation, one value per seed that all blocks have: the mean of sweeps."""
+    by_seed: dict[int, list[float]] = {}
     for sweep in group:
         rows = sweep.single_blocks
         common = set.intersection(*(row.seeds for row in rows)) if len(rows) > 1 else set()
         for seed in sorted(common):
             best = max(rows, key=lambda row: (row.mean("val", seeds={seed}), row.blocks))
-            found.setdefault(seed, []).append(depth(best.blocks[0], sweep.num_blocks))
-    return [fmean(depths) for depths in found.values()]
+            by_seed.setdefault(seed, []).append(depth(best.blocks[0], sweep.num_blocks))
+    return [fmean(depths) for depths in by_seed.values()]
 
 
 def _arrangements(groups: Sequence[Sequence[float]]) -> float:
-    """Return in how many ways runs can be dealt to as many backbones; the inverse is the smallest p there is."""
-    alike = prod(factorial(times) for times in Counter(map(len, groups)).values())
-    return factorial(sum(map(len, groups))) / (prod(factorial(len(group)) for group in groups) * alike)
+    """Return the number of ways to assign runs to backbones; the smallest possible p-value is its inverse."""
+    interchangeable = prod(factorial(times) for times in Counter(map(len, groups)).values())
+    return factorial(sum(map(len, groups))) / (prod(factorial(len(group)) for group in groups) * interchangeable)
 
 
 def _permuted(groups: Sequence[Sequence[float]]) -> float:

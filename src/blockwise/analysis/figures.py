@@ -1,4 +1,4 @@
-"""Sweeps -> matplotlib figures: what is drawn in black takes the colour of the page's text in a report."""
+"""Matplotlib figures of sweeps. In a report, black lines and text take the text colour of the page."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
 from blockwise.analysis.summary import Row, Sweep
 
-if TYPE_CHECKING:  # a picture of one sweep is drawn without waiting for pandas
+if TYPE_CHECKING:  # the figure of a single sweep must not import pandas
     import pandas as pd
 
     from blockwise.analysis.statistics import Ranks
 
 # Okabe & Ito (2008): distinguishable with colour vision deficiency, and in print
 BLUE, ORANGE, GREEN, GREY, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#8c8c8c", "#CC79A7", "#56B4E9"
-# not quite black: stays as it is on a dark page
+# not quite black, so that it keeps its colour on a dark page
 INK = "#010101"
 BASELINES = {"head": ("head only", ORANGE, "--"), "full": ("full fine-tuning", GREEN, "-.")}
 QUARTER_COLORS = {1: "#9ecae1", 2: SKY, 3: BLUE, 4: "#08306b"}
 Cost = Literal["trainable", "seconds"]
-COSTS = {"trainable": "parameters that train", "seconds": "seconds a cell"}
+COSTS = {"trainable": "trainable parameters", "seconds": "seconds per cell"}
 
 
 def accuracy_by_block(sweeps: Sequence[Sweep]) -> Figure:
-    """Draw accuracies of every single block beside both baselines: a panel a sweep, mean and standard deviation."""
+    """Plot the accuracy of every block and both baselines, mean and standard deviation, one panel per sweep."""
     figure, panels = _panels(len(sweeps), width=7 if len(sweeps) == 1 else 10, height=4 if len(sweeps) == 1 else 2.4)
     for axes, sweep in zip(panels, sweeps, strict=True):
         _draw_blocks(axes, sweep)
@@ -63,7 +63,7 @@ def _draw_blocks(axes: Axes, sweep: Sweep) -> None:
 
 
 def depth_map(sweeps: Sequence[Sweep], baseline: str = "head") -> Figure:
-    """Draw a line a backbone: gain of each block over a baseline, by relative depth; a star marks the chosen block."""
+    """Plot the gain of each block over a baseline by depth, one row per backbone; a star marks the best block."""
     figure = Figure(figsize=(8, 1.4 + 0.32 * len(sweeps)), layout="constrained")
     axes = figure.add_subplot()
     bases = [sweep.row(baseline) for sweep in sweeps]
@@ -91,7 +91,7 @@ def depth_map(sweeps: Sequence[Sweep], baseline: str = "head") -> Figure:
 
 
 def gain_by_quarter(sweeps: Sequence[Sweep], treatment: Callable[[Sweep, str], Row | None]) -> Figure:
-    """Draw what the best block of each quarter (by validation) gains over both baselines: a dot a sweep, and a box."""
+    """Plot the gain of each quarter's best block (by validation) over both baselines: box plots, one dot per sweep."""
     figure, panels = _panels(2, width=8, height=3.2, columns=2)
     for axes, (baseline, (label, _, _)) in zip(panels, BASELINES.items(), strict=True):
         columns: list[list[float]] = []
@@ -101,16 +101,16 @@ def gain_by_quarter(sweeps: Sequence[Sweep], treatment: Callable[[Sweep, str], R
             columns.append([100 * gain for gain in gains if gain is not None])
         axes.axhline(0, color=GREY, lw=1)
         axes.boxplot(columns, widths=0.5, showfliers=False, medianprops={"color": ORANGE, "lw": 2})
-        for place, column in enumerate(columns, start=1):
+        for position, column in enumerate(columns, start=1):
             offsets = np.linspace(-0.12, 0.12, len(column)) if len(column) > 1 else np.zeros(len(column))
-            axes.plot(place + offsets, column, "o", color=BLUE, alpha=0.6, ms=4)
+            axes.plot(position + offsets, column, "o", color=BLUE, alpha=0.6, ms=4)
         axes.set(xlabel="quarter of the network", ylabel="gain, points", title=f"over {label}")
         axes.grid(axis="y", alpha=0.3)
     return figure
 
 
 def accuracy_against_cost(sweeps: Sequence[Sweep], cost: Cost) -> Figure:
-    """Draw every scope's accuracy against what it costs; a line joins those that no cheaper one beats on validation."""
+    """Plot the accuracy of every scope against its cost; a line joins the Pareto front by validation accuracy."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     points = []
@@ -118,10 +118,10 @@ def accuracy_against_cost(sweeps: Sequence[Sweep], cost: Cost) -> Figure:
         points.append((_cost(row, cost), row.mean("val"), 100 * row.mean("test")))
         axes.plot(points[-1][0], points[-1][2], "o", ms=5, alpha=0.75, mew=0, color=_color(row))
     front, best = [], -1.0
-    for price, val, test in sorted(points, key=lambda point: (point[0], -point[1])):
+    for x, val, test in sorted(points, key=lambda point: (point[0], -point[1])):
         if val > best:
             best = val
-            front.append((price, test))
+            front.append((x, test))
     axes.plot(*zip(*front, strict=True), color=PURPLE, lw=1.5, marker="o", mfc="none", ms=9, drawstyle="steps-post")
     axes.set(xscale="log", xlabel=COSTS[cost], ylabel="top-1 test accuracy, %")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
@@ -130,14 +130,14 @@ def accuracy_against_cost(sweeps: Sequence[Sweep], cost: Cost) -> Figure:
     names = {"head only": ORANGE, **{f"block of quarter {q}": c for q, c in QUARTER_COLORS.items()}}
     names |= {"several blocks": GREY, "full fine-tuning": GREEN}
     dots = [Line2D([], [], ls="none", marker="o", color=color, label=name) for name, color in names.items()]
-    line = Line2D([], [], color=PURPLE, marker="o", mfc="none", ms=9, label="none cheaper is better on validation")
+    line = Line2D([], [], color=PURPLE, marker="o", mfc="none", ms=9, label="Pareto front by validation")
     figure.legend(handles=[*dots, line], loc="outside lower center", ncols=3, fontsize="small", frameon=False)
     axes.grid(alpha=0.3)
     return figure
 
 
 def selection_cost(sweeps: Sequence[Sweep]) -> Figure:
-    """Draw the block that validation chooses beside the one that is best on test: what choosing fairly costs."""
+    """Plot the test accuracy of the block selected by validation and of the best block on test."""
     figure = Figure(figsize=(8, 1.4 + 0.3 * len(sweeps)), layout="constrained")
     axes = figure.add_subplot()
     for line, sweep in enumerate(sweeps):
@@ -155,25 +155,25 @@ def selection_cost(sweeps: Sequence[Sweep]) -> Figure:
 
 
 def training_curves(sweeps: Sequence[Sweep], history: Callable[[Row], pd.Series | None]) -> Figure | None:
-    """Draw validation accuracy by epoch: a panel a sweep; None where no history is kept.
+    """Plot validation accuracy by epoch, one panel per sweep; return None if there is no history.
 
     Args:
-        sweeps: What to draw.
-        history: Returns accuracies of a row, one an epoch, or None.
+        sweeps: The sweeps to plot.
+        history: Returns the accuracies of a row, one per epoch, or None.
     """
     curves = [
-        {row.scope: found for row in s.rows if row.records and (found := history(row)) is not None} for s in sweeps
+        {row.scope: curve for row in s.rows if row.records and (curve := history(row)) is not None} for s in sweeps
     ]
     if not any(curves):
         return None
     figure, panels = _panels(len(sweeps), width=10, height=2.4)
-    for axes, sweep, kept in zip(panels, sweeps, curves, strict=True):
+    for axes, sweep, curve_of in zip(panels, sweeps, curves, strict=True):
         best = sweep.best.scope if sweep.best else None
-        marked = {"" if best is None else best: ("best block", BLUE, "-"), **BASELINES}
-        for scope, curve in sorted(kept.items(), key=lambda item: item[0] in marked):
-            label, color, style = marked.get(scope, ("other blocks", GREY, "-"))
-            strong = scope in marked
-            axes.plot(curve.index + 1, 100 * curve, color=color, ls=style, lw=2 if strong else 0.6, label=label)
+        highlighted = {"" if best is None else best: ("best block", BLUE, "-"), **BASELINES}
+        for scope, curve in sorted(curve_of.items(), key=lambda item: item[0] in highlighted):
+            label, color, style = highlighted.get(scope, ("other blocks", GREY, "-"))
+            width = 2 if scope in highlighted else 0.6
+            axes.plot(curve.index + 1, 100 * curve, color=color, ls=style, lw=width, label=label)
         axes.set_title(sweep.backbone)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
@@ -183,7 +183,7 @@ def training_curves(sweeps: Sequence[Sweep], history: Callable[[Row], pd.Series 
 
 
 def confusion(matrix: pd.DataFrame) -> Figure:
-    """Draw how often (fractions of each line) a true class is taken for which."""
+    """Plot a confusion matrix of fractions: true classes in rows, predicted classes in columns."""
     side = 2.6 + 0.26 * len(matrix)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.add_subplot()
@@ -201,19 +201,19 @@ def confusion(matrix: pd.DataFrame) -> Figure:
 
 
 def class_gains(gains: pd.Series) -> Figure:
-    """Draw what classes gain in accuracy (fractions), as bars."""
+    """Plot the gain in accuracy (fractions) of each class as bars."""
     figure = Figure(figsize=(7, 1.2 + 0.26 * len(gains)), layout="constrained")
     axes = figure.add_subplot()
     axes.barh(range(len(gains)), 100 * gains, color=[BLUE if gain >= 0 else ORANGE for gain in gains])
     axes.set_yticks(range(len(gains)), list(gains.index))
-    axes.set(ylim=(len(gains) - 0.5, -0.5), xlabel="gain over head only, points of the class's accuracy")
+    axes.set(ylim=(len(gains) - 0.5, -0.5), xlabel="gain in class accuracy over head only, points")
     axes.axvline(0, color=GREY, lw=1)
     axes.grid(axis="x", alpha=0.3)
     return figure
 
 
 def critical_differences(ranks: Ranks) -> Figure:
-    """Draw mean ranks; a bar joins treatments that Nemenyi's test does not tell apart (Demsar, 2006)."""
+    """Plot mean ranks; bars join treatments that do not differ significantly in Nemenyi's test (Demsar, 2006)."""
     from scikit_posthocs import critical_difference_diagram
 
     figure = Figure(figsize=(8, 2.4), layout="constrained")
@@ -224,7 +224,7 @@ def critical_differences(ranks: Ranks) -> Figure:
 
 
 def _panels(number: int, width: float, height: float, columns: int = 3) -> tuple[Figure, list[Axes]]:
-    """Return a figure of so many panels, each `height` inches high."""
+    """Return a figure with `number` panels, each `height` inches high."""
     columns = min(columns, number)
     lines = ceil(number / columns)
     figure = Figure(figsize=(width, height * lines + (0.8 if lines > 1 else 0)), layout="constrained")
@@ -235,18 +235,18 @@ def _panels(number: int, width: float, height: float, columns: int = 3) -> tuple
 
 
 def _label(panels: Sequence[Axes], x: str, y: str) -> None:
-    """Name the axes along the left and the lower edge."""
+    """Label the axes of the left column and of the lowest panels."""
     for axes in panels:
-        place = axes.get_subplotspec()
-        assert place is not None
-        if place.is_first_col():
+        spec = axes.get_subplotspec()
+        assert spec is not None
+        if spec.is_first_col():
             axes.set_ylabel(y)
-        if axes in panels[-place.get_gridspec().ncols :]:
+        if axes in panels[-spec.get_gridspec().ncols :]:
             axes.set_xlabel(x)
 
 
 def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
-    """Put one legend below all panels, each name once."""
+    """Put one legend below all panels, with each label once."""
     named: dict[str, Artist] = {}
     for axes in panels:
         handles, labels = axes.get_legend_handles_labels()

@@ -1,11 +1,11 @@
-"""Records -> a pandas table, one line a cell."""
+"""Records as a pandas table, one row per cell."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # not everyone has installed it
+if TYPE_CHECKING:  # pandas is optional
     import pandas as pd
 
 from blockwise.results.record import METRICS, SPLITS, Record
@@ -13,12 +13,12 @@ from blockwise.results.store import sweep_hash
 
 
 def records_frame(records: Iterable[Record]) -> pd.DataFrame:
-    """Return one line a record.
+    """Return a table with one row per record.
 
-    Columns: `data`, `backbone`, `weights`, `parameters`, `partition`, `num_blocks`, `scope`, `block` (if single),
-    `quarter`, `depth` (the middle of a single block: 0 touches the pixels, 1 is next to the head), `trainable`, `lr`,
+    Columns: `data`, `backbone`, `weights`, `parameters`, `partition`, `num_blocks`, `scope`, `block` (for single
+    blocks), `quarter`, `depth` (middle of a single block, from 0 at the pixels to 1 at the head), `trainable`, `lr`,
     `seed`, `status`, `best_epoch`, `epochs`, `seconds`, `peak_memory_bytes`, `train_top1` to `test_loss` (fractions),
-    `sweep` (equal for cells that may be compared) and `folder`.
+    `sweep` (the same for all cells of a sweep) and `folder`.
     """
     import pandas as pd
 
@@ -26,12 +26,12 @@ def records_frame(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def depth(block: int, num_blocks: int) -> float:
-    """Return where the middle of a block lies: near 0 at the pixels, near 1 at the head."""
+    """Return the relative depth of the middle of a block, from 0 (pixels) to 1 (head)."""
     return (block + 0.5) / num_blocks
 
 
 def identity(record: Record) -> dict[str, Any]:
-    """Return what a cell is, under the names of the table's columns."""
+    """Return the columns of the table that identify a cell."""
     backbone, cell, partition = record.backbone, record.cell, record.partition
     block = record.block
     return {

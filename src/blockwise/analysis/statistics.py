@@ -1,10 +1,9 @@
-"""What a reviewer asks of accuracies: intervals over seeds, paired tests, ranks.
+"""Statistics of accuracies: confidence intervals over seeds, paired tests, ranks.
 
 Tests compare treatments (`head`, `full`, the best block of each quarter, the best block) across pairs of a backbone and
-a data set. A pair's accuracies are means over the seeds that both treatments have, and over its sweeps if there are
-several (other partitions, other settings): however many, they are one observation. Blocks are chosen on validation and
-compared on test. Demsar (2006), "Statistical comparisons of classifiers over multiple data sets",
-recommends these tests.
+a data set. Each pair is one observation: its accuracies are means over the seeds that both treatments have, and over
+its sweeps if there are several (other partitions or settings). Blocks are selected on validation and compared on test.
+Demsar (2006), "Statistical comparisons of classifiers over multiple data sets", recommends these tests.
 """
 
 from __future__ import annotations
@@ -22,16 +21,16 @@ from scipy import stats
 from blockwise.analysis.summary import Row, Sweep, by_backbone_and_data
 
 LEVEL = 0.05
-# SciPy's documentation of `friedmanchisquare` calls its p-value reliable above so many
+# SciPy's documentation calls the p-value of `friedmanchisquare` reliable for more than 10 samples
 FRIEDMAN_PAIRS = 10
 RESAMPLES = 9999
-# pairs up to which every combination of signs is tried: the paper's fifteen backbones are among them
+# up to this number of pairs, Wilcoxon's test is exact; the paper has fifteen backbones
 EXACT = 16
 BEST = "best block"
 BASELINES = ("head", "full")
 QUARTERS = tuple(f"quarter {number}" for number in (1, 2, 3, 4))
 TREATMENTS = (*BASELINES, *QUARTERS, BEST)
-# what the table of tests compares: blocks with baselines, and these with each other
+# the table of tests compares blocks with baselines, and the baselines with each other
 COMPARISONS = (("full", "head"), *((block, baseline) for block in (BEST, *QUARTERS) for baseline in BASELINES))
 
 
@@ -40,12 +39,12 @@ class PairedTest:
     """Wilcoxon's signed-rank test of two treatments.
 
     Attributes:
-        pairs: Backbones on data sets that have both.
-        needed: Pairs without which no outcome can be significant.
-        median: Of the differences, first minus second; None without pairs.
+        pairs: Number of pairs of backbone and data set that have both treatments.
+        needed: Number of pairs below which no result can be significant.
+        median: Median difference, first minus second; None without pairs.
         effect: Matched-pairs rank-biserial correlation (Kerby, 2014): 1 if the first is always higher, -1 if lower.
-        p: Of the test alone; None with too few pairs.
-        p_holm: Corrected for the number of tests (Holm, 1979).
+        p: Uncorrected p-value; None with too few pairs.
+        p_holm: p-value corrected for the number of tests (Holm, 1979); None with too few pairs.
     """
 
     first: str
@@ -59,19 +58,19 @@ class PairedTest:
 
     @property
     def significant(self) -> bool:
-        """Whether the first is higher, and not by chance."""
+        """Whether the first treatment is significantly higher."""
         return self.p_holm is not None and self.p_holm < LEVEL and (self.effect or 0) > 0
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Friedman's test of all treatments, with Nemenyi's of each pair.
+    """Friedman's test of all treatments, with Nemenyi's post-hoc test.
 
     Attributes:
-        pairs: Backbones on data sets that have all treatments.
-        p: Of Friedman's test.
-        mean_ranks: One a treatment; 1 is best.
-        nemenyi: p-values, treatments by treatments.
+        pairs: Number of pairs of backbone and data set that have all treatments.
+        p: p-value of Friedman's test.
+        mean_ranks: Mean rank of each treatment; 1 is best.
+        nemenyi: p-values of Nemenyi's test, shape (treatments, treatments).
     """
 
     pairs: int
@@ -82,13 +81,14 @@ class Ranks:
 
 @dataclass(frozen=True)
 class Share:
-    """How often a block of a quarter beats both baselines.
+    """How often the blocks of a quarter beat both baselines.
 
     Attributes:
-        wins: Blocks that do.
-        blocks: Blocks of that quarter, in all sweeps that have both baselines.
-        pairs: The number of backbones on data sets that they are of.
-        interval: 95 %, by bootstrap over those; None with too few.
+        quarter: The quarter, 1 (input) to 4.
+        wins: Number of blocks that beat both baselines.
+        blocks: Number of blocks in the quarter, over all sweeps with both baselines.
+        pairs: Number of pairs of backbone and data set with such sweeps.
+        interval: 95 % confidence interval of wins / blocks, by bootstrap over pairs; None with too few pairs.
     """
 
     quarter: int
@@ -99,7 +99,7 @@ class Share:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Return the 95 % confidence interval of a mean, by Student's t; None for a single value."""
+    """Return the 95 % confidence interval of a mean by Student's t; None with fewer than two values."""
     if len(values) < 2:
         return None
     error = stats.sem(values)
@@ -108,7 +108,7 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def treatment(sweep: Sweep, name: str) -> Row | None:
-    """Return what a sweep has of a treatment; blocks are chosen by validation accuracy."""
+    """Return a sweep's row of a treatment, or None; blocks are selected by validation accuracy."""
     if name in BASELINES:
         return sweep.row(name)
     blocks = sweep.single_blocks
@@ -127,26 +127,26 @@ def paired_tests(
     """Compare treatments across backbones and data sets.
 
     Args:
-        sweeps: Those of a backbone on a data set give one difference, the mean of theirs.
-        comparisons: Names of treatments.
-        difference: What is tested of two rows; None where they have nothing to compare.
-        alternative: `greater` asks only whether the first is higher.
+        sweeps: The sweeps; all sweeps of a backbone on a data set give one difference, their mean.
+        comparisons: Pairs of names of treatments.
+        difference: Returns the tested difference of two rows; None if they have no seed in common.
+        alternative: `greater` tests only whether the first treatment is higher.
     """
     needed = pairs_needed(len(comparisons), sides=2 if alternative == "two-sided" else 1)
     tests = []
     for first, second in comparisons:
-        found = []
+        differences = []
         for group in by_backbone_and_data(sweeps):
             rows = ((treatment(sweep, first), treatment(sweep, second)) for sweep in group)
-            own = [difference(one, other) for one, other in rows if one is not None and other is not None]
-            if known := [d for d in own if d is not None]:
-                found.append(fmean(known))
-        tests.append(_signed_rank(first, second, found, needed, alternative))
+            values = [difference(one, other) for one, other in rows if one is not None and other is not None]
+            if comparable := [value for value in values if value is not None]:
+                differences.append(fmean(comparable))
+        tests.append(_signed_rank(first, second, differences, needed, alternative))
     return _holm(tests)
 
 
 def pairs_needed(tests: int, sides: int = 2) -> int:
-    """Return from how many pairs on some outcome has p < 0.05, Holm's correction for so many tests included."""
+    """Return the smallest number of pairs that can give p < 0.05 after Holm's correction for `tests` tests."""
     return next(pairs for pairs in count(1) if tests * sides / 2**pairs < LEVEL)
 
 
@@ -155,24 +155,24 @@ def _signed_rank(first: str, second: str, differences: list[float], needed: int,
     if not differences:
         return test
     test = replace(test, median=float(np.median(differences)))
-    # differences of fractions of so many images: equal ones must tie
+    # round, so that equal fractions of images tie
     rounded = np.round(differences, 6)
-    moved = rounded[rounded != 0]
-    if not len(moved):
+    nonzero = rounded[rounded != 0]
+    if not len(nonzero):
         return replace(test, effect=0.0, p=1.0 if len(differences) >= needed else None)
-    positive = stats.wilcoxon(moved, alternative="greater").statistic
-    effect = 2 * positive / (len(moved) * (len(moved) + 1) / 2) - 1
+    positive = stats.wilcoxon(nonzero, alternative="greater").statistic
+    effect = 2 * positive / (len(nonzero) * (len(nonzero) + 1) / 2) - 1
     if len(differences) < needed:
         return replace(test, effect=float(effect))
-    # SciPy's tables assume no ties. For a few pairs all combinations of signs can be tried; for more, its normal
-    # approximation is used, whose p is too large where nearly all differences have one sign
-    exact = len(moved) <= EXACT
-    p = _exact_p(moved, alternative) if exact else stats.wilcoxon(moved, alternative=alternative).pvalue
+    # SciPy's exact test assumes no ties, so for few pairs we enumerate all combinations of signs. For more pairs we use
+    # SciPy's normal approximation; its p-value is too large if nearly all differences have the same sign
+    exact = len(nonzero) <= EXACT
+    p = _exact_p(nonzero, alternative) if exact else stats.wilcoxon(nonzero, alternative=alternative).pvalue
     return replace(test, effect=float(effect), p=float(p))
 
 
 def _exact_p(differences: np.ndarray, alternative: str) -> float:
-    """Return Wilcoxon's p-value from all combinations of signs; the ranks, which no sign changes, are computed once."""
+    """Return Wilcoxon's p-value from all combinations of signs; ranks do not depend on signs and are computed once."""
     ranks = np.sign(differences) * stats.rankdata(np.abs(differences))
     result = stats.permutation_test(
         (ranks,),
@@ -188,16 +188,16 @@ def _exact_p(differences: np.ndarray, alternative: str) -> float:
 def _holm(tests: list[PairedTest]) -> list[PairedTest]:
     from statsmodels.stats.multitest import multipletests
 
-    done = [index for index, test in enumerate(tests) if test.p is not None]
-    if done:
-        corrected = multipletests([tests[index].p for index in done], method="holm")[1]
-        for index, p in zip(done, corrected, strict=True):
+    tested = [index for index, test in enumerate(tests) if test.p is not None]
+    if tested:
+        corrected = multipletests([tests[index].p for index in tested], method="holm")[1]
+        for index, p in zip(tested, corrected, strict=True):
             tests[index] = replace(tests[index], p_holm=float(p))
     return tests
 
 
 def accuracy_matrix(sweeps: Sequence[Sweep]) -> pd.DataFrame:
-    """Return test accuracies by treatment (columns) of every backbone on a data set (lines) that has all of them."""
+    """Return test accuracies, treatments in columns, pairs of backbone and data set that have all of them in rows."""
     lines = {}
     for group in by_backbone_and_data(sweeps):
         means = [line for sweep in group if (line := _accuracies(sweep))]
@@ -207,14 +207,14 @@ def accuracy_matrix(sweeps: Sequence[Sweep]) -> pd.DataFrame:
 
 
 def _accuracies(sweep: Sweep) -> dict[str, float]:
-    """Return the test accuracy of each treatment over the seeds that all have; nothing where one is missing."""
+    """Return the test accuracy of each treatment over the seeds that all have; empty if a treatment is missing."""
     rows = {name: row for name in TREATMENTS if (row := treatment(sweep, name)) is not None}
     common = set.intersection(*(row.seeds for row in rows.values())) if len(rows) == len(TREATMENTS) else set()
     return {name: round(row.mean("test", seeds=common), 6) for name, row in rows.items()} if common else {}
 
 
 def ranks(matrix: pd.DataFrame) -> Ranks | None:
-    """Rank treatments (columns) within each line, 1 for the most accurate; None with too few lines."""
+    """Rank treatments (columns) within each row, 1 for the highest accuracy; None with too few rows."""
     if len(matrix) <= FRIEDMAN_PAIRS or not matrix.to_numpy().std(axis=1).any():
         return None
     from scikit_posthocs import posthoc_nemenyi_friedman
@@ -225,7 +225,7 @@ def ranks(matrix: pd.DataFrame) -> Ranks | None:
 
 
 def quarter_shares(sweeps: Sequence[Sweep]) -> list[Share]:
-    """Count, quarter by quarter, the blocks that test above both baselines."""
+    """Count the blocks of each quarter whose test accuracy is higher than both baselines'."""
     shares = []
     for quarter in (1, 2, 3, 4):
         groups = ([w for sweep in group if (w := _wins(sweep, quarter))] for group in by_backbone_and_data(sweeps))
@@ -245,7 +245,7 @@ def _wins(sweep: Sweep, quarter: int) -> tuple[int, int] | None:
 
 
 def _bootstrap(counts: np.ndarray) -> tuple[float, float] | None:
-    """Resample backbones on data sets, not blocks: those of one backbone resemble each other."""
+    """Return the bootstrap interval; pairs are resampled, not blocks, since the blocks of a backbone are correlated."""
     if len(counts) < pairs_needed(1):
         return None
     result = stats.bootstrap(

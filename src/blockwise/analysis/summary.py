@@ -1,4 +1,4 @@
-"""Records -> sweeps: each scope at its own best learning rate, chosen on validation, averaged over seeds."""
+"""Group records into sweeps: each scope at its best learning rate by validation, averaged over seeds."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from blockwise.results.store import sweep_hash
 
 @dataclass(frozen=True)
 class Row:
-    """One scope of a sweep at its best learning rate; accuracies are fractions, means over seeds.
+    """One scope of a sweep at its best learning rate; accuracies are fractions, averaged over seeds.
 
     Attributes:
-        records: The finished records of that scope and rate, one a seed; empty if every rate diverged.
+        scope: Name of the scope.
+        blocks: The blocks of the scope, in ascending order.
+        records: The finished records at the best learning rate, one per seed; empty if every rate diverged.
         lr: The learning rate with the highest mean validation accuracy.
     """
 
@@ -26,20 +28,20 @@ class Row:
 
     @property
     def seeds(self) -> set[int]:
-        """The seeds it was trained with."""
+        """The seeds of its records."""
         return {record.seed for record in self.records}
 
     def mean(self, split: str, metric: str = "top1", seeds: Set[int] | None = None) -> float:
-        """Return the mean of a metric over all seeds, or over some."""
-        kept = [record for record in self.records if seeds is None or record.seed in seeds]
-        return fmean(record.score(split, metric) for record in kept)
+        """Return the mean of a metric over the given seeds, or over all seeds."""
+        records = [record for record in self.records if seeds is None or record.seed in seeds]
+        return fmean(record.score(split, metric) for record in records)
 
     def difference(self, other: Row, split: str = "test") -> float | None:
-        """Return how much higher the accuracy is than another row's, over the seeds that both have; None if none."""
+        """Return the accuracy minus another row's, over the seeds that both have; None if they have none in common."""
         common = self.seeds & other.seeds
         if not common:
             return None
-        # accuracies went through float32: what differs by less than any image could is equal
+        # accuracies were computed in float32: round off differences that are smaller than one image can cause
         return round(self.mean(split, seeds=common) - other.mean(split, seeds=common), 6)
 
     def spread(self, split: str, metric: str = "top1") -> float | None:
@@ -59,12 +61,12 @@ class Sweep:
 
     @property
     def rates(self) -> set[float]:
-        """The learning rates that were tried."""
+        """All learning rates of the records."""
         return {record.lr for record in self.records}
 
     @property
     def seeds(self) -> set[int]:
-        """The seeds that any scope was trained with."""
+        """All seeds of the records."""
         return {record.seed for record in self.records}
 
     @property
@@ -93,12 +95,12 @@ class Sweep:
         return f"{self.backbone} on {self.data}, partition {self.partition}"
 
     def row(self, scope: str) -> Row | None:
-        """Return the row of a scope, unless it is missing or diverged."""
+        """Return the row of a scope; None if it is missing or diverged."""
         return next((row for row in self.rows if row.scope == scope and row.records), None)
 
     @property
     def single_blocks(self) -> list[Row]:
-        """The rows of single blocks, best first by validation accuracy (of equals, the one nearer the head).
+        """The rows of single blocks, sorted by validation accuracy, best first; on a tie, the one closer to the head.
 
         They are compared over the seeds that all of them have, if there are any.
         """
@@ -113,9 +115,9 @@ class Sweep:
 
 
 def by_backbone_and_data(sweeps: Iterable[Sweep]) -> list[list[Sweep]]:
-    """Group the sweeps of a backbone on a data set, which may differ in partition or settings.
+    """Group sweeps by backbone and data set; the sweeps of a group may differ in partition or settings.
 
-    To a test across backbones and data sets they are one observation.
+    In tests across backbones and data sets, each group is one observation.
     """
     groups: dict[tuple[str, str], list[Sweep]] = {}
     for sweep in sweeps:
@@ -140,7 +142,7 @@ def _rows(records: Sequence[Record]) -> tuple[Row, ...]:
 
 
 def _newest(records: Sequence[Record]) -> list[Record]:
-    """Keep one record a scope, rate and seed: `top3` may have been trained before other blocks turned out best."""
+    """Return the newest record of each scope, rate and seed; `top3` may have an older one with other blocks."""
     ordered = sorted(records, key=lambda record: record.provenance.get("finished", ""))
     return list({(r.cell.scope, r.lr, r.seed): r for r in ordered}.values())
 
@@ -149,12 +151,12 @@ def _best_rate(scope: str, records: Sequence[Record]) -> Row:
     rates: dict[float, list[Record]] = {}
     for record in records:
         rates.setdefault(record.lr, []).append(record)
-    # a rate at which any seed diverged is not one to choose
+    # do not select a rate at which any seed diverged
     sound = {rate: group for rate, group in rates.items() if all(r.status == "finished" for r in group)}
     blocks = records[0].cell.blocks
     if not sound:
         return Row(scope, blocks, (), min(rates))
-    # rates are compared over equally many seeds
+    # compare only rates with the same, highest number of seeds
     most = max(len(group) for group in sound.values())
     sound = {rate: group for rate, group in sound.items() if len(group) == most}
     best = max(sound, key=lambda rate: fmean(record.score("val") for record in sound[rate]))
@@ -162,6 +164,6 @@ def _best_rate(scope: str, records: Sequence[Record]) -> Row:
 
 
 def _order(scope: str, blocks: Sequence[int]) -> tuple[int, tuple[int, ...], str]:
-    """Head first, then single blocks from the input on, then joint ones, `full` last."""
+    """Return a sort key: `head` first, then single blocks from the input on, then joint blocks, `full` last."""
     kind = 0 if scope == "head" else 3 if scope == "full" else 1 if scope.isdigit() else 2
     return (kind, tuple(blocks), scope)

@@ -1,4 +1,4 @@
-"""A sweep -> a table on the terminal."""
+"""The table of a sweep for a terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from blockwise.analysis.summary import Row, Sweep
 
 
 def sweep_table(sweep: Sweep) -> Table:
-    """Return a table with one line a scope, the best block marked, differences to both baselines in points."""
+    """Return a table with one row per scope, the best block marked, and differences to both baselines in points."""
     head, full, best = sweep.row("head"), sweep.row("full"), sweep.best
     rates = len(sweep.rates) > 1
     seeds = len(sweep.seeds) > 1
@@ -38,7 +38,7 @@ def sweep_table(sweep: Sweep) -> Table:
 
 
 def print_table(console: Console, table: Table) -> None:
-    """Print a table whole: where the terminal is too narrow its lines wrap, instead of losing columns."""
+    """Print a table without dropping columns: if the terminal is too narrow, lines wrap."""
     width = console.width
     console.width = max(width, Measurement.get(console, console.options.update(max_width=200), table).maximum)
     console.print(table)
@@ -63,13 +63,13 @@ def _cells(row: Row, head: Row | None, full: Row | None) -> list[str]:
 
 
 def percent(row: Row, split: str) -> str:
-    """Return the accuracy of a row in %, with its standard deviation over seeds where there are several."""
+    """Return the accuracy of a row in %, with its standard deviation if there are several seeds."""
     spread = row.spread(split)
     return f"{100 * row.mean(split):.1f}" + (f" ± {100 * spread:.1f}" if spread is not None else "")
 
 
 def difference(row: Row, baseline: Row | None) -> str:
-    """Return what a row gains over a baseline, in points; nothing without one."""
+    """Return the gain of a row over a baseline in points; empty if there is none."""
     gain = None if baseline is None or row.scope == baseline.scope else row.difference(baseline)
     return "" if gain is None else f"{100 * gain:+.1f}"
 
@@ -86,7 +86,7 @@ def _caption(sweep: Sweep) -> str:
 
 
 def _verdict(sweep: Sweep, best: Row) -> str:
-    """Say how the chosen block stands to the baselines that were trained."""
+    """Return the differences of the best block to the recorded baselines."""
     baselines = (("head only", sweep.row("head")), ("full", sweep.row("full")))
     differences = [f"{gain} to {name}" for name, row in baselines if (gain := difference(best, row))]
     return f" ({', '.join(differences)})" if differences else ""

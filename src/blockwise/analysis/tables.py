@@ -1,4 +1,4 @@
-"""Sweeps -> the tables of a report: numbers for files, the same as texts for readers."""
+"""The tables of a report: numbers for files, and the same numbers as texts for readers."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from blockwise.analysis.statistics import BASELINES, PairedTest, Ranks, interval
 from blockwise.analysis.summary import Row, Sweep
 from blockwise.results.record import Record
 
-# characters of a commit's name, enough to find it
+# number of characters of a commit hash to show
 COMMIT = 12
-# what LaTeX does not take as it is
+# characters to escape in LaTeX
 LATEX = str.maketrans(
     {
         **{character: f"\\{character}" for character in "&%_#{}$"},
@@ -36,14 +36,14 @@ INTERVAL = "± is half of the 95 % confidence interval over seeds (Student's t)"
 
 @dataclass(frozen=True)
 class ReportTable:
-    """A table.
+    """A table of the report.
 
     Attributes:
-        name: Of its files.
-        title: Its heading.
-        note: What a reader must know of it.
-        values: Numbers: fractions, not per cent; columns that readers do not see come last.
-        texts: What readers see, as many lines, of some of the columns.
+        name: Name of its files, without the suffix.
+        title: Heading.
+        note: Explanation for readers.
+        values: Numbers, as fractions instead of percentages; columns that the page hides come last.
+        texts: The visible columns as formatted texts, with the same rows.
     """
 
     name: str
@@ -53,7 +53,7 @@ class ReportTable:
     texts: pd.DataFrame
 
     def save(self, folder: Path) -> list[Path]:
-        """Write it as CSV (numbers), Markdown and LaTeX (texts)."""
+        """Write the table as CSV (numbers), Markdown and LaTeX (texts), and return the paths."""
         paths = [folder / f"{self.name}.{suffix}" for suffix in ("csv", "md", "tex")]
         self.values.to_csv(paths[0], index=False)
         paths[1].write_text(self.texts.to_markdown(index=False, disable_numparse=True) + "\n")
@@ -64,7 +64,7 @@ class ReportTable:
 
 
 def summary_table(sweeps: Sequence[Sweep]) -> ReportTable:
-    """Return one line a backbone: both baselines, the best block, what it gains."""
+    """Return one row per backbone: both baselines, the best block, its gains."""
     lines = []
     for sweep in sweeps:
         best, head, full = sweep.best, sweep.row("head"), sweep.row("full")
@@ -82,14 +82,14 @@ def summary_table(sweeps: Sequence[Sweep]) -> ReportTable:
             }
         )
     note = (
-        "Top-1 test accuracy in %. The best block is the one with the highest validation accuracy, each scope at its "
-        f"own best learning rate by validation. Δ: points gained over the seeds that both have. {INTERVAL}."
+        "Top-1 test accuracy in %. The best block has the highest validation accuracy. Each scope is shown at its best "
+        f"learning rate by validation. Δ: gain in points, over the seeds that both have. {INTERVAL}."
     )
     return _table("summary", "Best block and baselines", note, lines)
 
 
 def scopes_table(sweeps: Sequence[Sweep]) -> ReportTable:
-    """Return one line a scope of every sweep."""
+    """Return one row per scope of each sweep."""
     lines = []
     for sweep in sweeps:
         head, full = sweep.row("head"), sweep.row("full")
@@ -112,7 +112,7 @@ def scopes_table(sweeps: Sequence[Sweep]) -> ReportTable:
                     "depth": depth(row.blocks[0], sweep.num_blocks) if row.scope.isdigit() else None,
                 }
             )
-    note = f"Accuracies in %, at the scope's best learning rate by validation. {INTERVAL}. Seconds: mean of a cell."
+    note = f"Accuracies in %, at the scope's best learning rate by validation. {INTERVAL}. Seconds: mean per cell."
     return _table("scopes", "Every scope", note, lines, hidden=("depth",))
 
 
@@ -133,8 +133,8 @@ def quarters_table(sweeps: Sequence[Sweep]) -> ReportTable:
             }
         )
     note = (
-        "Blocks whose test accuracy is above both head only and full fine-tuning, in %; 95 % interval by bootstrap "
-        "over pairs of backbone and data set. It is missing where they are too few, and has no width where all agree."
+        "Share of blocks whose test accuracy is above both head only and full fine-tuning, in %, with its 95 % "
+        "confidence interval by bootstrap over pairs of backbone and data set. With too few pairs there is no interval."
     )
     return _table("quarters", "How often a block beats both baselines", note, lines)
 
@@ -163,7 +163,7 @@ def tests_table(sweeps: Sequence[Sweep]) -> ReportTable:
 
 
 def ranks_table(ranks: Ranks) -> ReportTable:
-    """Return mean ranks, and what Nemenyi's test makes of each pair."""
+    """Return mean ranks and the p-values of Nemenyi's test."""
     lines = [
         {
             "treatment": name,
@@ -173,14 +173,14 @@ def ranks_table(ranks: Ranks) -> ReportTable:
         for name, rank in ranks.mean_ranks.sort_values().items()
     ]
     note = (
-        f"Friedman's test over {ranks.pairs} pairs of backbone and data set that have all of them: p = {ranks.p:.2g}. "
-        "Rank 1 is the most accurate; p-values of pairs are those of Nemenyi's test."
+        f"Friedman's test over {ranks.pairs} pairs of backbone and data set that have all treatments: "
+        f"p = {ranks.p:.2g}. Rank 1 is the highest accuracy; the p-values in the table are from Nemenyi's test."
     )
     return _table("ranks", "Ranks of blocks and baselines", note, lines)
 
 
 def selection_table(sweeps: Sequence[Sweep]) -> ReportTable:
-    """Return what choosing on validation costs against the highest test accuracy, which nobody may choose by."""
+    """Return the test accuracy of the block selected on validation and the highest one, by which nobody may select."""
     lines = []
     for sweep in (sweep for sweep in sweeps if sweep.best is not None):
         chosen, highest = sweep.best, max(sweep.single_blocks, key=lambda row: row.mean("test"))
@@ -195,22 +195,22 @@ def selection_table(sweeps: Sequence[Sweep]) -> ReportTable:
                 "Δ": highest.mean("test") - chosen.mean("test"),
             }
         )
-    note = "Block chosen by validation, and the one that happens to be best on test; accuracies in %, Δ in points."
+    note = "The block chosen by validation, and the block with the highest test accuracy; accuracies in %, Δ in points."
     return _table("selection", "What choosing on validation costs", note, lines)
 
 
 def claims_table(sweeps: Sequence[Sweep]) -> ReportTable:
-    """Return the paper's claims and what the records say of them."""
-    found = claims(sweeps)
+    """Return the paper's claims and their tests on the records."""
     lines = [
         {"claim": claim.statement, "verdict": claim.verdict, "evidence": claim.evidence, "statistic": claim.statistic}
-        for claim in found
+        for claim in claims(sweeps)
     ]
-    return _table("claims", "The paper's claims", "Claims of Barakat & Huang (2023), at a level of 5 %.", lines)
+    note = "Claims of Barakat & Huang (2023), tested at a significance level of 5 %."
+    return _table("claims", "The paper's claims", note, lines)
 
 
 def gaps_table(sweeps: Sequence[Sweep]) -> ReportTable | None:
-    """Return the cells that a whole grid would have and that are in no other table; None if there are none."""
+    """Return the cells of the complete grid that are missing in the other tables; None if there are none."""
     lines = []
     for sweep in sweeps:
         seeds = set[int]().union(*(other.seeds for other in sweeps if other.data == sweep.data))
@@ -219,11 +219,11 @@ def gaps_table(sweeps: Sequence[Sweep]) -> ReportTable | None:
             for seed in sorted(seeds):
                 if (reason := _why_missing(sweep, scope, seed)) is not None:
                     reasons.setdefault(reason, []).append(seed)
-            for reason, lost in reasons.items():
+            for reason, absent in reasons.items():
                 lines.append(
-                    {**_names(sweep, sweeps), "scope": scope, "seeds": " ".join(map(str, lost)), "why": reason}
+                    {**_names(sweep, sweeps), "scope": scope, "seeds": " ".join(map(str, absent)), "why": reason}
                 )
-    note = "Cells that a whole grid would have. They are left out of everything else."
+    note = "Cells of the complete grid that have no finished record or are set aside. No other table includes them."
     return _table("gaps", "What is missing", note, lines) if lines else None
 
 
@@ -242,7 +242,7 @@ def _why_missing(sweep: Sweep, scope: str, seed: int) -> str | None:
 
 
 def provenance_table(records: Sequence[Record]) -> ReportTable:
-    """Return which code, by which command, has made how many of the records."""
+    """Return the number of records per command, commit and package versions."""
     counted: dict[tuple[str, ...], int] = {}
     for record in records:
         origin = record.provenance
@@ -256,19 +256,19 @@ def provenance_table(records: Sequence[Record]) -> ReportTable:
         for (command, commit, versions), number in counted.items()
     ]
     return _table(
-        "provenance", "Commands", "Each command, the records that it wrote, and the commit that it ran.", lines
+        "provenance", "Commands", "Each command, the number of records it wrote, and the commit it ran.", lines
     )
 
 
 def _names(sweep: Sweep, sweeps: Sequence[Sweep]) -> dict[str, Any]:
-    """Return what a sweep is called; where others are called the same, its settings' hash tells them apart."""
+    """Return the columns that name a sweep, with the hash of its settings if names alone are not unique."""
     names = {"data": sweep.data, "backbone": sweep.backbone, "partition": sweep.partition}
     counted = Counter(other.title for other in sweeps)
     return names if max(counted.values()) == 1 else {**names, "settings": sweep.key}
 
 
 def _accuracy(name: str, row: Row | None, split: str = "test") -> dict[str, Any]:
-    """Return a mean accuracy; its interval is for the file, and for the text of the mean."""
+    """Return the columns of a mean accuracy and of the ends of its confidence interval."""
     if row is None:
         return {name: None, f"{name} low": None, f"{name} high": None}
     low, high = interval([record.score(split) for record in row.records]) or (None, None)
@@ -298,7 +298,7 @@ def _table(
     return ReportTable(name, title, note, values[[*shown, *bounds, *hidden]], texts)
 
 
-# what is a fraction in the file, and per cent to a reader
+# columns that are fractions in files and percentages in texts
 ACCURACIES = {*BASELINES, "best block", "val", "test", "tests at", "its test"}
 SHARES = {"share", "from", "to"}
 

@@ -1,6 +1,6 @@
-"""A network -> the ordered layers it executes, read off one recorded forward pass.
+"""Record the layers that a network executes, in order, during one forward pass.
 
-Nothing here knows an architecture: a layer is whatever a forward pass calls, be it a module or a function.
+Nothing here depends on the architecture: a layer is any leaf module or function that the forward pass calls.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 Kind = Literal["weighted", "norm", "activation", "pool", "other"]
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-# By how names end: `LeakyReLU`, `quick_gelu`, `HardSwishJit` and `GELUTanh` are all written this way. Gates (sigmoid,
-# hardsigmoid, softmax) are missing on purpose: they scale another branch instead of ending a run of layers.
+# Activations are recognized by the end of their names: `LeakyReLU`, `quick_gelu`, `HardSwishJit`, `GELUTanh`. Gates
+# (sigmoid, hardsigmoid, softmax) are left out on purpose: they scale another branch and do not end a run of layers.
 ACTIVATION = re.compile(
     r"(relu6?|elu|glu|silu|swish|mish|tanh|shrink|softplus|softsign|threshold|logsigmoid)(me|jit)?$", re.IGNORECASE
 )
@@ -35,15 +35,15 @@ class Layer:
     Attributes:
         index: Position in the forward pass, from 0 at the pixels.
         name: The module's path, or the path of the calling module and the function's name.
-        type: Class or function name, as `Conv2d`.
-        kind: What the layer is to a partitioner.
-        activates: True if the layer is, or ends with, an activation (timm fuses norm and activation).
-        parameters: Names of the parameters that belong to it (none twice in the whole list).
-        num_parameters: Number of elements in them.
-        flops: Floating point operations of one image, a multiply-add counted as two.
-        output_size: Shape of its output without the batch dimension.
-        joined: True if it must stay in the block of the layer before it (a norm with its convolution, a weight
-            that is used again).
+        type: Class or function name, such as `Conv2d`.
+        kind: The role of the layer for partitioners.
+        activates: True if the layer is or ends with an activation (timm fuses norm and activation).
+        parameters: Names of its parameters; each parameter belongs to exactly one layer.
+        num_parameters: Number of elements of its parameters.
+        flops: Floating-point operations per image; a multiply-add counts as two.
+        output_size: Shape of the output without the batch dimension.
+        joined: True if the layer must be in the same block as the layer before it, such as a norm after its convolution
+            or a layer that reuses a weight.
     """
 
     index: int
@@ -59,7 +59,7 @@ class Layer:
 
 
 def is_leaf(module: nn.Module) -> bool:
-    """Tell whether a module is one layer: torch's own, childless, or the only owner of tensors in its subtree."""
+    """Return whether a module is one layer: from torch.nn, childless, or the only tensor owner in its subtree."""
     if isinstance(module, CONTAINERS):
         return False
     if module.__module__.startswith("torch.nn") or not any(True for _ in module.children()):
@@ -69,22 +69,22 @@ def is_leaf(module: nn.Module) -> bool:
 
 
 def own_tensors(module: nn.Module, *, recurse: bool = False) -> Iterator[Tensor]:
-    """Yield a module's parameters and buffers."""
+    """Yield the parameters and buffers of a module."""
     yield from module.parameters(recurse=recurse)
     yield from module.buffers(recurse=recurse)
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Tell whether a module normalises (batch, layer, group, instance, RMS norm and their relatives)."""
+    """Return whether a module is a normalisation layer (batch, layer, group, instance or RMS norm, or similar)."""
     return isinstance(module, nn.modules.batchnorm._NormBase) or "norm" in type(module).__name__.lower()
 
 
 def module_kind(module: nn.Module) -> Kind:
-    """Return what a leaf module is to a partitioner."""
+    """Return the kind of a leaf module."""
     name = type(module).__name__
     if is_norm(module):
         return "norm"
-    if _is_activation(name):  # some, as PReLU, own a parameter
+    if _is_activation(name):  # before "weighted": PReLU owns a parameter
         return "activation"
     if any(True for _ in module.parameters()):
         return "weighted"
@@ -96,7 +96,7 @@ def _is_activation(name: str) -> bool:
 
 
 def function_kind(function: str, *, has_parameters: bool = True) -> Kind | None:
-    """Return what a called function is to a partitioner; None for one that is no layer (add, reshape, ...)."""
+    """Return the kind of a called function; None if it is not a layer (add, reshape, ...)."""
     name = function.strip("_")
     if "pool" in name:
         return "pool"
@@ -114,13 +114,13 @@ def record_layers(network: nn.Module, example: Tensor) -> list[Layer]:
     """Run one forward pass in inference mode and return the layers it executes, in order.
 
     Args:
-        network: Any module that maps a batch of images to a tensor; left as it was found.
-        example: Images, shape (1, channels, height, width), on the network's device (`meta` included).
+        network: Any module that maps a batch of images to a tensor; its modes and gradients are restored afterwards.
+        example: Images, shape (1, channels, height, width), on the network's device, which may be `meta`.
     """
     training = {module: module.training for module in network.modules()}
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     try:
-        # the FLOP counter hooks gradients, even where none are computed
+        # the FLOP counter hooks into gradients even if none are computed
         return _Recorder(network.eval().requires_grad_(requires_grad=False)).record(example)
     finally:
         for module, mode in training.items():
@@ -131,7 +131,7 @@ def record_layers(network: nn.Module, example: Tensor) -> list[Layer]:
 
 @dataclass
 class _Recorder(TorchFunctionMode):
-    """Listens to one forward pass: module hooks for leaf modules, a torch function mode for everything else."""
+    """Records one forward pass: leaf modules by module hooks, everything else by a torch function mode."""
 
     network: nn.Module
     layers: list[Layer] = field(default_factory=list)
@@ -142,7 +142,7 @@ class _Recorder(TorchFunctionMode):
         self.owner_of: dict[int, str] = {}
         for name, parameter in self.network.named_parameters():
             self.owner_of.setdefault(id(parameter), name)
-        # asked for now: while recording, this very mode would take the question for a use
+        # compute the sizes before recording: this mode would record `numel` as a use of the parameter
         self.sizes = {name: parameter.numel() for name, parameter in self.network.named_parameters()}
         self.flops = FlopCounterMode(display=False)
         self.counted = 0
@@ -150,9 +150,9 @@ class _Recorder(TorchFunctionMode):
         self.in_leaf = 0
         self.early: list[str] = []  # parameters used before the first layer
         self.home: dict[str, int] = {}  # parameter -> layer that owns it
-        self.joins: list[tuple[int, int]] = []  # layers first..last that no block may part
-        self.producer: dict[int, int] = {}  # id of an output -> the layer it came from
-        self.alive: list[Any] = []  # keeps outputs alive, so that their ids stay theirs
+        self.joins: list[tuple[int, int]] = []  # layers first..last that must be in the same block
+        self.producer: dict[int, int] = {}  # id of an output -> the layer that returned it
+        self.alive: list[Any] = []  # keeps outputs alive, so that ids are not reused
 
     def record(self, example: Tensor) -> list[Layer]:
         with ExitStack() as stack:
@@ -197,7 +197,7 @@ class _Recorder(TorchFunctionMode):
             caller = self.path[-1] if self.path else ""
             name = parameters[0].rpartition(".")[0] if parameters else f"{caller}.{function}".strip(".")
             self._add(name, function, kind, parameters, (args, kwargs), output, activates=kind == "activation")
-        elif parameters and function != "__get__":  # `weight.shape` is an access, not a use
+        elif parameters and function != "__get__":  # reading `weight.shape` does not use the weight
             self._attach(parameters)
         return output
 
@@ -229,7 +229,7 @@ class _Recorder(TorchFunctionMode):
             self.producer[id(tensor)] = index
 
     def _claim(self, parameters: list[str], index: int) -> list[str]:
-        """Give each parameter to the first layer that uses it; a later use joins the two."""
+        """Assign each parameter to the first layer that uses it; a later layer that uses it is joined to that one."""
         own = []
         for parameter in dict.fromkeys(parameters):
             home = self.home.setdefault(parameter, index)
@@ -240,7 +240,7 @@ class _Recorder(TorchFunctionMode):
         return own
 
     def _attach(self, parameters: list[str]) -> None:
-        """Give parameters used outside any layer (class token, layer scale) to the weighted layer before."""
+        """Assign parameters used outside of layers (class token, layer scale) to the previous weighted layer."""
         if not self.layers:
             self.early.extend(parameters)
             return
@@ -253,7 +253,7 @@ class _Recorder(TorchFunctionMode):
         self.layers[home] = replace(layer, parameters=names, num_parameters=self._count(names))
 
     def _normalised_layer(self, inputs: Any) -> int:
-        """Return the weighted layer whose output a norm takes, or else the last one executed."""
+        """Return the weighted layer whose output a norm receives, or else the last weighted layer executed."""
         for tensor in _tensors(inputs):
             index = self.producer.get(id(tensor))
             if index is not None and self.layers[index].parameters:

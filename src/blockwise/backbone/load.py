@@ -1,4 +1,4 @@
-"""A name -> a pretrained network without its classifier, and how its images must look."""
+"""Load a pretrained network by name, without its classifier, and describe its input images."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ AUXILIARY = ("AuxLogits", "aux1", "aux2")
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """How a backbone's images must look.
+    """Size and preprocessing of a backbone's input images.
 
     Attributes:
         size: Side of the square input in pixels.
-        mean: Mean of each channel, of values in 0..1.
-        std: Standard deviation of each channel.
+        mean: Mean of each channel, for pixel values in 0..1.
+        std: Standard deviation of each channel, for pixel values in 0..1.
         interpolation: `bilinear` or `bicubic`.
-        crop_pct: The centre crop's share of the resized image's shorter side.
+        crop_pct: Side of the centre crop as a fraction of the shorter side of the resized image.
     """
 
     size: int
@@ -44,10 +44,10 @@ class Backbone:
     """A pretrained network that maps images to feature vectors.
 
     Attributes:
-        name: What the user calls it, as `vgg16`.
+        name: Name in commands and records, such as `vgg16`.
         network: The network without its classifier.
-        weights: Where its weights come from: a tag, `random`, or a checkpoint's file name and hash.
-        images: What it wants its images to look like.
+        weights: Origin of the weights: a tag, `random`, or the file name and hash of a checkpoint.
+        images: Size and preprocessing of its input images.
     """
 
     name: str
@@ -57,15 +57,15 @@ class Backbone:
 
 
 def load_backbone(model: Mapping[str, Any], *, image_size: int | None = None, seed: int = 0) -> Backbone:
-    """Make the backbone that a `model` config describes.
+    """Load the backbone of a `model` config.
 
     Args:
         model: Keys as in `conf/model/`.
-        image_size: Side of the images it will see; None means its own input size.
-        seed: Decides random weights (`model.pretrained=false`).
+        image_size: Side of the images in pixels; None uses the model's default.
+        seed: Seed of random weights (`model.pretrained=false`).
 
     Raises:
-        InputError: Unknown architecture, weights that cannot be had, a checkpoint that does not fit.
+        InputError: The architecture is unknown, its weights cannot be loaded, or a checkpoint does not fit.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -91,9 +91,12 @@ def _load(model: Mapping[str, Any], image_size: int | None) -> Backbone:
 
 
 def describe_backbone(model: Mapping[str, Any], image_size: int | None = None) -> tuple[nn.Module, torch.Tensor]:
-    """Return a network without weights, and an example image, on the `meta` device where that works.
+    """Return a network and an example image for inspection, on the `meta` device if possible.
 
-    For looking at an architecture: nothing is downloaded, nothing is computed.
+    Nothing is downloaded. On the `meta` device, nothing is computed either.
+
+    Raises:
+        InputError: The architecture is unknown, or cannot process images of this size.
     """
     maker = MAKERS[model["source"]](model, image_size)
     size = image_size or maker.images().size
@@ -110,7 +113,7 @@ def describe_backbone(model: Mapping[str, Any], image_size: int | None = None) -
             if device == "cpu":
                 raise InputError(
                     f"data.image_size={size} does not fit {model['name']} ({_first_line(error)}): "
-                    "choose another, or null for its own size"
+                    "choose another size, or null for the model's default"
                 ) from error
         else:
             break
@@ -121,7 +124,7 @@ class _Maker(ABC):
     """Makes networks of one library.
 
     Attributes:
-        tag: The library's name for the pretrained weights.
+        tag: The library's name of the pretrained weights.
     """
 
     tag: str
@@ -132,11 +135,11 @@ class _Maker(ABC):
 
     @abstractmethod
     def make(self, *, pretrained: bool) -> nn.Module:
-        """Return the network, its classifier in place."""
+        """Return the network with its classifier."""
 
     @abstractmethod
     def classifiers(self, network: nn.Module) -> tuple[str, ...]:
-        """Return the paths of the classifier and, in some networks, of further ones: none will be kept."""
+        """Return the paths of all classifiers, which will be removed: the main one first, then auxiliary ones."""
 
     @abstractmethod
     def without_classifier(self, network: nn.Module) -> nn.Module:
@@ -144,11 +147,11 @@ class _Maker(ABC):
 
     @abstractmethod
     def images(self) -> ImageSpec:
-        """Return what its images must look like."""
+        """Return the size and preprocessing of its input images."""
 
 
 class _TimmMaker(_Maker):
-    """Makes networks of timm."""
+    """Makes timm networks."""
 
     def __init__(self, model: Mapping[str, Any], image_size: int | None) -> None:
         super().__init__(model, image_size)
@@ -159,14 +162,14 @@ class _TimmMaker(_Maker):
             architecture = f"{base}.{tag}"
         if model.get("weights") not in (None, tag):
             raise InputError(
-                f"model.weights={model['weights']} contradicts model.architecture={architecture}: name one tag"
+                f"model.weights={model['weights']} contradicts model.architecture={architecture}: name only one tag"
             )
         if not timm.is_model(base):
             raise InputError(f"timm has no model named {architecture}.{did_you_mean(base, timm.list_models())}")
         tags = timm.models.get_arch_pretrained_cfgs(base)
         if tag and architecture not in tags:
-            known = ", ".join(name.partition(".")[2] for name in tags) or "none"
-            raise InputError(f"timm has no weights {tag!r} for {base}: choose from {known}")
+            choices = ", ".join(name.partition(".")[2] for name in tags) or "none"
+            raise InputError(f"timm has no weights {tag!r} for {base}: choose from {choices}")
         self.config = timm.models.get_pretrained_cfg(architecture) or timm.models.get_pretrained_cfg(base)
         self.architecture = architecture
         self.tag = tag or getattr(self.config, "tag", "") or "default"
@@ -177,7 +180,7 @@ class _TimmMaker(_Maker):
             options["img_size"] = self.image_size
         if pretrained and not (self.config and (self.config.hf_hub_id or self.config.url or self.config.file)):
             raise InputError(
-                f"timm has no pretrained weights for {self.architecture}: give a file with model.checkpoint=<path>, or "
+                f"timm has no pretrained weights for {self.architecture}: set model.checkpoint=<path> to a file, or "
                 "train from random weights with model.pretrained=false"
             )
         try:
@@ -197,7 +200,7 @@ class _TimmMaker(_Maker):
 
     def without_classifier(self, network: nn.Module) -> nn.Module:
         if not hasattr(network, "reset_classifier"):
-            raise InputError(f"timm's {self.architecture} is no classifier, so there is no head to replace")
+            raise InputError(f"timm's {self.architecture} is not a classifier, so it has no head to replace")
         network.reset_classifier(0)  # type: ignore[operator]
         return network
 
@@ -207,21 +210,21 @@ class _TimmMaker(_Maker):
 
 
 class _TorchvisionMaker(_Maker):
-    """Makes networks of torchvision."""
+    """Makes torchvision networks."""
 
     def __init__(self, model: Mapping[str, Any], image_size: int | None) -> None:
         super().__init__(model, image_size)
         self.name = model.get("architecture") or model["name"]
-        known = torchvision.models.list_models(module=torchvision.models)
-        if self.name not in known:
-            raise InputError(f"torchvision has no classifier named {self.name}.{did_you_mean(self.name, known)}")
+        names = torchvision.models.list_models(module=torchvision.models)
+        if self.name not in names:
+            raise InputError(f"torchvision has no classifier named {self.name}.{did_you_mean(self.name, names)}")
         weights = list(torchvision.models.get_model_weights(self.name))
-        wanted = model.get("weights") or "DEFAULT"
+        tag = model.get("weights") or "DEFAULT"
         try:
-            self.weights = torchvision.models.get_model_weights(self.name)[wanted]
+            self.weights = torchvision.models.get_model_weights(self.name)[tag]
         except KeyError:
-            choice = ", ".join(entry.name for entry in weights)
-            raise InputError(f"torchvision has no weights {wanted!r} for {self.name}: choose from {choice}") from None
+            choices = ", ".join(entry.name for entry in weights)
+            raise InputError(f"torchvision has no weights {tag!r} for {self.name}: choose from {choices}") from None
         self.tag = self.weights.name
 
     def make(self, *, pretrained: bool) -> nn.Module:
@@ -231,13 +234,13 @@ class _TorchvisionMaker(_Maker):
         except Exception as error:
             raise _unreachable(self.name, error) from error
         if hasattr(network, "transform_input"):
-            # Inception and GoogLeNet: torchvision sets it with its own weights only, but any weights made with
-            # these networks expect what is done there to images normalised as ImageNet's
+            # Inception and GoogLeNet rescale images that are normalised as for ImageNet. torchvision enables this only
+            # with its own weights, but all weights trained with these networks need it
             network.transform_input = True
         return network
 
     def classifiers(self, network: nn.Module) -> tuple[str, ...]:
-        """Return the last linear (SqueezeNet: convolution) layer that a forward pass runs, and auxiliary ones."""
+        """Return the paths of the last linear layer (convolution in SqueezeNet) and of auxiliary classifiers."""
         kinds = nn.Linear if any(isinstance(m, nn.Linear) for m in network.modules()) else nn.Conv2d
         names = [name for name, module in network.named_modules() if isinstance(module, kinds)]
         last = [name for name in names if not name.startswith(AUXILIARY)][-1]
@@ -246,7 +249,7 @@ class _TorchvisionMaker(_Maker):
     def without_classifier(self, network: nn.Module) -> nn.Module:
         classifier, *auxiliary = self.classifiers(network)
         network.set_submodule(classifier, nn.Identity())
-        for name in auxiliary:  # they belong to the old task, and run only while training
+        for name in auxiliary:  # they classify the original classes, and run only during training
             setattr(network, name, None)
         if auxiliary:
             network.aux_logits = False  # type: ignore[assignment]
@@ -271,11 +274,11 @@ MAKERS: dict[str, type[_Maker]] = {"timm": _TimmMaker, "torchvision": _Torchvisi
 
 
 def _image_spec(model: Mapping[str, Any], own: Mapping[str, Any]) -> ImageSpec:
-    """Return what the config says, and the library's own values where it says nothing."""
+    """Return the config's values, and the library's where the config has none."""
 
     def value(key: str, default: Any) -> Any:
-        given = model.get(key)
-        return given if given is not None else own.get(key, default)
+        configured = model.get(key)
+        return configured if configured is not None else own.get(key, default)
 
     own = {**own, "input_size": own.get("input_size", (3, 224, 224))[-1]}
     return ImageSpec(
@@ -289,8 +292,8 @@ def _image_spec(model: Mapping[str, Any], own: Mapping[str, Any]) -> ImageSpec:
 
 def _unreachable(name: str, error: Exception) -> InputError:
     return InputError(
-        f"the pretrained weights of {name} could not be fetched ({_first_line(error)}): give a local file with "
-        "model.checkpoint=<path>, or train from random weights with model.pretrained=false"
+        f"the pretrained weights of {name} could not be downloaded ({_first_line(error)}): set model.checkpoint=<path> "
+        "to a local file, or train from random weights with model.pretrained=false"
     )
 
 

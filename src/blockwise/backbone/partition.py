@@ -1,8 +1,8 @@
-"""Layers -> blocks: the partitioners.
+"""Partitioners: group the layers of a backbone into blocks.
 
-A partitioner is a small class with a name and a `blocks` method; a new one is that class and a YAML under
-`conf/partition/`. Four come from Barakat & Huang (2023): `layer`, `segment`, `window` and, by way of the scope
-`top3`, the few best-ranked blocks together.
+A partitioner is a small class with a name and a `blocks` method. To add one, write the class and a YAML file in
+`conf/partition/`. `layer`, `segment` and `window` come from Barakat & Huang (2023). Their fourth method, training the
+best-ranked blocks jointly, is the scope `top3`.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Partition:
     """The ordered blocks of one backbone, input side first.
 
     Attributes:
-        name: The partitioner's name.
-        layers: Every layer of the backbone.
-        blocks: The blocks; they may overlap (`window`), and together they hold every parameter.
+        name: Name of the partitioner.
+        layers: All layers of the backbone.
+        blocks: The blocks. They may overlap (`window`); together they contain every parameter.
     """
 
     name: str
@@ -50,22 +50,22 @@ class Partition:
 
     @property
     def cuts(self) -> list[int]:
-        """Layers at which a stage begins: every edge of every block, 0 included."""
+        """Indices of the layers at which a stage begins: all block edges, including 0."""
         edges = {block.first for block in self.blocks} | {block.last + 1 for block in self.blocks}
         return sorted(edges - {len(self.layers)})
 
     def stages_of(self, block: int) -> range:
-        """Return the stages that block number `block` is made of."""
+        """Return the indices of the stages that make up a block."""
         first, last = self.blocks[block].first, self.blocks[block].last
         inside = [stage for stage, cut in enumerate(self.cuts) if first <= cut <= last]
         return range(inside[0], inside[-1] + 1)
 
     def layers_of(self, block: int) -> tuple[Layer, ...]:
-        """Return the layers of block number `block`."""
+        """Return the layers of a block."""
         return self.layers[self.blocks[block].first : self.blocks[block].last + 1]
 
     def quarter(self, block: int) -> int:
-        """Return the quarter of the network's weighted layers, 1 to 4, that the middle of a block lies in."""
+        """Return the quarter of the network that contains the middle of a block, 1 (input) to 4, by weighted layers."""
         units = unit_starts(self.layers)
         first, last = self.blocks[block].first, self.blocks[block].last
         inside = [depth for depth, start in enumerate(units) if first <= start <= last]
@@ -74,22 +74,22 @@ class Partition:
 
 
 class BlockPartitioner(ABC):
-    """A strategy that turns the ordered layers of a network into blocks."""
+    """Base class of partitioners, which group the ordered layers of a network into blocks."""
 
     name: ClassVar[str]
 
     @abstractmethod
     def blocks(self, layers: Sequence[Layer], network: nn.Module) -> list[tuple[int, int]]:
-        """Return the first and last layer of every block, input side first."""
+        """Return the indices of the first and last layer of each block, input side first."""
 
     def __call__(self, layers: Sequence[Layer], network: nn.Module) -> Partition:
-        """Partition a network whose layers are known.
+        """Partition a network, given its recorded layers.
 
         Raises:
-            InputError: The options do not fit this network.
+            InputError: The options do not fit this network, or it has no parameters.
         """
         if not any(layer.num_parameters for layer in layers):
-            raise InputError("the backbone executes no layer with parameters: there is nothing to fine-tune in it")
+            raise InputError("the backbone executes no layer with parameters: there is nothing to fine-tune")
         spans = self.blocks(layers, network)
         blocks = tuple(Block(index, first, last) for index, (first, last) in enumerate(spans))
         return Partition(self.name, tuple(layers), blocks)
@@ -101,17 +101,17 @@ class LayerPartitioner(BlockPartitioner):
     name = "layer"
 
     def blocks(self, layers: Sequence[Layer], network: nn.Module) -> list[tuple[int, int]]:
-        """Return one span for each weighted layer, with the norm and the weightless layers that follow it."""
+        """Return one span per weighted layer, including the norm and the weightless layers that follow it."""
         return spans_from(unit_starts(layers), len(layers))
 
 
 class SegmentPartitioner(BlockPartitioner):
-    """Layers between separators; neighbouring segments merged into `num_blocks` balanced blocks.
+    """Cuts the network at separators and merges adjacent segments into `num_blocks` balanced blocks.
 
     Args:
-        separators: Kinds of layer that end a segment: `pool`, `activation`, or both.
-        num_blocks: How many blocks to merge the segments into; None keeps every segment.
-        balance: What the merged blocks shall have alike: weighted `layers`, `parameters` or `flops`.
+        separators: Kinds of layers that end a segment: `pool`, `activation`, or both.
+        num_blocks: Number of blocks after merging; None keeps every segment as a block.
+        balance: Quantity to balance between blocks: weighted `layers`, `parameters` or `flops`.
     """
 
     name = "segment"
@@ -128,10 +128,10 @@ class SegmentPartitioner(BlockPartitioner):
         for separator in self.separators:
             _one_of("partition.separators", separator, ("pool", "activation"))
         if not self.separators:
-            raise InputError("partition.separators=[] ends no segment: choose pool, activation or both")
+            raise InputError("partition.separators=[] is empty: choose pool, activation or both")
 
     def blocks(self, layers: Sequence[Layer], network: nn.Module) -> list[tuple[int, int]]:
-        """Return the spans of the segments, merged."""
+        """Return the spans of the merged segments."""
         starts = self._segment_starts(layers)
         if self.num_blocks is not None:
             starts = merge(starts, layers, self.num_blocks, self.balance, "segments")
@@ -140,7 +140,7 @@ class SegmentPartitioner(BlockPartitioner):
     def _segment_starts(self, layers: Sequence[Layer]) -> list[int]:
         units = unit_starts(layers)
         ends = [layer.index for layer in layers if self._separates(layer)]
-        # a separator between a convolution and its norm takes effect behind the norm, so always at a unit
+        # after a separator between a convolution and its norm, the next segment starts behind the norm
         return sorted({0} | {next((unit for unit in units if unit > end), 0) for end in ends})
 
     def _separates(self, layer: Layer) -> bool:
@@ -150,9 +150,9 @@ class SegmentPartitioner(BlockPartitioner):
 
 
 class WindowPartitioner(BlockPartitioner):
-    """A window of `length` weighted layers that slides over the network by `stride`; blocks may overlap.
+    """A window of `length` weighted layers that slides over the network by `stride` layers; blocks may overlap.
 
-    The last window is moved back to end with the network, so that every layer is in at least one block.
+    The last window is shifted back to end at the last layer, so every layer is in at least one block.
     """
 
     name = "window"
@@ -163,11 +163,11 @@ class WindowPartitioner(BlockPartitioner):
         if stride > length:
             raise InputError(
                 f"partition.stride={stride} skips layers between windows of partition.length={length}: "
-                f"choose a stride of 1 to {length}"
+                f"choose a stride from 1 to {length}"
             )
 
     def blocks(self, layers: Sequence[Layer], network: nn.Module) -> list[tuple[int, int]]:
-        """Return the span of every position of the window."""
+        """Return the span of the window at each position."""
         units = unit_starts(layers)
         if self.length > len(units):
             raise InputError(
@@ -181,12 +181,12 @@ class WindowPartitioner(BlockPartitioner):
 
 
 class StagePartitioner(BlockPartitioner):
-    """The architecture's own stages: timm's `feature_info` where there is one, else runs of equal resolution."""
+    """The architecture's own stages: from timm's `feature_info` if there is one, else runs of equal resolution."""
 
     name = "stage"
 
     def blocks(self, layers: Sequence[Layer], network: nn.Module) -> list[tuple[int, int]]:
-        """Return one span a stage."""
+        """Return one span per stage."""
         units = unit_starts(layers)
         ends = _feature_ends(layers, network) or _resolution_ends(layers, units)
         starts = {0} | {next((unit for unit in units if unit > end), 0) for end in ends}
@@ -194,7 +194,7 @@ class StagePartitioner(BlockPartitioner):
 
 
 class EvenPartitioner(BlockPartitioner):
-    """`num_blocks` runs with (nearly) the same number of weighted layers each."""
+    """`num_blocks` blocks with nearly the same number of weighted layers each."""
 
     name = "even"
 
@@ -202,30 +202,37 @@ class EvenPartitioner(BlockPartitioner):
         self.num_blocks = num_blocks
 
     def blocks(self, layers: Sequence[Layer], network: nn.Module) -> list[tuple[int, int]]:
-        """Return the spans of the runs."""
+        """Return the spans of the blocks."""
         starts = merge(unit_starts(layers), layers, self.num_blocks, "layers", "weighted layers")
         return spans_from(starts, len(layers))
 
 
 def unit_starts(layers: Sequence[Layer]) -> list[int]:
-    """Return where a block may begin: at each weighted layer that need not stay with the layer before it."""
+    """Return the layers at which a block may begin: weighted layers that are not joined to the layer before them."""
     starts = [layer.index for layer in layers if layer.kind in ("weighted", "norm") and not layer.joined]
     return [0, *starts[1:]]
 
 
 def spans_from(starts: Sequence[int], end: int) -> list[tuple[int, int]]:
-    """Turn the starts of adjoining runs into first and last layers."""
+    """Turn the starts of adjacent runs of layers into pairs of first and last layer."""
     return [(first, following - 1) for first, following in pairwise([*starts, end])]
 
 
 def merge(starts: Sequence[int], layers: Sequence[Layer], num: int, balance: Weight, what: str) -> list[int]:
-    """Merge adjoining runs of layers into `num` runs as alike in weight as can be.
+    """Merge adjacent runs of layers into `num` runs of nearly equal weight.
 
-    Least squares over all ways to cut an ordered list (dynamic programming), so the result is the best one, not
-    a greedy guess.
+    Dynamic programming minimizes the sum of squared weights over all ways to cut the ordered list, so the result is
+    optimal and not a greedy approximation.
+
+    Args:
+        starts: First layer of each run.
+        layers: All layers.
+        num: Number of runs after merging.
+        balance: Weight of a layer: 1 per weighted layer, its parameters, or its FLOPs.
+        what: Name of the runs in messages.
 
     Raises:
-        InputError: There are fewer runs than `num`.
+        InputError: `num` is not an integer from 1 to the number of runs.
     """
     if isinstance(num, bool) or not isinstance(num, int) or not 1 <= num <= len(starts):
         raise InputError(
@@ -240,7 +247,7 @@ def merge(starts: Sequence[int], layers: Sequence[Layer], num: int, balance: Wei
     cost[0] = 0.0
     choices = []
     for _ in range(num):
-        # candidates[j, i]: the first i runs cut at best, and runs i..j-1 as one more block
+        # candidates[j, i]: cost of the best cut of the first i runs, with runs i..j-1 as one more block
         candidates = np.where(np.tri(runs + 1, k=-1) > 0, cost + (sums[:, None] - sums) ** 2, np.inf)
         choices.append(candidates.argmin(axis=1))
         cost = candidates.min(axis=1)
@@ -258,7 +265,7 @@ def _weight(layer: Layer, balance: Weight) -> float:
 
 
 def _feature_ends(layers: Sequence[Layer], network: nn.Module) -> list[int]:
-    """Return the last layer of every module that timm lists as the end of a stage."""
+    """Return the last layer of each module that timm lists as the end of a stage."""
     info = getattr(network, "feature_info", None) or []
     modules = [entry["module"] for entry in info if entry.get("module")] if isinstance(info, list) else []
     ends = []
@@ -270,19 +277,19 @@ def _feature_ends(layers: Sequence[Layer], network: nn.Module) -> list[int]:
 
 
 def _resolution_ends(layers: Sequence[Layer], units: Sequence[int]) -> list[int]:
-    """Return the layers behind which the feature map gets smaller."""
+    """Return the layers after which the feature map gets smaller."""
     sizes = [layers[unit].output_size for unit in units]
     areas = [size[1] * size[2] if len(size) == 3 else 0 for size in sizes]
     return [following - 1 for following, (a, b) in zip(units[1:], pairwise(areas), strict=True) if 0 < b < a]
 
 
-def _one_of(key: str, value: Any, known: Sequence[str]) -> Any:
-    if value not in known:
-        raise InputError(f"{key}={value} is unknown: choose {' or '.join(known)}")
+def _one_of(key: str, value: Any, choices: Sequence[str]) -> Any:
+    if value not in choices:
+        raise InputError(f"{key}={value} is unknown: choose {' or '.join(choices)}")
     return value
 
 
 def _at_least_one(key: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{key}={value} must be a whole number of at least 1")
+        raise InputError(f"{key}={value} must be an integer of at least 1")
     return value

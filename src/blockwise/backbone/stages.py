@@ -1,7 +1,7 @@
-"""Network + partition -> the staged backbone: cut into stages that run one by one from any boundary.
+"""The staged backbone: a network cut into stages that run one after another from any boundary.
 
-The cut is made on the network's torch.fx graph. Before the stages are used, their output is compared with the
-original's, on another batch size.
+The network's torch.fx graph is cut at the boundaries of the partition. The output of the stages is compared with the
+original network's, at another batch size, before they are used.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from blockwise.fast.fusion import fuse_convolutions
 from blockwise.fast.inplace import allow_inplace, forbid_inplace
 
 Activations = Mapping[str, Any]
-"""The activations at a boundary: the values that later stages still need, by name."""
+"""The activations at a boundary: the values that later stages need, by name."""
 
 
 class CannotStageError(RuntimeError):
-    """The network cannot be cut into stages; it can still be trained whole."""
+    """The network cannot be cut into stages; it can still be trained as a single stage."""
 
 
 class StagedBackbone(nn.Module):
     """A frozen network as a chain of stages; a block consists of one or more stages.
 
-    Stage modules keep the network's own parameter names. They are frozen: no gradients, inference mode. A cell
-    that trains a stage owns a copy of it and passes that to `run`.
+    Stages keep the network's parameter names. They are frozen: without gradients and in inference mode. A cell that
+    trains a stage owns a copy of it and passes the copy to `run`.
 
     Attributes:
-        stages: The stages as in the network, input side first; a cell copies the ones that it trains.
-        frozen: The same stages, made fast for inference; see `freeze`.
-        partition: The partition whose edges are the boundaries.
-        num_features: Length of the feature vector behind the last stage.
-        whole: True if the network could not be cut: one stage, whatever the partition.
+        stages: The unmodified stages, input side first; a cell copies those that it trains.
+        frozen: The same stages, optimized for inference; see `freeze`.
+        partition: The partition; its block edges are the boundaries.
+        num_features: Length of the feature vector after the last stage.
+        whole: True if the network could not be cut and is a single stage.
     """
 
     def __init__(
@@ -58,24 +58,24 @@ class StagedBackbone(nn.Module):
         self.whole = len(stages) == 1 and len(partition.cuts) > 1
         self._inputs = list(inputs)
         self._outputs = list(outputs)
-        # needed[i]: what the stages from i on take in
+        # needed[i]: names of the inputs of stage i and all later stages
         self._needed = [{name for later in self._inputs[i:] for name in later} for i in range(len(stages) + 1)]
         self._result = self._outputs[-1][0]
         self.freeze()
 
     def freeze(self, dtype: torch.dtype = torch.float32, *, fuse: bool = False) -> None:
-        """Make the frozen stages anew from `stages`, which keep their norms for the cells that train them.
+        """Rebuild the frozen stages from `stages`, which keep their norms for the cells that train them.
 
         Args:
-            dtype: Type of the weights of convolutions and linear layers. Autocast to that type computes the same
-                result; stored weights need no cast in each step.
-            fuse: Run convolutions together with their activations; on a CPU only, see `fusion.can_fuse`.
+            dtype: Type of the weights of convolutions and linear layers. Autocast to this type gives the same results;
+                storing the weights in it avoids a cast in each step.
+            fuse: Fuse convolutions with their activations; only on a CPU, see `fusion.can_fuse`.
         """
         self.frozen = nn.ModuleList(_frozen(stage, dtype, fuse=fuse) for stage in self.stages)
         self.eval()
 
     def train(self, mode: bool = True) -> StagedBackbone:  # noqa: FBT001, FBT002 (torch's signature)
-        """Stay in inference mode, also when a trainer asks for training mode: shared stages are frozen."""
+        """Stay in inference mode even if a trainer sets training mode, since the shared stages are frozen."""
         del mode
         return super().train(mode=False)
 
@@ -87,31 +87,31 @@ class StagedBackbone(nn.Module):
         return {self._inputs[0][0]: images}
 
     def run(self, stage: int, activations: Activations, module: nn.Module | None = None) -> Activations:
-        """Run stage number `stage`, or a cell's copy of it, and return the activations behind it."""
+        """Run a stage, or a cell's copy of it, and return the activations after it."""
         values = (self.frozen[stage] if module is None else module)(
             *(activations[name] for name in self._inputs[stage])
         )
-        values = (values,) if isinstance(values, Tensor) else values  # a whole network returns its features bare
+        values = (values,) if isinstance(values, Tensor) else values  # an uncut network returns a tensor, not a tuple
         values_by_name = {**activations, **dict(zip(self._outputs[stage], values, strict=True))}
         needed = self._needed[stage + 1] if stage + 1 < len(self) else {self._result}
         return {name: value for name, value in values_by_name.items() if name in needed}
 
     def features(self, activations: Activations) -> Tensor:
-        """Return the feature vectors, shape (batch, num_features), from the activations behind the last stage."""
+        """Return the feature vectors, shape (batch, num_features), from the activations after the last stage."""
         features = activations[self._result]
         return features.mean((2, 3)) if features.ndim == 4 else features
 
     def boundaries(self, images: Tensor, wanted: set[int]) -> Iterator[tuple[int, Activations]]:
-        """Run the frozen stages once, no further than needed, and yield the activations at each wanted boundary.
+        """Run the frozen stages once, up to the last wanted boundary, and yield the activations at each wanted one.
 
         Args:
             images: Normalised images, shape (batch, channels, height, width).
-            wanted: Boundaries, 0 (the pixels) to the number of stages (the features).
+            wanted: Boundaries, from 0 (the pixels) to the number of stages (the features).
         """
         yield from self.onward(0, self.enter(images), wanted)
 
     def onward(self, start: int, activations: Activations, wanted: set[int]) -> Iterator[tuple[int, Activations]]:
-        """Do the same as `boundaries`, starting from the activations at boundary `start`."""
+        """Like `boundaries`, but continue from the activations at boundary `start`."""
         for boundary in range(start, max(wanted, default=start - 1) + 1):
             if boundary > start:
                 with torch.no_grad():
@@ -131,18 +131,19 @@ def stage_backbone(network: nn.Module, partition: Partition, example: Tensor) ->
     """Cut a network at the edges of a partition's blocks.
 
     Args:
-        network: Maps images to features; taken over by the result (made not in-place, frozen, in inference mode).
-        partition: The partition, made from this network's recorded layers.
-        example: A few images, shape (2 or more, channels, height, width), to trace and to check with.
+        network: Maps images to features. The result takes it over: in-place operations are replaced, and the network is
+            frozen and set to inference mode.
+        partition: The partition, made from the recorded layers of this network.
+        example: At least two images, shape (batch, channels, height, width), for tracing and for the comparison.
 
     Raises:
-        CannotStageError: The forward pass cannot be traced, or the traced network computes something else.
+        CannotStageError: The forward pass cannot be traced, or the traced network gives another output.
     """
     network.eval()
     forbid_inplace(network)
     if len(partition.cuts) == 1:
         return whole_backbone(network, partition, example)
-    # one image more than it is traced with: a graph with the batch size baked in gives itself away
+    # one image more than traced with, which reveals a batch size that is hard-coded in the graph
     check = torch.cat([example, example[:1]])
     try:
         graph = trace(network, example)
@@ -154,7 +155,7 @@ def stage_backbone(network: nn.Module, partition: Partition, example: Tensor) ->
     except Exception as error:
         raise CannotStageError(f"{type(error).__name__}: {error}") from error
     if not _agree(staged.features({staged._result: expected}), features):
-        raise CannotStageError("the traced network computes something else than the original")
+        raise CannotStageError("the traced network and the original give different outputs")
     staged.num_features = features.shape[1]
     return staged
 
@@ -166,7 +167,7 @@ def _frozen(stage: nn.Module, dtype: torch.dtype, *, fuse: bool) -> nn.Module:
     if dtype != torch.float32:
         for node in folded.graph.nodes:
             module = called(folded, node)
-            # what lies inside a larger leaf stays as it is; a copy, for what needed no folding is shared with the stage
+            # only modules that the graph calls directly; copy them, since unfolded ones are shared with the stage
             if type(module) in (*CONVOLUTIONS, nn.Linear):
                 folded.set_submodule(node.target, copy.deepcopy(module).to(dtype))
     if fuse:
@@ -175,17 +176,17 @@ def _frozen(stage: nn.Module, dtype: torch.dtype, *, fuse: bool) -> nn.Module:
 
 
 def _agree(expected: Tensor, actual: Tensor) -> bool:
-    """Return whether two outputs are the same up to rounding, measured against the largest of them.
+    """Return whether two outputs agree up to rounding, relative to the largest value.
 
-    Single elements cannot be the measure: folding norms moves last bits, and networks without trained weights put out
-    numbers of any size.
+    The tolerance is not relative to each element: folding norms changes the last bits, and networks with random weights
+    have outputs of any magnitude.
     """
     scale = expected.abs().max()
     return bool(torch.allclose(expected, actual, rtol=1e-4, atol=float(1e-5 * scale), equal_nan=True))
 
 
 def whole_backbone(network: nn.Module, partition: Partition, example: Tensor) -> StagedBackbone:
-    """Wrap a network that cannot be cut: a single stage, of which a cell trains some layers."""
+    """Wrap a network that cannot be cut as a single stage, of which a cell trains some layers."""
     staged = StagedBackbone([network], [("images",)], [("features",)], partition)
     with torch.no_grad():
         staged.num_features = staged(example).shape[1]
@@ -196,21 +197,21 @@ def _split(network: nn.Module, graph: fx.Graph, partition: Partition) -> StagedB
     stage_of = _assign(network, graph, partition)
     result = next(node for node in graph.nodes if node.op == "output").args[0]
     if not isinstance(result, fx.Node):
-        raise CannotStageError("the network returns something else than one tensor")
+        raise CannotStageError("the network does not return a single tensor")
     modules, inputs, outputs = [], [], []
     for stage in range(len(partition.cuts)):
         nodes = [node for node in graph.nodes if stage_of.get(node) == stage]
-        # dicts keep the order in which values are made
-        taken = dict.fromkeys(n for node in nodes for n in node.all_input_nodes if stage_of[n] < stage)
-        given = [n for n in nodes if n is result or any(stage_of.get(user, stage) > stage for user in n.users)]
-        modules.append(_extract(network, nodes, list(taken), given))
-        inputs.append(tuple(node.name for node in taken))
-        outputs.append(tuple(node.name for node in given))
+        # a dict removes duplicates and keeps the order
+        consumed = dict.fromkeys(n for node in nodes for n in node.all_input_nodes if stage_of[n] < stage)
+        returned = [n for n in nodes if n is result or any(stage_of.get(user, stage) > stage for user in n.users)]
+        modules.append(_extract(network, nodes, list(consumed), returned))
+        inputs.append(tuple(node.name for node in consumed))
+        outputs.append(tuple(node.name for node in returned))
     return StagedBackbone(modules, inputs, outputs, partition)
 
 
 def _assign(network: nn.Module, graph: fx.Graph, partition: Partition) -> dict[fx.Node, int]:
-    """Map each node to its stage, -1 for the images; graph and recorded layers are matched call by call."""
+    """Map each node to its stage (-1 for the images) by matching the graph's calls with the recorded layers."""
     cuts = set(partition.cuts) - {0}
     layers = iter(partition.layers)
     stage_of: dict[fx.Node, int] = {}
@@ -246,14 +247,14 @@ def _is_layer(network: nn.Module, node: fx.Node) -> bool:
 
 
 def _extract(
-    network: nn.Module, nodes: Sequence[fx.Node], taken: Sequence[fx.Node], given: Sequence[fx.Node]
+    network: nn.Module, nodes: Sequence[fx.Node], inputs: Sequence[fx.Node], outputs: Sequence[fx.Node]
 ) -> fx.GraphModule:
-    """Make a module of some nodes of a graph: the values `taken` in, a tuple of the values `given` out."""
+    """Make a module from some nodes of a graph; it maps the values `inputs` to a tuple of the values `outputs`."""
     graph = fx.Graph()
-    copies = {node: graph.placeholder(node.name) for node in taken}
+    copies = {node: graph.placeholder(node.name) for node in inputs}
     for node in nodes:
         copies[node] = graph.node_copy(node, copies.__getitem__)
-    graph.output(tuple(copies[node] for node in given))
+    graph.output(tuple(copies[node] for node in outputs))
     stage = fx.GraphModule(network, graph)
     replace_depthwise(stage)
     allow_inplace(stage)

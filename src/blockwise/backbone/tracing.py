@@ -1,7 +1,7 @@
-"""A network -> the torch.fx graph of its forward pass.
+"""Trace the forward pass of a network as a torch.fx graph.
 
-The stock tracer stops where a forward pass asks a tensor for its shape and branches on the answer. This one runs every
-operation on an example while it traces and answers from that, so almost every architecture can be traced.
+The default tracer fails if a forward pass branches on the shape of a tensor. This one runs every operation on an
+example while tracing, so that shapes have values. Almost every architecture can be traced this way.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from blockwise.backbone.layers import is_leaf
 
 
 class _ExampleProxy(fx.Proxy):
-    """A traced value that knows its example: Python asks for a length, a number or a truth value and gets it."""
+    """A traced value with an example, from which Python gets lengths, numbers and truth values."""
 
     @property
     def example(self) -> Any:
@@ -37,7 +37,7 @@ class _ExampleProxy(fx.Proxy):
 
 
 class _ExampleTracer(fx.Tracer):
-    """Runs every operation on an example while tracing, to answer questions about shapes."""
+    """Runs every operation on an example while tracing, so that the values of shapes are available."""
 
     def __init__(self, example: Tensor) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class _ExampleTracer(fx.Tracer):
         return node
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        if self._running:  # a leaf that calls its own children on the example
+        if self._running:  # a leaf is running on the example and calls its children
             return forward(*args, **kwargs)
         self._forward = forward
         return super().call_module(m, forward, args, kwargs)
@@ -92,7 +92,7 @@ class _ExampleTracer(fx.Tracer):
 
 
 class _Root(nn.Module):
-    """What is traced: calls the network with images alone, so that optional arguments keep their defaults."""
+    """Calls the network with images only, so that tracing keeps the defaults of optional arguments."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -103,14 +103,18 @@ class _Root(nn.Module):
 
 
 def trace(network: nn.Module, example: Tensor) -> fx.Graph:
-    """Return the graph of a network's forward pass on images like `example`, a node per layer and function.
+    """Return the graph of a network's forward pass on images like `example`, with one node per layer and function.
 
-    Constants that the forward pass makes become buffers of the network; in-place operations become ordinary ones.
+    Constants created in the forward pass become buffers of the network. In-place operations become out-of-place ones.
+
+    Args:
+        network: The network, in inference mode.
+        example: Images, shape (batch, channels, height, width).
     """
     root = _Root(network)
     graph = _ExampleTracer(example).trace(root)
     for name, value in vars(root).items():
-        if isinstance(value, Tensor):  # constants that the forward pass made while it was traced
+        if isinstance(value, Tensor):  # constants created in the forward pass
             network.register_buffer(name, value, persistent=False)
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):

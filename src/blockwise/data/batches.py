@@ -1,4 +1,4 @@
-"""Samplers: the images of each batch depend on seed and epoch alone, so training can resume anywhere."""
+"""Samplers whose batches depend only on seed and epoch, so that training can resume anywhere."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch.utils.data import Sampler
 
 @dataclass(frozen=True)
 class Draw:
-    """One process's part of a batch.
+    """The part of a batch that one process loads.
 
     Attributes:
-        positions: Of its images in the split.
-        seeds: One per image, for its random augmentation; the same in whichever process it is augmented.
+        positions: Positions of the images in the split.
+        seeds: One seed per image for its random augmentation; the seed does not depend on the process.
     """
 
     positions: Sequence[int]
@@ -25,15 +25,15 @@ class Draw:
 
 
 class ShuffledBatches(Sampler[Draw]):
-    """Every image once per epoch, in a new order each time; a last batch of one image is left out.
+    """Batches of all images in a new random order for each epoch; a last batch of a single image is dropped.
 
     Args:
-        count: Number of images of the split.
-        batch_size: Images per batch, over all processes.
-        seed: Seed of the order and of the images' seeds, together with the epoch.
-        part: Rank of this process; each batch is divided among `parts` processes.
-        parts: Number of processes.
-        resume_at: Epoch and number of the first batch, where training resumes from a checkpoint.
+        count: Number of images in the split.
+        batch_size: Images per batch, summed over all processes.
+        seed: Seed of the order and of the images' augmentation; it is combined with the epoch.
+        part: Rank of this process.
+        parts: Number of processes that share each batch.
+        resume_at: Epoch and index of the first batch, if training resumes from a checkpoint.
 
     Attributes:
         epoch: The next epoch; Lightning sets it.
@@ -58,7 +58,7 @@ class ShuffledBatches(Sampler[Draw]):
         self.epoch = resume_at[0]
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the next epoch."""
+        """Set the next epoch; Lightning calls this before each epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -77,7 +77,7 @@ class ShuffledBatches(Sampler[Draw]):
 
 
 class OrderedBatches(Sampler[Draw]):
-    """Every image once, in the order of the split."""
+    """Batches of all images, in the order of the split."""
 
     def __init__(self, count: int, batch_size: int, part: int = 0, parts: int = 1) -> None:
         self.count = count
@@ -94,10 +94,10 @@ class OrderedBatches(Sampler[Draw]):
 
 
 def part_of(batch: Tensor, part: int, parts: int) -> Tensor:
-    """Return the part of a batch for process `part` of `parts`: every `parts`-th image."""
+    """Return the images of a batch that process `part` gets: every `parts`-th one."""
     return batch[part::parts]
 
 
 def derive_seed(*numbers: int) -> int:
-    """Return a seed that depends on all of the numbers and on their order."""
+    """Return a seed that depends on all numbers and on their order."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

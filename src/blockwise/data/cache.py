@@ -1,7 +1,7 @@
-"""Decoded images on disk, so that the next run on the same data begins at once.
+"""A disk cache of decoded images, so that later runs on the same data start faster.
 
-A file holds the pixels of one split, mapped into memory when it is used: several runs on one machine share it. Its name
-is a hash of everything that decides the pixels, the content of the images among it.
+Each file holds the pixels of one split. It is memory-mapped, so several runs on one machine share its memory. Its name
+is a hash of everything that determines the pixels, including the content of the images.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from filelock import FileLock
 from blockwise.data.decode import decode_all
 from blockwise.data.samples import Sample
 
-FORMAT = 1  # to be raised when `decode` comes to other pixels
+FORMAT = 1  # increase it when a change to `decode` changes the pixels
 Decoded = tuple[np.ndarray, dict[int, str]]
 
 
 class PixelCache:
-    """A folder of decoded images, never larger than `max_bytes`; what was used longest ago goes first.
+    """A folder of decoded images of at most `max_bytes`; the least recently used file is deleted first.
 
     Args:
-        folder: Where; made when needed.
-        max_bytes: How much.
+        folder: The folder; it is created when needed.
+        max_bytes: Maximum size of the folder in bytes.
     """
 
     def __init__(self, folder: str | Path, max_bytes: int) -> None:
@@ -39,32 +39,32 @@ class PixelCache:
     def decode(
         self, samples: Sequence[Sample], fingerprint: str, size: int, interpolation: str, report: Callable[[], None]
     ) -> Decoded:
-        """Return what `decode_all` does, decoded now or before; a split with broken images is not kept.
+        """Return the result of `decode_all`, from the cache if possible; a split with broken images is not cached.
 
         Args:
-            samples: What to decode.
+            samples: The samples to decode.
             fingerprint: A hash of the content of the data set.
-            size: Side of the squares in pixels.
+            size: Side of the decoded images in pixels.
             interpolation: A key of `INTERPOLATIONS`.
-            report: Called once an image.
+            report: Called once per image.
         """
         shape = (len(samples), 3, size, size)
-        kept_elsewhere = not all(isinstance(sample.image, Path) for sample in samples)
-        if kept_elsewhere or np.prod(shape) > self.max_bytes:
+        in_memory = not all(isinstance(sample.image, Path) for sample in samples)
+        if in_memory or np.prod(shape) > self.max_bytes:
             return decode_all(samples, size, interpolation, report)
         names = [sample.name for sample in samples]
         key = json.dumps([FORMAT, PIL.__version__, fingerprint, size, interpolation, names])
         path = self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(path.with_suffix(".lock")):  # another process waits, and need not decode then
+            with FileLock(path.with_suffix(".lock")):  # other processes wait and then read the file
                 if (pixels := _load(path, shape)) is not None:
                     for _ in samples:
                         report()
                     return pixels, {}
                 return self._decode_into(path, decode_all(samples, size, interpolation, report))
         except OSError as error:
-            warnings.warn(f"decoded images cannot be kept in {self.folder} ({error.strerror})", stacklevel=2)
+            warnings.warn(f"cannot cache decoded images in {self.folder} ({error.strerror})", stacklevel=2)
             return decode_all(samples, size, interpolation, report)
 
     def _decode_into(self, path: Path, decoded: Decoded) -> Decoded:
@@ -76,8 +76,8 @@ class PixelCache:
             with temporary.open("wb") as file:
                 np.save(file, pixels)
             temporary.replace(path)
-        except OSError as error:  # a full disk costs the cache, not the run
-            warnings.warn(f"decoded images cannot be kept in {self.folder} ({error.strerror})", stacklevel=2)
+        except OSError as error:  # a full disk must not stop the run
+            warnings.warn(f"cannot cache decoded images in {self.folder} ({error.strerror})", stacklevel=2)
         finally:
             temporary.unlink(missing_ok=True)
         self._prune(keep=path)
@@ -85,16 +85,16 @@ class PixelCache:
 
     def _prune(self, keep: Path) -> None:
         files = sorted(self.folder.glob("*.npy"), key=lambda file: file.stat().st_mtime)
-        too_much = sum(file.stat().st_size for file in files) - self.max_bytes
+        excess = sum(file.stat().st_size for file in files) - self.max_bytes
         for file in files:
-            if too_much > 0 and file != keep:
-                too_much -= file.stat().st_size
-                file.unlink(missing_ok=True)  # a run that has it mapped goes on reading it
+            if excess > 0 and file != keep:
+                excess -= file.stat().st_size
+                file.unlink(missing_ok=True)  # a run that has mapped the file can still read it
                 file.with_suffix(".lock").unlink(missing_ok=True)
 
 
 def _load(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Return the pixels in a file, or None if it holds something else."""
+    """Return the pixels in a file; None if the file is missing, damaged or has another shape."""
     try:
         pixels = np.load(path, mmap_mode="r")
     except (FileNotFoundError, ValueError, EOFError):

@@ -1,4 +1,4 @@
-"""Source -> batches: images are decoded once and kept as uint8; augmentation runs on the batch, on its device."""
+"""The data module: images are decoded once and kept as uint8; augmentation runs on the device of the batch."""
 
 from __future__ import annotations
 
@@ -33,9 +33,12 @@ class BlockwiseDataModule(L.LightningDataModule):
         batch_size: Images per batch.
         augment: Random augmentation of training images: `crop` (from the resized image), `flip` (left to right).
         seed: Seed of order and augmentation.
-        num_workers: Processes that collect batches; decoded images are in memory, so 0 is fast.
+        num_workers: Number of worker processes; decoded images are in memory, so 0 is fast.
         skip_broken: Skip images that cannot be read.
-        cache: Keeps decoded images for later runs.
+        cache: Disk cache of decoded images for later runs; None caches nothing.
+
+    Raises:
+        InputError: A split is empty, there is only one class, or the batch size or an augmentation is invalid.
     """
 
     def __init__(
@@ -72,7 +75,7 @@ class BlockwiseDataModule(L.LightningDataModule):
             if not getattr(self.splits, split):
                 raise InputError(f"the data set {source.name} has no images in its {split} split")
         if len(self.splits.classes) < 2:
-            raise InputError(f"the data set {source.name} has one class only ({self.splits.classes[0]!r})")
+            raise InputError(f"the data set {source.name} has only one class ({self.splits.classes[0]!r})")
         if not 2 <= batch_size <= len(self.splits.train):
             raise InputError(
                 f"data.batch_size={batch_size} does not fit the {len(self.splits.train)} training images of "
@@ -80,29 +83,29 @@ class BlockwiseDataModule(L.LightningDataModule):
             )
 
     def setup(self, stage: str | None = None) -> None:
-        """Decode every image, unless `decode` was called before."""
+        """Decode all images, unless `decode` has been called already."""
         del stage
         self.decode()
 
     def state_dict(self) -> dict[str, int]:
-        """Return the epoch and the number of its batches that are done."""
+        """Return the epoch and its number of completed batches."""
         assert self.trainer is not None
         epoch, loop = self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop
         done = loop.batch_idx + 1
         return {"epoch": epoch, "batch": done if done < self.trainer.num_training_batches else 0}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Resume from there."""
+        """Resume from the epoch and batch in `state_dict`."""
         self._resume_at = (state_dict["epoch"], state_dict["batch"])
 
     def decode(self, begin: Callable[[int], Callable[[], None]] = lambda _total: lambda: None) -> None:
-        """Decode every image once.
+        """Decode all images; later calls do nothing.
 
         Args:
             begin: Called with the number of images; returns a function that is called once per image.
 
         Raises:
-            InputError: Some cannot be read, and `skip_broken` is off.
+            InputError: Images cannot be read and `skip_broken` is False, or too few images are left.
         """
         if self._decoded:
             return
@@ -120,7 +123,7 @@ class BlockwiseDataModule(L.LightningDataModule):
         self._check(broken)
         trained = set(self._decoded["train"].labels.tolist())
         if lost := [name for label, name in enumerate(self.splits.classes) if label not in trained]:
-            raise InputError(f"no readable image is left to train on in the classes {', '.join(lost)}")
+            raise InputError(f"these classes have no readable training images: {', '.join(lost)}")
 
     def _decode(self, samples: Sequence[Sample], side: int, report: Callable[[], None]) -> Decoded:
         if self.cache is None:
@@ -133,39 +136,39 @@ class BlockwiseDataModule(L.LightningDataModule):
             named = "; ".join(f"{name} ({reason})" for name, reason in broken[:3])
             more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
             raise InputError(
-                f"{len(broken)} image(s) cannot be read: {named}{more}; repair or remove them, or go on without them "
-                "with data.skip_broken=true"
+                f"{len(broken)} image(s) cannot be read: {named}{more}; repair or remove them, or skip them with "
+                "data.skip_broken=true"
             )
         for split, left in self.counts().items():
             if left < (self.batch_size if split == "train" else 1):
-                raise InputError(f"only {left} readable images are left to {split} on, with data.skip_broken=true")
+                raise InputError(f"with data.skip_broken=true, only {left} readable images are left in {split}")
 
     def counts(self) -> dict[str, int]:
-        """Return the number of readable images of each split."""
+        """Return the number of readable images per split."""
         return {split: len(pixels) for split, pixels in self._decoded.items()}
 
     def batches(self) -> dict[str, int]:
-        """Return the number of batches per split, before images are decoded."""
+        """Return the number of batches per split; images need not be decoded for it."""
         train = ShuffledBatches(len(self.splits.train), self.batch_size, self.seed)
         rest = {split: OrderedBatches(len(getattr(self.splits, split)), self.batch_size) for split in ("val", "test")}
         return {"train": len(train), **{split: len(batches) for split, batches in rest.items()}}
 
     def train_dataloader(self) -> DataLoader[Drawn]:
-        """Return the training images, shuffled anew in each epoch; several processes share each batch."""
+        """Return the training batches, reshuffled in each epoch; several processes share each batch."""
         count = len(self._decoded["train"])
         batches = ShuffledBatches(count, self.batch_size, self.seed, *self._part(), resume_at=self._resume_at)
         return self._loader("train", batches)
 
     def val_dataloader(self) -> DataLoader[Drawn]:
-        """Return the validation images."""
+        """Return the validation batches."""
         return self._loader("val", OrderedBatches(len(self._decoded["val"]), self.batch_size, *self._part()))
 
     def test_dataloader(self) -> DataLoader[Drawn]:
-        """Return the test images."""
+        """Return the test batches."""
         return self._loader("test", OrderedBatches(len(self._decoded["test"]), self.batch_size, *self._part()))
 
     def _part(self) -> tuple[int, int]:
-        """Return the number of this process, and how many there are."""
+        """Return the rank of this process and the number of processes."""
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
     def _loader(self, split: str, batches: Sampler[Draw]) -> DataLoader[Drawn]:
@@ -179,14 +182,14 @@ class BlockwiseDataModule(L.LightningDataModule):
         )
 
     def on_after_batch_transfer(self, batch: Drawn, dataloader_idx: int) -> Batch:
-        """Crop, flip and normalise a batch, after it was moved to the device as bytes."""
+        """Crop, flip and normalise a batch after it was moved to the device as uint8."""
         del dataloader_idx
         pixels, labels, seeds = batch
         cropped = self._augmented(pixels, seeds) if seeds else self._centre(pixels)
         return normalise(cropped, self.images), labels
 
     def _augmented(self, pixels: Tensor, seeds: Sequence[int]) -> Tensor:
-        # one seed per image: the same numbers in whichever process or worker, and beside whatever else
+        # one seed per image: augmentation depends neither on the process or worker nor on the other images
         with torch.random.fork_rng(devices=[]):
             augmented = []
             for image, seed in zip(pixels, seeds, strict=True):
@@ -196,14 +199,14 @@ class BlockwiseDataModule(L.LightningDataModule):
 
 
 def normalise(pixels: Tensor, images: ImageSpec) -> Tensor:
-    """Return normalised images, float32 and channels last in memory, from bytes, shape (batch, 3, size, size)."""
+    """Return normalised images, float32 in channels-last format, from uint8 pixels, shape (batch, 3, size, size)."""
     mean = torch.tensor(images.mean, device=pixels.device).view(1, -1, 1, 1)
     std = torch.tensor(images.std, device=pixels.device).view(1, -1, 1, 1)
     return ((pixels.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
 class _Pixels(Dataset[Drawn]):
-    """Decoded images; indexed by the draw of a whole batch."""
+    """Decoded images; an index is the `Draw` of a whole batch."""
 
     def __init__(self, pixels: np.ndarray, labels: np.ndarray) -> None:
         self.pixels = pixels

@@ -1,4 +1,4 @@
-"""Samples -> pixels: every image is opened once, before training, so that a broken one is named in time."""
+"""Decode images to pixels, once and before training, so that broken files are reported early."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ INTERPOLATIONS = {
 def decode_all(
     samples: Sequence[Sample], size: int, interpolation: str, report: Callable[[], None]
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """Decode samples into squares.
+    """Decode samples into square images.
 
     Args:
-        samples: What to decode.
-        size: Side of the squares in pixels.
+        samples: The samples to decode.
+        size: Side of the decoded images in pixels.
         interpolation: A key of `INTERPOLATIONS`.
-        report: Called once an image.
+        report: Called once per image.
 
     Returns:
-        Pixels, uint8, shape (len(samples), 3, size, size), and the reason for each one that could not be read.
+        Pixels, uint8, shape (len(samples), 3, size, size), and the error of each image that cannot be read, by index.
     """
     pixels = np.zeros((len(samples), 3, size, size), np.uint8)
     broken: dict[int, str] = {}
@@ -40,7 +40,7 @@ def decode_all(
     def decode_into(index: int) -> None:
         try:
             pixels[index] = decode(samples[index].image, size, interpolation)
-        except Exception as error:  # whatever a damaged file makes a decoder raise
+        except Exception as error:  # damaged files make decoders raise errors of many types
             broken[index] = str(error) or type(error).__name__
         report()
 
@@ -51,18 +51,22 @@ def decode_all(
 
 
 def decode(image: Path | np.ndarray, size: int, interpolation: str) -> np.ndarray:
-    """Return one image as RGB, its centre square scaled to `size`: uint8, shape (3, size, size)."""
+    """Return an image in RGB, cropped to its centre square and resized: uint8, shape (3, size, size)."""
     with Image.fromarray(image) if isinstance(image, np.ndarray) else Image.open(image) as opened:
         square = ImageOps.fit(to_rgb(opened), (size, size), INTERPOLATIONS[interpolation])
     return np.asarray(square).transpose(2, 0, 1)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return an image of any mode as RGB."""
-    if image.mode in ("I", "F"):  # nothing tells what is white
-        raise ValueError(f"mode {image.mode}: save it with 8 or 16 bits a channel")
-    if image.mode.startswith("I;16"):  # Pillow would clip, not scale
+    """Convert an image of any mode to RGB.
+
+    Raises:
+        ValueError: The image has 32-bit pixels, mode `I` or `F`.
+    """
+    if image.mode in ("I", "F"):  # the value of white is unknown
+        raise ValueError(f"mode {image.mode}: save it with 8 or 16 bits per channel")
+    if image.mode.startswith("I;16"):  # Pillow would clip the values instead of scaling them
         image = Image.fromarray((np.asarray(image) / 256).clip(0, 255).astype(np.uint8))
-    if image.mode == "P":  # a palette may hold transparency
+    if image.mode == "P":  # a palette may contain transparency
         image = image.convert("RGBA")
     return image.convert("RGB")

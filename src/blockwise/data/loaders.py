@@ -1,4 +1,4 @@
-"""Data of the user's own for a study: three DataLoaders, or any LightningDataModule."""
+"""User-supplied data for a study: three DataLoaders, or any LightningDataModule."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Batch = tuple[Tensor, Tensor]
 
 
 class LoaderDataModule(L.LightningDataModule):
-    """Three DataLoaders as a LightningDataModule whose batches depend on seed and epoch alone.
+    """Three DataLoaders as a LightningDataModule whose batches depend only on seed and epoch.
 
-    Shuffling and random augmentation draw their numbers from PyTorch's generator, which is seeded per epoch and batch
-    here. So a run resumes in the middle of an epoch with the batches that it would have seen, and a cell trains on the
-    same batches alone and beside others. Several processes share each batch.
+    Shuffling and random augmentation draw from PyTorch's generator, which is seeded here for each epoch and batch. So a
+    run that resumes in the middle of an epoch sees the same batches as an uninterrupted one. A cell trains on the same
+    batches alone and beside other cells. Several processes share each batch.
 
     Args:
-        loaders: Loaders (or other iterables with a length) called `train`, `val` and `test`.
-        seed: Seed of the order, where the loaders shuffle.
+        loaders: Loaders (or other iterables with a length) under the keys `train`, `val` and `test`.
+        seed: Seed of the order if the loaders shuffle.
     """
 
     def __init__(self, loaders: Mapping[str, Any], seed: int = 0) -> None:
@@ -34,11 +34,11 @@ class LoaderDataModule(L.LightningDataModule):
         self.loaders = loaders
         self.seed = seed
         self._resume_at = (0, 0)
-        # loaders with generators of their own are seeded by these, and left as they were
+        # generators that belong to a loader: seed the epochs from them and restore their state afterwards
         self._generators = {split: [(g, g.get_state()) for g in _generators(loaders[split])] for split in SPLITS}
 
     def counts(self) -> dict[str, int]:
-        """Return the number of images per split; 0 where a loader does not know it."""
+        """Return the number of images per split; 0 if it is unknown."""
         return {split: _count(self.loaders[split]) for split in SPLITS}
 
     def train_dataloader(self) -> Iterable[Batch]:
@@ -54,7 +54,7 @@ class LoaderDataModule(L.LightningDataModule):
         return _Batches(self, "test")
 
     def state_dict(self) -> dict[str, int]:
-        """Return the epoch and the number of its batches that are done."""
+        """Return the epoch and its number of completed batches."""
         assert self.trainer is not None
         done = self.trainer.fit_loop.epoch_loop.batch_idx + 1
         return {
@@ -63,7 +63,7 @@ class LoaderDataModule(L.LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Resume from there."""
+        """Resume from the epoch and batch in `state_dict`."""
         self._resume_at = (state_dict["epoch"], state_dict["batch"])
 
     def batches(self, split: str) -> Iterator[Batch]:
@@ -93,7 +93,7 @@ class LoaderDataModule(L.LightningDataModule):
 
 
 class _Batches:
-    """The batches of one split, for a trainer: iterable, with a length."""
+    """The batches of one split: an iterable with a length, as a trainer needs it."""
 
     def __init__(self, data: LoaderDataModule, split: str) -> None:
         self._data, self._split = data, split
@@ -134,23 +134,23 @@ def check_data(data: Any) -> None:
     """Check that data has all three splits.
 
     Raises:
-        InputError: One is missing.
+        InputError: A split is missing, or the data has another type.
     """
     if isinstance(data, L.LightningDataModule):
         missing = [split for split in SPLITS if not is_overridden(f"{split}_dataloader", data, L.LightningDataModule)]
     elif isinstance(data, Mapping):
         missing = [split for split in SPLITS if data.get(split) is None]
     else:
-        raise InputError("data must be a LightningDataModule, or DataLoaders called train, val and test")
+        raise InputError("data must be a LightningDataModule, or a mapping of DataLoaders: train, val and test")
     if missing:
-        raise InputError(f"data lacks {', '.join(missing)}: give DataLoaders called train, val and test")
+        raise InputError(f"data lacks {', '.join(missing)}: train, val and test are required")
 
 
 def check_loaders(data: Mapping[str, Any], num_classes: int, size: int) -> None:
-    """Check the first batch of each split; the state of PyTorch's generator stays the same.
+    """Check the first batch of each split without changing the state of PyTorch's generator.
 
     Raises:
-        InputError: There is none, or it is not what `check_batch` asks for.
+        InputError: There is no batch, or `check_batch` refuses it.
     """
     for split in SPLITS:
         states = [(generator, generator.get_state()) for generator in _generators(data[split])]
@@ -159,7 +159,7 @@ def check_loaders(data: Mapping[str, Any], num_classes: int, size: int) -> None:
                 batch = next(iter(data[split]))
                 len(data[split])
             except (StopIteration, TypeError) as error:
-                raise InputError(f"data[{split!r}] gives no batch of images and labels, or has no length") from error
+                raise InputError(f"data[{split!r}] yields no batch, or has no length") from error
             finally:
                 for generator, state in states:
                     generator.set_state(state)
@@ -167,36 +167,36 @@ def check_loaders(data: Mapping[str, Any], num_classes: int, size: int) -> None:
 
 
 def check_batch(split: str, batch: Any, num_classes: int, size: int) -> None:
-    """Check a batch: normalised images, shape (batch, 3, size, size), and labels, shape (batch,).
+    """Check a batch: floating-point images, shape (batch, 3, size, size), and integer labels, shape (batch,).
 
     Raises:
-        InputError: It is something else.
+        InputError: Type, shape or labels are wrong.
     """
     if not isinstance(batch, Sequence) or len(batch) != 2 or not all(isinstance(part, Tensor) for part in batch):
-        raise InputError(f"a batch of {split} must be a pair of tensors, images and labels")
+        raise InputError(f"{split} batches must be pairs of tensors, images and labels")
     images, labels = batch
     if not images.is_floating_point() or images.shape[1:] != (3, size, size):
         raise InputError(
-            f"images of {split} must be floating point numbers of shape (batch, 3, {size}, {size}), "
-            f"not {images.dtype} of {tuple(images.shape)}"
+            f"{split} images must be floating-point tensors of shape (batch, 3, {size}, {size}), "
+            f"not {images.dtype} of shape {tuple(images.shape)}"
         )
     if labels.dtype != torch.long or labels.shape != images.shape[:1]:
         raise InputError(
-            f"labels of {split} must be torch.long of shape (batch,), not {labels.dtype} of {tuple(labels.shape)}"
+            f"{split} labels must be torch.long of shape (batch,), not {labels.dtype} of shape {tuple(labels.shape)}"
         )
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-        raise InputError(f"labels of {split} must lie between 0 and {num_classes - 1}, one per class")
+        raise InputError(f"{split} labels must be between 0 and {num_classes - 1} for {num_classes} classes")
 
 
 def _seeded(seed: int, function: Any) -> Any:
-    """Call a function with PyTorch's generator seeded; its state stays the same."""
+    """Call a function with PyTorch's generator seeded, then restore the generator's state."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return function()
 
 
 def _generators(loader: Any) -> list[Generator]:
-    """Return the generators that a loader and its samplers draw from."""
+    """Return the generators of a loader and its samplers."""
     owners = [loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)]
     owners.append(getattr(owners[-1], "sampler", None))
     generators = [getattr(owner, "generator", None) for owner in owners]

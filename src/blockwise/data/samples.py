@@ -1,4 +1,4 @@
-"""What a data set is: labelled samples in three splits, and the seeded way to split those that come unsplit."""
+"""Data sets: labelled samples in three splits, with a seeded split for data that has none."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Sample:
     """One labelled image.
 
     Attributes:
-        name: Its name in the data set, the same on every machine.
+        name: Name in the data set, the same on every machine.
         label: Index of its class.
         image: A file, or the pixels: uint8, shape (height, width) or (height, width, 3).
     """
@@ -34,7 +34,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Splits:
-    """A data set: its classes and its samples; val chooses, test reports."""
+    """The classes and samples of a data set; `val` is for selection, `test` for reported results."""
 
     classes: tuple[str, ...]
     train: tuple[Sample, ...]
@@ -44,9 +44,9 @@ class Splits:
 
 
 def fingerprint(samples: Iterable[Sample]) -> str:
-    """Return a hash of every sample's name, label and content: another data set, another hash.
+    """Return a hash of the names, labels and content of samples.
 
-    It is taken of all samples that were found, before they are split: it does not depend on the seed.
+    It covers the whole data set before splitting, so it does not depend on the seed.
     """
     ordered = sorted(samples, key=lambda sample: (sample.name, sample.label))
     with ThreadPoolExecutor() as pool:
@@ -62,21 +62,21 @@ def _content(sample: Sample) -> str:
     try:
         with image.open("rb") as file:
             return hashlib.file_digest(file, "blake2b").hexdigest()
-    except OSError as error:  # named when it is decoded; once it can be read, this is another data set
+    except OSError as error:  # decoding reports the file; once it can be read, the hash changes
         return f"unreadable: {error.strerror}"
 
 
 class Source(ABC):
-    """A data set: finds its samples and splits them."""
+    """Base class of data sets: finds the samples and splits them."""
 
     name: str
 
     @abstractmethod
     def splits(self) -> Splits:
-        """Find the samples.
+        """Find the samples and return their splits.
 
         Raises:
-            InputError: The data is not there, or too small for the split that was asked for.
+            InputError: The data is missing, or too small for the requested split.
         """
 
 
@@ -89,15 +89,15 @@ def split_by_seed(
     test_per_class: int | None,
     seed: int,
 ) -> Splits:
-    """Split samples class by class; the result depends on their names and the seed alone.
+    """Split the samples of each class at random; the result depends only on their names and the seed.
 
     Args:
         samples: The samples, in any order.
-        classes: Names of the classes.
-        train_per_class: Images of a class to train on, those held out for validation included; None: 80 %.
-        val_per_class: How many of these are held out for validation; None: a quarter.
-        test_per_class: At most so many of the rest are tested; None: all.
-        seed: Another seed, another split.
+        classes: Class names.
+        train_per_class: Training images per class, including those held out for validation; None uses 80 %.
+        val_per_class: Number of these that are held out for validation; None holds out a quarter.
+        test_per_class: Maximum number of test images per class; None uses all remaining images.
+        seed: Seed of the split.
 
     Raises:
         InputError: A class has too few images.
@@ -109,12 +109,12 @@ def split_by_seed(
         val = max(1, train // 4) if val_per_class is None else val_per_class
         if not 0 < val < train:
             raise InputError(
-                f"data.val_per_class={val} of data.train_per_class={train} images of class {name!r}: "
-                f"at least 1 must be held out for validation and 1 left to train on, so choose 1 to {max(train - 1, 1)}"
+                f"data.val_per_class={val} does not fit data.train_per_class={train} for class {name!r}: validation "
+                f"and training need at least 1 image each, so choose 1 to {max(train - 1, 1)}"
             )
         if train >= len(own):
             raise InputError(
-                f"data.train_per_class={train} leaves nothing to test on: class {name!r} has {len(own)} images, "
+                f"data.train_per_class={train} leaves no test images: class {name!r} has {len(own)} images, "
                 f"so choose at most {len(own) - 1}"
             )
         rest = own[train:] if test_per_class is None else own[train : train + test_per_class]
@@ -124,7 +124,7 @@ def split_by_seed(
 
 
 def shuffled(samples: Sequence[Sample], seed: int) -> list[Sample]:
-    """Return the samples of one class in an order that depends on their names and the seed alone."""
+    """Return the samples of one class in a random order that depends only on their names and the seed."""
     ordered = sorted(samples, key=lambda sample: sample.name)
     label = ordered[0].label if ordered else 0
     return [ordered[i] for i in np.random.default_rng([seed, label]).permutation(len(ordered))]
@@ -141,14 +141,14 @@ def cap(samples: Sequence[Sample], per_class: int | None, seed: int) -> tuple[Sa
 def samples_in(
     folder: Path, *, without: Sequence[str] = (), below: Path | None = None
 ) -> tuple[list[Sample], list[str]]:
-    """Return the images in `folder/<class>/...` and the classes, both sorted by name.
+    """Return the images in `folder/<class>/...` and the class names, both sorted by name.
 
-    Hidden files and folders are passed over, links are followed.
+    Hidden files and folders are skipped, links are followed.
 
     Args:
-        folder: Holds one folder a class.
-        without: Folders that are no classes.
-        below: What the samples' names are relative to; None means `folder`.
+        folder: Contains one folder per class.
+        without: Folders that are not classes.
+        below: Sample names are paths relative to this folder; None means `folder`.
 
     Raises:
         InputError: A class has no images.
@@ -162,24 +162,22 @@ def samples_in(
     for label, name in enumerate(classes):
         files = sorted(_images_in(folder / name))
         if not files:
-            raise InputError(
-                f"{folder / name} holds no images: remove the folder, or fill it (known are {_suffixes()})"
-            )
+            raise InputError(f"{folder / name} contains no images: remove the folder or add images ({_suffixes()})")
         samples += [Sample(file.relative_to(below or folder).as_posix(), label, file) for file in files]
     return samples, classes
 
 
 def _images_in(folder: Path) -> Iterator[Path]:
     seen: set[str] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:  # a link back to a folder above would yield the same images again and again
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen:  # a link to a parent folder would yield the same images endlessly
             folders.clear()
             continue
         seen.add(real)
         folders[:] = [name for name in folders if name[0] != "."]
         for name in files:
-            path = Path(place, name)
+            path = Path(parent, name)
             if name[0] != "." and path.suffix.lower() in IMAGE_SUFFIXES and (path.is_file() or path.is_symlink()):
                 yield path
 

@@ -1,1 +1,1 @@
-"""Exact but faster: the same results as without this folder, in less time and memory."""
+"""Optimizations that need less time and memory and do not change results beyond rounding."""

@@ -1,8 +1,8 @@
-"""A frozen stage -> the same function without batch norms.
+"""Fold the batch norms of a frozen stage.
 
-In inference mode a batch norm is an affine map: behind a convolution it goes into the convolution's weights (Jacob et
-al., 2018, section 3.2), elsewhere it becomes a multiplication and an addition. Its backward pass, slow on the CPU, is
-gone then, and so is a pass over memory.
+In inference mode a batch norm is an affine map. After a convolution it is folded into the convolution's weights (Jacob
+et al., 2018, section 3.2); elsewhere it becomes a multiplication and an addition. This saves a pass over memory and the
+norm's backward pass, which is slow on the CPU.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from blockwise.fast.depthwise import DepthwiseConv2d
 
-# exactly these: a subclass may compute something else (weight standardisation, for one)
+# exactly these types: a subclass may compute something else, such as weight standardisation
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv2dSame, DepthwiseConv2d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, BatchNormAct2d)
 
 
 class Affine(nn.Module):
-    """A batch norm in inference mode: `x * scale + shift`, channel by channel; x has shape (batch, channels, ...)."""
+    """A batch norm in inference mode: `x * scale + shift` per channel, for `x` of shape (batch, channels, ...)."""
 
     scale: Tensor
     shift: Tensor
@@ -46,9 +46,9 @@ class Affine(nn.Module):
 
 @torch.no_grad()
 def fold_norms(stage: fx.GraphModule) -> fx.GraphModule:
-    """Return a frozen stage that computes the same, up to rounding, without batch norms.
+    """Return a frozen stage without batch norms that gives the same output up to rounding.
 
-    Modules that stay as they are are shared with `stage`, which is left as it is.
+    `stage` is not modified. Modules that need no change are shared with it.
     """
     graph = fx.Graph()
     objects: dict[str, Any] = {}
@@ -83,6 +83,6 @@ def called(stage: fx.GraphModule, node: fx.Node) -> Any:
 
 
 def _takes_norm(stage: fx.GraphModule, node: fx.Node) -> bool:
-    """Tell whether a node is a convolution that nothing but one norm reads, called this once."""
+    """Return whether a node is a convolution that is called once and whose only reader is a norm."""
     calls = sum(other.target == node.target for other in stage.graph.nodes if other.op == "call_module")
     return type(called(stage, node)) in CONVOLUTIONS and len(node.users) == 1 and calls == 1

@@ -1,10 +1,10 @@
-"""Frozen convolutions on a CPU: their weights as oneDNN wants them, their activation in the same pass over memory.
+"""Fuse frozen convolutions with their activations on a CPU, with weights in oneDNN's memory layout.
 
-The backward pass of a frozen convolution needs nothing but the output of its activation, to know where a gradient goes
-through; its input is not kept alive. The gradient then runs through the same kernel, the weights turned around.
+The backward pass of a frozen convolution needs only the output of its activation, which shows where the gradient is
+zero, so the input can be freed. The input gradient is computed by the same kernel with flipped weights.
 
-The operators are those that torch.compile uses for inference on a CPU; they are PyTorch's own, but not documented, so
-that they are tried before they are used. Everything works without them, only slower.
+The operators are the ones that torch.compile uses for inference on a CPU. They are part of PyTorch but undocumented, so
+`can_fuse` tries them first. Without them everything works, but more slowly.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Activation = tuple[str, list[float]]
 
 
 class FrozenConv2d(nn.Module):
-    """A convolution that takes no gradient, and its activation.
+    """A convolution with frozen weights, fused with the activation after it.
 
     Args:
         conv: The convolution.
@@ -40,15 +40,15 @@ class FrozenConv2d(nn.Module):
         self._backward: _Kernel | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return activation(convolution(x)); x has shape (batch, channels, height, width)."""
+        """Return activation(convolution(x)) for `x` of shape (batch, channels, height, width)."""
         x = x.to(self.conv.weight.dtype)
         if x.shape[2:] != self._sides:
             self._prepare(x.shape[2:])
-        # not an argument of a graph where no gradient flows: nothing is kept then
+        # without a gradient, skip the autograd function, so that nothing is saved for the backward pass
         return _Frozen.apply(x, self) if torch.is_grad_enabled() and x.requires_grad else self.run(x)
 
     def _prepare(self, sides: torch.Size) -> None:
-        """Get ready for images of another size, usually once."""
+        """Set kernel and padding for inputs of a new size; usually called once."""
         self._sides = sides
         depthwise = isinstance(self.conv, DepthwiseConv2d)
         weight, padding = self.conv.weight_and_padding(sides) if depthwise else (self.conv.weight, self.conv.padding)
@@ -56,14 +56,20 @@ class FrozenConv2d(nn.Module):
         self._forward = self._backward = None
 
     def run(self, x: Tensor) -> Tensor:
-        """Do what `forward` does, without a graph."""
+        """Like `forward`, but without autograd."""
         if self._forward is None:
             conv = self.conv
             self._forward = _Kernel(self.weight, conv.bias, self.padding, conv.stride, conv.groups, self.activation, x)
         return self._forward(x)
 
     def input_gradient(self, grad: Tensor, output: Tensor | None, size: torch.Size) -> Tensor:
-        """Return the gradient of the input, which has shape `size`, from that of the output."""
+        """Return the gradient of the input.
+
+        Args:
+            grad: Gradient of the output.
+            output: The output; None if there is no activation.
+            size: Shape of the input, (batch, channels, height, width).
+        """
         conv = self.conv
         if output is not None:
             grad = _through_activation(grad, output, self.activation)
@@ -73,10 +79,10 @@ class FrozenConv2d(nn.Module):
                 return _library_gradient(grad, self.weight, size, conv.stride, self.padding, conv.groups)
             grad = put_zeros_between(grad, size, self.weight.shape[2:], conv.stride, self.padding)
         if self._backward is None:
-            turned = self.weight.flip(2, 3)
-            turned = turned if depthwise else turned.transpose(0, 1)
+            flipped = self.weight.flip(2, 3)
+            flipped = flipped if depthwise else flipped.transpose(0, 1)
             padding = [k - 1 - pad for k, pad in zip(self.weight.shape[2:], self.padding, strict=True)]
-            self._backward = _Kernel(turned, None, padding, (1, 1), conv.groups, ("none", []), grad)
+            self._backward = _Kernel(flipped, None, padding, (1, 1), conv.groups, ("none", []), grad)
         return self._backward(grad)
 
 
@@ -94,7 +100,7 @@ class _Frozen(torch.autograd.Function):
 
 
 class _Kernel:
-    """oneDNN's convolution with its weights reordered, once, for inputs like `example`; others work too."""
+    """oneDNN's convolution with weights reordered once for inputs of the shape of `example`; other shapes also work."""
 
     def __init__(
         self,
@@ -118,7 +124,7 @@ class _Kernel:
 
 @cache
 def can_fuse() -> bool:
-    """Tell whether this build of PyTorch has oneDNN and its operators."""
+    """Return whether this build of PyTorch has oneDNN and its operators."""
     try:
         conv = nn.Conv2d(2, 2, 1).requires_grad_(requires_grad=False)
         return FrozenConv2d(conv, nn.ReLU())(torch.zeros(1, 2, 3, 3)).shape == (1, 2, 3, 3)
@@ -127,7 +133,7 @@ def can_fuse() -> bool:
 
 
 def fuse_convolutions(stage: fx.GraphModule) -> None:
-    """Put `FrozenConv2d` in the place of a frozen stage's convolutions and the activations behind them."""
+    """Replace the convolutions of a frozen stage, and the activations after them, by `FrozenConv2d`."""
     for node in list(stage.graph.nodes):
         conv = called(stage, node)
         if not _can_be_fused(conv):
@@ -153,10 +159,10 @@ def _can_be_fused(conv: Any) -> bool:
 
 
 def _activation(module: Any) -> Activation:
-    """Return oneDNN's name of an activation, and its numbers."""
+    """Return oneDNN's name of an activation and its parameters."""
     if module is None:
         return "none", []
-    if isinstance(module, nn.Hardtanh):  # ReLU6 too
+    if isinstance(module, nn.Hardtanh):  # includes ReLU6
         return "hardtanh", [module.min_val, module.max_val]
     if isinstance(module, nn.LeakyReLU):
         return "leaky_relu", [module.negative_slope]
@@ -175,6 +181,6 @@ def _through_activation(grad: Tensor, output: Tensor, activation: Activation) ->
 def _library_gradient(
     grad: Tensor, weight: Tensor, size: torch.Size, stride: Sequence[int], padding: Sequence[int], groups: int
 ) -> Tensor:
-    x = torch.empty(size, dtype=grad.dtype, memory_format=torch.channels_last)  # only its shape is looked at
+    x = torch.empty(size, dtype=grad.dtype, memory_format=torch.channels_last)  # only its shape is used
     rest = (stride, padding, (1, 1), False, (0, 0), groups, (True, False, False))
     return torch.ops.aten.convolution_backward(grad, x, weight, None, *rest)[0]

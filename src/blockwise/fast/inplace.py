@@ -1,7 +1,7 @@
-"""Activations overwrite their input where nothing else reads it: half the memory of a step, and less traffic.
+"""Run activations in place if nothing else reads their input; this halves the memory of a step and memory traffic.
 
-An activation may do so behind a layer whose backward pass does not look at its output, inside one stage. Anywhere else
-it would overwrite what another cell, or a residual connection, still reads.
+An activation may overwrite the output of the layer before it if both are in the same stage and the layer's backward
+pass does not need its output. Otherwise it might overwrite values that another cell or a residual connection reads.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from torch.nn import functional as F
 
 from blockwise.fast.folding import CONVOLUTIONS, NORMS, called
 
-# those whose gradient follows from their output alone
+# activations whose gradient can be computed from their output
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU)
 FUNCTIONS = (F.relu, F.leaky_relu)
 SUMS = (operator.add, torch.add)
 
 
 def forbid_inplace(network: nn.Module) -> None:
-    """Have no module overwrite its input."""
+    """Turn in-place operation off in all modules."""
     for module in network.modules():
         if getattr(module, "inplace", False) is True:
             module.inplace = False  # type: ignore[assignment]
 
 
 def allow_inplace(stage: fx.GraphModule) -> None:
-    """Have the activations of a stage overwrite their input where that is safe."""
+    """Run the activations of a stage in place where that is safe."""
     for node in stage.graph.nodes:
         module = called(stage, node)
         if type(module) is BatchNormAct2d and type(module.act) in ACTIVATIONS:
-            module.act = _overwriting(module.act)  # nobody else sees what lies between a norm and its own activation
+            module.act = _overwriting(module.act)  # only this activation reads the norm's output
         elif node.args and _may_be_overwritten(stage, node.args[0]):
             if type(module) in ACTIVATIONS:
-                # a module of its own, since the same one may be called where it is not safe
+                # a separate module, since the original may also be called where this is not safe
                 node.target = f"{node.target}_overwriting"
                 stage.add_submodule(node.target, _overwriting(module))
             elif node.op == "call_function" and node.target in FUNCTIONS:
@@ -47,10 +47,10 @@ def allow_inplace(stage: fx.GraphModule) -> None:
 
 
 class OverwritingHardtanh(nn.Hardtanh):
-    """Clips values in place; PyTorch's own keeps a copy of what it overwrites, although the output is enough."""
+    """Clips values in place; PyTorch's own in-place version keeps a copy of the input, which is not needed."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Clip x and return it."""
+        """Clip `x` in place and return it."""
         return _Clip.apply(x, self.min_val, self.max_val)
 
 
@@ -69,7 +69,7 @@ class _Clip(torch.autograd.Function):
 
 
 def _overwriting(activation: Any) -> nn.Module:
-    if isinstance(activation, nn.Hardtanh):  # ReLU6 too
+    if isinstance(activation, nn.Hardtanh):  # includes ReLU6
         return OverwritingHardtanh(activation.min_val, activation.max_val)
     activation = copy.deepcopy(activation)
     activation.inplace = True
@@ -77,7 +77,7 @@ def _overwriting(activation: Any) -> nn.Module:
 
 
 def _may_be_overwritten(stage: fx.GraphModule, node: object) -> bool:
-    """Tell whether a value is made in this stage, read once, and of no use to the backward pass of what made it."""
+    """Return whether a value is computed in this stage, read once, and not needed by its producer's backward pass."""
     if not isinstance(node, fx.Node) or len(node.users) != 1:
         return False
     if node.op == "call_function":

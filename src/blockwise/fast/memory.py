@@ -1,4 +1,4 @@
-"""Memory and arithmetic of the machine: malloc settings, peak memory, bfloat16 support."""
+"""Properties of the machine: malloc settings, peak memory, bfloat16 support."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ import torch
 
 # from glibc's <malloc.h>
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-# M_MMAP_MAX and M_TRIM_THRESHOLD as a process starts with them
+# glibc's defaults of M_MMAP_MAX and M_TRIM_THRESHOLD
 GLIBC_DEFAULTS = (65536, 128 * 1024)
 
 
 def keep_freed_memory() -> None:
-    """Have malloc keep freed memory for the whole process, on Linux with glibc; elsewhere this does nothing.
+    """Make malloc keep freed memory, for the rest of the process; this does nothing except on Linux with glibc.
 
-    By default glibc takes each large block from the kernel and returns it when it is freed. A training step on a CPU
-    then gets new pages for its activations in every step, which takes the kernel up to half of the step's time.
+    By default glibc gets each large block from the kernel and returns it when it is freed. Training on a CPU then
+    allocates new pages for its activations in every step, which takes up to half of the step's time.
     """
     _set_malloc(mmap_max=0, trim_threshold=-1)
 
 
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """Keep freed memory within the block; behind it, restore glibc's defaults and return the memory to the system."""
+    """Keep freed memory inside a `with` block, then restore glibc's defaults and return the memory to the system."""
     keep_freed_memory()
     try:
         yield
@@ -46,7 +46,7 @@ def _set_malloc(mmap_max: int, trim_threshold: int) -> None:
 
 
 def _libc_function(name: str) -> Any:
-    """Return a function of glibc; None on another system or with another C library."""
+    """Return a function of glibc; None if the system or its C library is another one."""
     if not sys.platform.startswith("linux"):
         return None
     try:
@@ -56,7 +56,7 @@ def _libc_function(name: str) -> Any:
 
 
 def peak_memory_bytes() -> int:
-    """Return the peak memory so far: of the GPU where one is used, else of this process."""
+    """Return the peak memory so far in bytes, of the GPU if one is used, else of this process."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

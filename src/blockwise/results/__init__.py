@@ -1,4 +1,4 @@
-"""Records on disk: written once per cell, read without waiting for torch."""
+"""Records on disk: written once per cell, and read without importing torch."""
 
 from blockwise.results.record import METRICS, Metrics, Record
 from blockwise.results.store import (

@@ -10,14 +10,18 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block ends without an error, it replaces `path` atomically."""
+    """Yield a temporary path in the same folder; if the `with` block succeeds, that file replaces `path` atomically.
+
+    Raises:
+        OSError: The file cannot be written; its `filename` is `path`.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
         with temporary.open("rb") as file:
-            os.fsync(file.fileno())  # a full disk shows here at the latest
+            os.fsync(file.fileno())  # fails at the latest here if the disk is full
         temporary.replace(path)
-    except OSError as error:  # Python names no file when a write fails
+    except OSError as error:  # Python does not name the file if a write fails
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Locks: one process at a time trains a cell. The system releases a lock when its process ends, also by a crash."""
+"""File locks, so that only one process trains a cell. The system releases a lock when its process ends or crashes."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from filelock import FileLock, Timeout
 
 @contextmanager
 def claim(paths: Sequence[Path]) -> Iterator[list[bool]]:
-    """Lock those files that no other process has locked, and yield for each whether it is locked now.
+    """Lock the files that no other process has locked; yield one flag per file, True if this process has locked it.
 
-    Processes cannot deadlock here, since a process that waits holds no lock. The file system must support flock.
+    Deadlocks are impossible, since a process that waits holds no lock. The file system must support flock.
     """
     with ExitStack() as locks:
         yield [_try(path, locks) for path in paths]
 
 
 def wait(path: Path) -> None:
-    """Wait until no process has locked a file."""
+    """Wait until no process holds the lock of a file."""
     with FileLock(path):
         pass
 

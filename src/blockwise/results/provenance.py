@@ -1,4 +1,4 @@
-"""Where a record comes from: commit, versions, command."""
+"""The provenance of a record: commit, versions, command."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-# the environment variable in which a job of a multirun finds the command that trains it alone
+# environment variable with the command that trains only this job of a multirun
 COMMAND = "BLOCKWISE_JOB_COMMAND"
 PACKAGES = ("blockwise", "torch", "torchvision", "lightning", "timm", "torchmetrics", "numpy", "pillow")
 
 
 def provenance() -> dict[str, Any]:
-    """Return commit and dirty flag of the checkout that runs (None outside one), versions, and the command."""
+    """Return commit and dirty flag of the running checkout (None if there is none), package versions and command."""
     here = Path(__file__).parent
     tracked = _git(here, "ls-files", "--error-unmatch", Path(__file__).name) is not None
     status = _git(here, "status", "--porcelain", "--untracked-files=no") if tracked else None

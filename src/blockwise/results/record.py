@@ -1,6 +1,6 @@
 """The record of a finished cell: the content of `record.json`, schema 1.
 
-Records are checked once, when they are read. Everything behind that may rely on the types below.
+Records are checked when they are read. All other code may rely on the types below.
 
 >>> text = Path("record.json").read_text()  # doctest: +SKIP
 >>> record = Record.from_json(text)  # doctest: +SKIP
@@ -25,7 +25,7 @@ SPLITS = ("train", "val", "test")
 METRICS = ("top1", "top5", "macro_f1", "ece", "loss")
 FRACTIONS = ("top1", "top5", "macro_f1", "ece")
 Status = Literal["running", "stopped", "diverged", "finished", "pruned"]
-# a cell that still trains has no record on disk
+# a cell in training has no record on disk
 RECORDED = ("finished", "diverged", "pruned")
 Settings = Mapping[str, Any]
 Metrics = dict[str, float]
@@ -36,7 +36,7 @@ def _check_metrics(metrics: Metrics) -> Metrics:
         raise ValueError("top1 is missing")
     for name in FRACTIONS:
         if not 0 <= metrics.get(name, 0.0) <= 1:
-            raise ValueError(f"{name} is no fraction: it must lie in 0..1")
+            raise ValueError(f"{name} must be between 0 and 1")
     return metrics
 
 
@@ -53,7 +53,7 @@ Checked = Annotated[dict[str, Finite], AfterValidator(_check_metrics)]
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneEntry:
-    """The network that was fine-tuned: its name, where its weights came from, and the number of its parameters."""
+    """The fine-tuned network: its name, the origin of its weights, and its number of parameters."""
 
     name: str
     weights: str | None = None
@@ -62,7 +62,7 @@ class BackboneEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class DataEntry:
-    """The data set: images per split, and the names of the files that were skipped since they cannot be read."""
+    """The data set: images per split, and the names of files that were skipped because they cannot be read."""
 
     name: str
     classes: Count
@@ -83,17 +83,17 @@ class PartitionEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class CellEntry:
-    """What was trained.
+    """The trained part of the network.
 
     Attributes:
-        scope: As `head`, `7`, `3+7` or `full`.
-        blocks: The blocks of the scope, ascending.
-        name: First and last layer in one text.
-        first_layer: Name of the first layer that trains; None for `head`.
-        last_layer: Name of the last one.
-        layers: Positions of both in the forward pass.
-        quarter: Quarter of the network that a single block lies in, 1 at the pixels; None for every other scope.
-        trainable_parameters: Number of trained parameters, the head's included.
+        scope: Name of the scope, such as `head`, `7`, `3+7` or `full`.
+        blocks: The blocks of the scope, in ascending order.
+        name: First and last trained layer in one text.
+        first_layer: Name of the first trained layer; None for `head`.
+        last_layer: Name of the last trained layer; None for `head`.
+        layers: Positions of both layers in the forward pass; None for `head`.
+        quarter: Quarter of the network that contains a single block, 1 (input) to 4; None for all other scopes.
+        trainable_parameters: Number of trained parameters, including the head's.
     """
 
     scope: str
@@ -108,7 +108,7 @@ class CellEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class MetricsEntry:
-    """Metrics per split at the best epoch; None where the cell has none, since it diverged or was pruned."""
+    """Metrics per split at the best epoch; None if the cell diverged or was pruned."""
 
     train: Checked | None = None
     val: Checked | None = None
@@ -117,25 +117,25 @@ class MetricsEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """The record of one cell; fields have the names and the order of `record.json`.
+    """The record of one cell; its fields have the names and order of the keys in `record.json`.
 
-    `record["cell"]["scope"]` reads the same value as `record.cell.scope`, by its name in the file.
+    `record["cell"]["scope"]` is the same value as `record.cell.scope`.
 
     Attributes:
         status: `finished`, `diverged` (the loss became infinite or NaN) or `pruned` (stopped by a search).
         backbone: The network.
         data: The data set.
-        partition: How the network was cut.
-        cell: What was trained.
-        seed: Seed of split, head and order of images.
-        settings: Every setting that changes the result; the cell's hash is theirs.
+        partition: The partition of the network.
+        cell: The trained part of the network.
+        seed: Seed of the split, the head and the order of images.
+        settings: All settings that change the result; the cell's hash is computed from them.
         metrics: Metrics per split.
-        best_epoch: The epoch, counted from 0, with the best validation accuracy.
+        best_epoch: The epoch with the best validation accuracy, counted from 0.
         epochs: Number of epochs trained.
-        seconds: The cell's own time and its share of what all cells needed together.
-        peak_memory_bytes: Peak of the process, or of its GPU.
+        seconds: The cell's own time plus its share of the time that all cells spent together.
+        peak_memory_bytes: Peak memory of the process, or of its GPU.
         provenance: Commit, versions and command.
-        folder: Where the record lies; not part of the file.
+        folder: The folder of the record; not part of the file.
     """
 
     schema: Literal[1] = 1
@@ -155,13 +155,13 @@ class Record:
     folder: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a finished cell without the metrics that tables and tests read.
+        """Check that a finished cell has the metrics that tables and statistics need.
 
         Raises:
-            ValueError: It has none.
+            ValueError: Validation or test metrics are missing.
         """
         if self.status == "finished" and (self.metrics.val is None or self.metrics.test is None):
-            raise ValueError("a finished cell must have metrics of val and test")
+            raise ValueError("a finished cell must have val and test metrics")
 
     def __getitem__(self, key: str) -> Any:
         """Return the value of a key of `record.json`, as plain data.
@@ -182,17 +182,17 @@ class Record:
         """
         metrics: Metrics | None = getattr(self.metrics, split)
         if metrics is None:
-            raise KeyError(f"{self.cell.scope} has no metrics of {split}")
+            raise KeyError(f"{self.cell.scope} has no {split} metrics")
         return metrics[metric]
 
     @property
     def lr(self) -> float:
-        """The learning rate; 0 where the settings have none."""
+        """The learning rate; 0 if the settings have none."""
         return float(self.settings.get("lr", 0))
 
     @property
     def block(self) -> int | None:
-        """The number of the block that the scope consists of; None for every other scope."""
+        """The block, if the scope is a single block; else None."""
         return int(self.cell.scope) if self.cell.scope.isdecimal() else None
 
     def to_json(self) -> dict[str, Any]:
@@ -207,10 +207,10 @@ class Record:
 
         Args:
             text: The content of the file.
-            source: Names the file in messages.
+            source: Name of the file in error messages.
 
         Raises:
-            InputError: It is no record; the message names file and field.
+            InputError: The text is not a valid record; the message names file and field.
         """
         try:
             record: Record = _adapter().validate_json(text, strict=True)
@@ -230,5 +230,5 @@ def _without_tuples(value: Any) -> Any:
 
 @cache
 def _adapter() -> TypeAdapter[Record]:
-    """Build the checks of a record when the first one is read."""
+    """Build the validator of records on first use, since that takes time."""
     return TypeAdapter(Record)

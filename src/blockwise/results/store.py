@@ -1,8 +1,8 @@
-"""The folder tree that keeps records.
+"""The folder tree of records.
 
-`results/<data>/<backbone>/<partition>/<scope>/seed<seed>-<hash>/` holds `record.json`, `history.csv`,
-`predictions.csv` and `weights.safetensors`. `record.json` is written last, by an atomic write: a cell without it is not
-finished.
+The folder of a cell is `results/<data>/<backbone>/<partition>/<scope>/seed<seed>-<hash>/`. It contains `record.json`,
+`history.csv`, `predictions.csv` and `weights.safetensors`. `record.json` is written last and atomically: a cell without
+it is not finished.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from blockwise.errors import InputError
 from blockwise.results.files import replacing
 from blockwise.results.record import METRICS, Metrics, Record, Settings
 
-if TYPE_CHECKING:  # tables are read without waiting for torch
+if TYPE_CHECKING:  # reading records must not import torch
     from torch import Tensor
 
 HISTORY = "history.csv"
@@ -36,22 +36,22 @@ def settings_hash(settings: Settings) -> str:
 
 
 def sweep_hash(settings: Settings) -> str:
-    """Return the hash of what the cells of a sweep have in common: all but scope, learning rate and seed."""
+    """Return the hash of the settings that all cells of a sweep share: all except scope, learning rate and seed."""
     return settings_hash({key: value for key, value in settings.items() if key not in PER_CELL})
 
 
 def sweep_path(settings: Settings) -> str:
-    """Return where a sweep lies below a results folder."""
+    """Return the path of a sweep relative to the results folder."""
     return "/".join(str(settings[part]["name"]) for part in ("data", "model", "partition"))
 
 
 def cell_name(settings: Settings) -> str:
-    """Return what tells a cell from the others of its sweep and scope: seed and hash."""
+    """Return the name of a cell's folder, unique within its sweep and scope: seed and hash."""
     return f"seed{settings['seed']}-{settings_hash(settings)}"
 
 
 class ResultStore:
-    """Writes and finds records below one folder.
+    """Writes and finds records in one results folder.
 
     Raises:
         InputError: The folder cannot be written to.
@@ -79,11 +79,11 @@ class ResultStore:
         return self.folder / ".locks" / settings_hash(settings)
 
     def checkpoints(self, settings: Settings) -> Path:
-        """Return the folder of what cells of this sweep and seed go on from when they were interrupted."""
+        """Return the folder of the checkpoints of this sweep and seed."""
         return self.folder / ".checkpoints" / f"{sweep_hash(settings)}-seed{settings['seed']}"
 
     def find(self, settings: Settings) -> Record | None:
-        """Return the record of the cell with these settings; None where it is missing or damaged."""
+        """Return the record of the cell with these settings; None if it is missing or damaged."""
         try:
             return read_record(self.cell_folder(settings) / "record.json")
         except (OSError, InputError):
@@ -96,13 +96,13 @@ class ResultStore:
         weights: dict[str, Tensor],
         predictions: Iterable[tuple[str, str]] = (),
     ) -> Path:
-        """Write a cell's files, the record last, and return its folder.
+        """Write a cell's files, `record.json` last, and return its folder.
 
         Args:
-            record: What `record.json` will hold.
-            history: Metrics, one entry an epoch.
-            weights: What the cell has trained.
-            predictions: The true and the predicted class of every test image.
+            record: The content of `record.json`.
+            history: Train and validation metrics, one entry per epoch.
+            weights: The trained tensors.
+            predictions: True and predicted class of each test image.
         """
         folder = self.cell_folder(record.settings)
         folder.mkdir(parents=True, exist_ok=True)
@@ -123,27 +123,27 @@ class ResultStore:
 
 
 def read_records(folder: str | Path) -> list[Record]:
-    """Return every record below a folder, in a stable order.
+    """Return the records in a folder and its subfolders, in a stable order.
 
     Raises:
-        InputError: There is none.
+        InputError: There are none.
     """
     records = find_records(Path(folder).expanduser())
     if not records:
-        raise InputError(f"{folder} holds no records: give a results folder that a training run has written to")
+        raise InputError(f"{folder} contains no records: give the results folder of a training run")
     return records
 
 
 def find_records(folder: Path) -> list[Record]:
-    """Return every record below a folder, in a stable order; damaged ones are named on stderr and left out."""
+    """Return the records in a folder and its subfolders; damaged ones are skipped and reported on stderr."""
     records = []
     for path in sorted(folder.rglob("record.json")):
         try:
             records.append(read_record(path))
         except InputError as error:
-            print(f"{path} is left out: {str(error).removeprefix(f'{path}: ')}", file=sys.stderr)
+            print(f"skipping {path}: {str(error).removeprefix(f'{path}: ')}", file=sys.stderr)
         except OSError as error:
-            print(f"{path} is left out: {error.strerror}", file=sys.stderr)
+            print(f"skipping {path}: {error.strerror}", file=sys.stderr)
     return records
 
 
@@ -151,14 +151,14 @@ def read_record(path: Path) -> Record:
     """Return the record in a file.
 
     Raises:
-        InputError: The file holds no valid record; the message names file and field.
+        InputError: The file contains no valid record; the message names file and field.
         OSError: The file cannot be read.
     """
     return replace(Record.from_json(path.read_bytes(), path), folder=str(path.parent))
 
 
 def read_history(folder: str | Path) -> list[dict[str, Metrics]]:
-    """Return the `train` and `val` metrics of each epoch of a cell, from its folder; empty without a history."""
+    """Return the `train` and `val` metrics of each epoch from a cell's folder; empty if there is no history."""
     try:
         with Path(folder, HISTORY).open(newline="") as file:
             rows = list(csv.DictReader(file))

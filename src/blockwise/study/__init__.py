@@ -1,1 +1,1 @@
-"""Config or Python objects -> cells -> records. Imports nothing, so that tables need not wait for torch."""
+"""Studies: train the cells of a config or of Python objects. This file imports nothing, so tables need no torch."""

@@ -1,4 +1,4 @@
-"""The data of a study: a data module, and what a study needs to know of it."""
+"""The data of a study: a data module with its name, classes and image size."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from blockwise.tracking.progress import decoding
 
 @dataclass(frozen=True)
 class StudyData:
-    """A data set as a study trains on it.
+    """The data set of a study.
 
     Attributes:
-        name: Its name in records.
-        classes: Names of the classes, in the order of their labels.
+        name: Name in records.
+        classes: Class names, in the order of their labels.
         image_size: Side of the images in pixels.
         module: Yields batches: normalised images, shape (batch, 3, size, size), and labels, shape (batch,).
     """
@@ -33,27 +33,27 @@ class StudyData:
 
     @property
     def ours(self) -> bool:
-        """Whether the order of batches depends on seed and epoch alone, so that training resumes within an epoch."""
+        """Whether batches depend only on seed and epoch, so that training can resume within an epoch."""
         return isinstance(self.module, (BlockwiseDataModule, LoaderDataModule))
 
     def prepare(self, console: Console) -> None:
         """Decode the images that can be decoded up front, and report those that cannot be read.
 
         Raises:
-            InputError: Some images cannot be read, and are not to be skipped.
+            InputError: Images cannot be read, and skipping them is not allowed.
         """
         if isinstance(self.module, BlockwiseDataModule):
             with decoding(console) as begin:
                 self.module.decode(begin)
             if skipped := self.module.skipped:
-                console.print(f"left out, since they cannot be read: {', '.join(skipped)}", highlight=False)
+                console.print(f"skipping images that cannot be read: {', '.join(skipped)}", highlight=False)
 
     def callbacks(self) -> list[L.Callback]:
-        """Return the callbacks that check data which could not be checked up front."""
+        """Return the callbacks that check data during training if it could not be checked up front."""
         return [] if self.ours else [FirstBatchCheck(len(self.classes), self.image_size)]
 
     def entry(self, trainer: L.Trainer) -> DataEntry:
-        """Return the entry of the records, after a trainer has seen the data."""
+        """Return the data entry of records, after a trainer has used the data."""
         skipped = tuple(self.module.skipped) if isinstance(self.module, BlockwiseDataModule) else ()
         return DataEntry(
             name=self.name,
@@ -70,7 +70,7 @@ class StudyData:
         return {split: _count(loader) for split, loader in zip(SPLITS, loaders, strict=True)}
 
     def batches(self) -> dict[str, int]:
-        """Return the number of batches per split, without reading an image."""
+        """Return the number of batches per split, without decoding images."""
         if isinstance(self.module, BlockwiseDataModule):
             return self.module.batches()
         if isinstance(self.module, LoaderDataModule):
@@ -92,7 +92,7 @@ class StudyData:
 
 
 def _count(loader: Any) -> int:
-    """Return the number of images behind a loader; 0 where it does not know."""
+    """Return the number of images of a loader; 0 if it is unknown."""
     try:
         return len(loader.dataset)
     except (AttributeError, TypeError):

@@ -1,6 +1,6 @@
-"""The jobs of a multirun: each in a process of its own, and a summary of those that failed.
+"""The jobs of a multirun, each in its own process, and a summary of those that failed.
 
-A crash in native code, a kill or a lack of memory ends one job; the others go on.
+If a job crashes in native code, is killed or runs out of memory, the other jobs continue.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from blockwise.study.worker import CELLS, FOLDER
 
 LOG = "job.log"
 OUTCOME = "outcome.json"
-# bytes; a disk with less free space counts as full
+# a disk with fewer free bytes counts as full
 ROOM = 2**16
 
 
@@ -38,11 +38,11 @@ class Outcome:
     """How a job ended.
 
     Attributes:
-        overrides: The settings of the job, as on the command line.
-        code: Its exit code; a negative one is the number of the signal that killed it.
-        reason: Why it failed, in one line; empty if it did not.
-        cells: The cells that have no record yet, as far as the job reported them.
-        log: Path of the log with its errors, tracebacks included.
+        overrides: Settings of the job, as on the command line.
+        code: Exit code; negative if a signal killed the job.
+        reason: Cause of the failure in one line; empty if the job succeeded.
+        cells: Cells without a record, as far as the job reported them.
+        log: Path of the log, with the job's errors and tracebacks.
     """
 
     overrides: list[str]
@@ -53,24 +53,24 @@ class Outcome:
 
 
 def run_job(overrides: Sequence[str], folder: Path, cwd: str = ".", options: Sequence[str] = ()) -> Outcome:
-    """Run a job in a process of its own and return how it ended.
+    """Run a job in its own process and return its outcome.
 
     Args:
-        overrides: Its settings, as on the command line.
-        folder: Folder of its log and its outcome.
-        cwd: Its working directory.
-        options: Further options of the command line, as `--config-dir=...`.
+        overrides: Settings of the job, as on the command line.
+        folder: Folder of the job's log and outcome.
+        cwd: Working directory of the job.
+        options: Further command-line options, such as `--config-dir=...`.
 
     Raises:
-        Interrupted: By Ctrl-C or SIGTERM, which was passed on to the job; it has saved its work.
+        Interrupted: Ctrl-C or SIGTERM; it was forwarded to the job, which has saved its work.
     """
     folder.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, FOLDER: str(folder), COMMAND: shlex.join(["blockwise", "train", *overrides])}
-    # a segmentation fault leaves a traceback as well
+    # print a traceback on segmentation faults, too
     environment["PYTHONFAULTHANDLER"] = "1"
     command = [sys.executable, "-m", "blockwise.train", *options, "hydra.mode=RUN", *overrides]
     with (folder / LOG).open("a") as log:
-        # in a session of its own, Ctrl-C reaches it once, through this process
+        # in its own session, the job receives Ctrl-C only once, from this process
         process = subprocess.Popen(command, stderr=log, env=environment, cwd=cwd, start_new_session=True)
         with _forward_signals(process) as received:
             code = process.wait()
@@ -86,13 +86,13 @@ def run_job(overrides: Sequence[str], folder: Path, cwd: str = ".", options: Seq
 
 
 def read_outcomes(sweep_folder: Path) -> list[Outcome]:
-    """Return how the jobs of a multirun ended so far, in their order."""
+    """Return the outcomes of the jobs of a multirun that have ended, in the order of the jobs."""
     paths = sorted(sweep_folder.glob(f"*/{OUTCOME}"), key=lambda path: (len(path.parent.name), path.parent.name))
     return [Outcome(**json.loads(path.read_text())) for path in paths]
 
 
 def ledger(sweep_folder: Path) -> list[str]:
-    """Return the lines that name every failed job: its cells, the reason, the log, the command that runs it again."""
+    """Return the lines of the failure summary: cells, reason, log and retry command of each failed job."""
     outcomes = read_outcomes(sweep_folder)
     failures = [outcome for outcome in outcomes if outcome.reason]
     lines = [f"{len(failures)} of {len(outcomes)} jobs failed:"] if failures else []
@@ -108,10 +108,10 @@ def ledger(sweep_folder: Path) -> list[str]:
 
 
 class Ledger(Callback):
-    """At the end of a multirun, prints the jobs that failed and exits with 1 if there are any."""
+    """At the end of a multirun, prints the failed jobs; exits with status 1 if there are any."""
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Print the ledger."""
+        """Print the failed jobs, and the total of a plan."""
         if config.plan:
             from blockwise.study.plan import total
 
@@ -123,14 +123,14 @@ class Ledger(Callback):
 
 
 def _program() -> str:
-    """Return the command by which the user started this program."""
+    """Return the command with which the user started this program."""
     script = Path(sys.argv[0]).name
     return f"python {shlex.quote(sys.argv[0])}" if script == "train.py" else "blockwise train"
 
 
 @contextmanager
 def _forward_signals(process: subprocess.Popen[Any]) -> Iterator[list[int]]:
-    """Forward Ctrl-C and SIGTERM to a job, and yield the list of those received; the job saves its work."""
+    """Forward Ctrl-C and SIGTERM to a job, which then saves its work; yield the list of received signals."""
     received: list[int] = []
 
     def forward(number: int, _frame: Any) -> None:
@@ -153,14 +153,14 @@ def _reason(code: int, log: Path) -> str:
         return ""
     if code < 0:
         name = signal.Signals(-code).name
-        why = ", as the system does when memory runs out" if -code == signal.SIGKILL else ""
+        why = ", perhaps because memory ran out" if -code == signal.SIGKILL else ""
         return f"killed by {name}{why}"
     try:
         if shutil.disk_usage(log.parent).free < ROOM:
-            return f"no space is left where {log.parent} lies"  # and so the log may lack its end
+            return f"no space left on the disk of {log.parent}"  # so the log may be incomplete
         lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     except OSError:
-        return f"exit code {code}, and its log has vanished"
+        return f"exit code {code}; the log cannot be read"
     return lines[-1].removeprefix("error: ") if lines else f"exit code {code}"
 
 

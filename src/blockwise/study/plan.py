@@ -1,4 +1,4 @@
-"""The plan of a run: the cells that it would train, and an estimate of their costs (`plan=true`)."""
+"""The plan of a run (`plan=true`): the cells that it would train, and their estimated cost."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from blockwise.study.worker import PLAN, report_plan
 from blockwise.training.cells import Cell
 from blockwise.training.module import BlockwiseModule
 
-# the first step allocates memory and chooses algorithms
+# the first step is slower, since it allocates memory and chooses algorithms
 STEPS = 3
 
 
@@ -34,10 +34,10 @@ class CellPlan:
     """The plan of one cell.
 
     Attributes:
-        name: Its scope, and its learning rate where there are several.
-        recorded: Whether it has a record already.
-        trainable: Number of trained parameters, the head's included; None while its blocks are not known.
-        flops: Floating point operations of the cell alone per training image, forward and backward.
+        name: Scope, and learning rate if there are several.
+        recorded: Whether the cell has a record.
+        trainable: Number of trained parameters, including the head's; None if its blocks are not selected yet.
+        flops: Floating-point operations of the cell alone per training image, forward and backward; None likewise.
     """
 
     name: str
@@ -48,11 +48,11 @@ class CellPlan:
 
 @dataclass(frozen=True)
 class Costs:
-    """Estimated costs of the cells that have no record yet.
+    """Estimated cost of the cells without a record.
 
     Attributes:
-        step_seconds: Time of one training step of all cells.
-        seconds: Time of training and evaluation, if no cell stops early.
+        step_seconds: Seconds per training step of all cells.
+        seconds: Seconds of training and evaluation if no cell stops early.
         memory_bytes: Peak memory of this process, or of its GPU.
         disk_bytes: Size of the weights in the records.
         checkpoint_bytes: Size of the checkpoint during training.
@@ -66,13 +66,13 @@ class Costs:
 
 
 def cell_flops(partition: Partition, blocks: Sequence[int]) -> int:
-    """Count the operations of a cell alone per image: forward and backward from its first block on, and its weights."""
+    """Return a cell's own FLOPs per image: forward and backward pass from its first block on, and weight gradients."""
     if not blocks:
         return 0
     trained = {index for block in blocks for index in _layers(partition, block)}
     onward = sum(layer.flops for layer in partition.layers[min(trained) :])
     weights = sum(partition.layers[index].flops for index in trained)
-    # no gradient is computed for the input of the first trained layer
+    # the first trained layer needs no input gradient
     first = next((layer.flops for layer in partition.layers[min(trained) :] if layer.num_parameters), 0)
     return 2 * onward + weights - first
 
@@ -84,15 +84,15 @@ def _layers(partition: Partition, block: int) -> range:
 def measure(
     module: BlockwiseModule, trainer: L.Trainer, size: int, batch_size: int, batches: dict[str, int], epochs: int
 ) -> Costs:
-    """Train a few steps on noise, and estimate from them the costs of a whole run.
+    """Train a few steps on noise and extrapolate the cost of a whole run.
 
     Args:
-        module: The cells; they are of no use afterwards.
-        trainer: A trainer of one epoch, with a `Stopwatch` among its callbacks.
+        module: The cells; their weights are spoilt afterwards.
+        trainer: A trainer for one epoch, with a `Stopwatch` among its callbacks.
         size: Side of the images in pixels.
         batch_size: Images per batch.
-        batches: Batches per epoch of `train`, `val` and `test`.
-        epochs: Epochs of a whole run.
+        batches: Number of batches of `train`, `val` and `test`.
+        epochs: Number of epochs of a whole run.
     """
     trainer.fit(module, _noise(STEPS, size, batch_size), _noise(1, size, batch_size))
     (watch,) = (callback for callback in trainer.callbacks if isinstance(callback, Stopwatch))  # type: ignore[attr-defined]
@@ -104,12 +104,12 @@ def measure(
         seconds=epochs * epoch + batches["test"] * watch.evaluation,
         memory_bytes=peak_memory_bytes(),
         disk_bytes=weights,
-        checkpoint_bytes=2 * weights + moments,  # the current weights and the best ones
+        checkpoint_bytes=2 * weights + moments,  # weights of the current and of the best epoch
     )
 
 
 class Stopwatch(L.Callback):
-    """Times training steps and the evaluation of a batch; keeps the shortest step and the last evaluation."""
+    """Times training steps and evaluation batches; `step` is the shortest step, `evaluation` the last batch."""
 
     def __init__(self) -> None:
         self.step = float("inf")
@@ -151,7 +151,7 @@ def _bytes(values: Any) -> int:
 
 
 def describe(cell: Cell, partition: Partition, *, recorded: bool, several_rates: bool, head: int) -> CellPlan:
-    """Return the plan of a cell; `head` is the number of the head's parameters."""
+    """Return the plan of a cell; `head` is the number of parameters of the head."""
     name = cell.key if several_rates else cell.scope.name
     if cell.scope.top is not None and not cell.scope.blocks:
         return CellPlan(name, recorded, None, None)
@@ -161,9 +161,9 @@ def describe(cell: Cell, partition: Partition, *, recorded: bool, several_rates:
 
 
 def show(console: Console, title: str, cells: Sequence[CellPlan], costs: Costs) -> None:
-    """Print a plan; in a job of a multirun, report it for the sum over all jobs as well."""
+    """Print a plan; in a job of a multirun, also report it for the total over all jobs."""
     recorded = sum(cell.recorded for cell in cells)
-    console.print(f"{title}: {len(cells)} cells, {recorded} of them recorded already", highlight=False)
+    console.print(f"{title}: {len(cells)} cells, {recorded} of them already recorded", highlight=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("scope")
     for heading in ("trainable", "own GFLOPs per image", ""):
@@ -172,37 +172,37 @@ def show(console: Console, title: str, cells: Sequence[CellPlan], costs: Costs) 
         cost = ("?", "?") if cell.trainable is None else (f"{cell.trainable:,}", f"{(cell.flops or 0) / 1e9:.2f}")
         table.add_row(cell.name, *cost, "recorded" if cell.recorded else "", style="dim" if cell.recorded else "")
     print_table(console, table)
-    console.print(_sentence(costs) if recorded < len(cells) else "Nothing is left to train.", highlight=False)
+    console.print(_sentence(costs) if recorded < len(cells) else "Nothing left to train.", highlight=False)
     report_plan({"cells": len(cells), "recorded": recorded, **asdict(costs)})
 
 
 def _sentence(costs: Costs) -> str:
     return (
-        f"At most {duration(costs.seconds)} here, at {costs.step_seconds:.2f} s per step of all cells (timed on "
-        f"noise), not counting the time to read the images; {size(costs.memory_bytes)} of memory; "
+        f"At most {duration(costs.seconds)} on this machine, at {costs.step_seconds:.2f} s per step of all cells "
+        f"(timed on noise), without reading the images; {size(costs.memory_bytes)} of memory; "
         f"{size(costs.disk_bytes)} of weights in the records, and {size(costs.checkpoint_bytes)} for a checkpoint "
         "during training."
     )
 
 
 def total(sweep_folder: Path) -> str | None:
-    """Return one sentence on the planned jobs of a multirun; None for a single job."""
+    """Return one sentence with the total of a multirun's planned jobs; None for a single job."""
     plans = [json.loads(path.read_text()) for path in sweep_folder.glob(f"*/{PLAN}")]
     if len(plans) < 2:
         return None
     sums = {key: sum(plan[key] for plan in plans) for key in ("cells", "recorded", "seconds", "disk_bytes")}
     return (
-        f"{len(plans)} jobs, {sums['cells']} cells, {sums['recorded']} of them recorded already: "
+        f"{len(plans)} jobs, {sums['cells']} cells, {sums['recorded']} of them already recorded: "
         f"{duration(sums['seconds'])} one after another, {size(sums['disk_bytes'])} of weights, "
         f"{size(max(plan['memory_bytes'] for plan in plans))} of memory for the largest job"
     )
 
 
 def duration(seconds: float) -> str:
-    """Return a time as `0:05:20`."""
+    """Format a time in seconds, such as `0:05:20`."""
     return str(timedelta(seconds=round(seconds)))
 
 
 def size(number: float) -> str:
-    """Return a size as `1.2 GB`."""
+    """Format a number of bytes, such as `1.2 GB`."""
     return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"

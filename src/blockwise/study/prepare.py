@@ -1,4 +1,4 @@
-"""Config -> the parts of a study, each checked before anything trains."""
+"""Build the parts of a study from a config and check them before training."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from blockwise.fast.memory import has_bfloat16
 from blockwise.tracking.callback import OpenLog
 from blockwise.training.module import OptimizerFactory
 
-# loggers whose package is an extra
+# loggers that need an extra of this package
 EXTRAS = ("tensorboard",)
 
 
@@ -43,7 +43,7 @@ def make_backbone(cfg: DictConfig) -> Backbone:
 
 
 def make_partition(cfg: DictConfig, backbone: Backbone) -> Partition:
-    """Cut a backbone into the blocks that a config asks for.
+    """Cut a backbone into the blocks of a config.
 
     Raises:
         InputError: The images are too small for the backbone, or the partitioner's options do not fit it.
@@ -54,14 +54,15 @@ def make_partition(cfg: DictConfig, backbone: Backbone) -> Partition:
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise InputError(
-            f"data.image_size={size} does not fit {backbone.name} ({reason}): choose another, or null for its own size"
+            f"data.image_size={size} does not fit {backbone.name} ({reason}): "
+            "choose another size, or null for the model's default"
         ) from error
     partition: Partition = hydra.utils.instantiate(cfg.partition)(layers, backbone.network)
     return partition
 
 
 def make_stages(backbone: Backbone, partition: Partition, console: Console) -> StagedBackbone:
-    """Cut a backbone's network into stages; where it cannot be cut, say so and return it as a single stage."""
+    """Cut a backbone's network into stages; if that fails, print a notice and return it as a single stage."""
     size = backbone.images.size
     example = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     try:
@@ -72,7 +73,7 @@ def make_stages(backbone: Backbone, partition: Partition, console: Console) -> S
 
 
 def make_data(cfg: DictConfig, backbone: Backbone) -> BlockwiseDataModule:
-    """Find the images of a config; none is decoded yet.
+    """Return the data module of a config; images are not decoded yet.
 
     Raises:
         InputError: The data set is missing or too small.
@@ -90,17 +91,17 @@ def make_data(cfg: DictConfig, backbone: Backbone) -> BlockwiseDataModule:
 
 
 def make_optimizer(cfg: DictConfig) -> OptimizerFactory:
-    """Return what makes an optimizer of parameter groups.
+    """Return the optimizer factory of a config, which takes parameter groups.
 
     Raises:
-        InputError: The optimizer does not take its settings.
+        InputError: The optimizer refuses its settings.
     """
     options = {key: value for key, value in plain(cfg)["optimizer"].items() if key not in ("lr", "block_lr")}
     try:
         factory: OptimizerFactory = hydra.utils.instantiate(options)
         factory([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 1e-3}])
     except (InstantiationException, TypeError, ValueError) as error:
-        raise InputError(f"the optimizer cannot be made ({error}): look at the settings of optimizer") from error
+        raise InputError(f"the optimizer cannot be created ({error}): check the optimizer settings") from error
     return factory
 
 
@@ -114,20 +115,20 @@ def make_trainer(cfg: DictConfig, **options: Any) -> L.Trainer:
         trainer: L.Trainer = hydra.utils.instantiate(cfg.trainer, **options)
     except InstantiationException as error:
         reason = str(error.__cause__ or error)
-        raise InputError(f"the trainer cannot be made ({reason}): look at the settings of trainer") from error
+        raise InputError(f"the trainer cannot be created ({reason}): check the trainer settings") from error
     if cfg.trainer.precision == "16-mixed" and trainer.strategy.root_device.type == "cpu":
-        raise InputError("trainer.precision=16-mixed needs a GPU: choose bf16-mixed or 32-true on the CPU")
+        raise InputError("trainer.precision=16-mixed needs a GPU: choose bf16-mixed or 32-true on a CPU")
     return trainer
 
 
 def hint_at_precision(console: Console, trainer: L.Trainer) -> None:
-    """Tell the user where bfloat16 is slow."""
+    """Print a notice if bfloat16 is slow on this CPU."""
     if trainer.precision == "bf16-mixed" and trainer.strategy.root_device.type == "cpu" and not has_bfloat16():
-        console.print("this CPU has no instructions for bfloat16: trainer.precision=32-true is faster on it")
+        console.print("this CPU has no bfloat16 instructions: trainer.precision=32-true is faster")
 
 
 def open_loggers(cfg: DictConfig) -> list[OpenLog]:
-    """Return a function per logger of a config; it opens the run of a cell.
+    """Return one function per logger of a config, which opens the run of a cell.
 
     Raises:
         InputError: A logger cannot be used here.
@@ -144,5 +145,5 @@ def open_loggers(cfg: DictConfig) -> list[OpenLog]:
             if isinstance(error.__cause__, InputError):
                 raise error.__cause__ from error
             reason = str(error.__cause__ or error).strip().split("\n")[0]
-            raise InputError(f"logger={name} cannot be used ({reason}): look at the settings of logger") from error
+            raise InputError(f"logger={name} cannot be used ({reason}): check the logger settings") from error
     return loggers

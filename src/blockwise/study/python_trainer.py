@@ -1,4 +1,4 @@
-"""The trainer of a Python user: Lightning's settings, checked, with our own callbacks added."""
+"""The trainer of a study in Python: the user's trainer settings, plus blockwise's own callbacks."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from blockwise.training.distributed import SideBySideStrategy, count_processes, 
 
 
 def trainer_factory(options: Mapping[str, Any], data: L.LightningDataModule) -> TrainerFactory:
-    """Return what makes trainers with the user's options, and start distributed training where it is asked for.
+    """Return a function that makes trainers with the user's options; with several devices, join the process group.
 
     Raises:
-        InputError: Lightning refuses an option, or several devices need another start or other data.
+        InputError: Lightning refuses an option. Or, with several devices, the script was not started with torchrun or
+            the batches cannot be shared.
     """
     settings = dict(options)
     if count_processes(settings.get("devices")) > 1:
@@ -30,19 +31,20 @@ def trainer_factory(options: Mapping[str, Any], data: L.LightningDataModule) -> 
                 f"torchrun --nproc-per-node={settings['devices']}"
             )
         if not isinstance(data, (BlockwiseDataModule, LoaderDataModule)):
-            raise InputError("several devices need DataLoaders or a BlockwiseDataModule, whose batches they can share")
-        settings.setdefault("strategy", SideBySideStrategy())
-        settings["use_distributed_sampler"] = False  # the data modules share each batch
+            raise InputError("to train on several devices, pass DataLoaders or a BlockwiseDataModule")
+        settings["use_distributed_sampler"] = False  # the data modules split each batch themselves
     factory = partial(_make_trainer, settings)
     init_process_group(factory().strategy.root_device)
     return factory
 
 
 def _make_trainer(settings: Mapping[str, Any], **options: Any) -> L.Trainer:
-    """Return a new trainer; callbacks and plugins are added to the user's, other options override them."""
+    """Return a new trainer; callbacks and plugins are added to the user's, other options override the user's."""
     merged = {**settings, **options}
     for key in ("callbacks", "plugins"):
         merged[key] = [*_as_list(settings.get(key)), *_as_list(options.get(key))]
+    if count_processes(merged.get("devices")) > 1 and "strategy" not in merged:
+        merged["strategy"] = SideBySideStrategy()  # each trainer needs its own
     try:
         return L.Trainer(**merged)
     except (TypeError, ValueError, MisconfigurationException) as error:

@@ -1,4 +1,4 @@
-"""Config -> study -> records: what one `python train.py` does."""
+"""One run of `python train.py`: build a study from a config, train it, report its results."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from blockwise.training.distributed import rank
 
 
 def run(cfg: DictConfig, console: Console | None = None) -> list[Record]:
-    """Train every cell that a config names and that has no record yet; print the table and draw the picture.
+    """Train the cells of a config that have no record; print the table of the sweep and save its plot.
 
     Returns:
-        The records of all these cells; none with `plan=true`, which trains nothing.
+        The records of all cells of the config; none with `plan=true`, which trains nothing.
 
     Raises:
-        InputError: A setting, the data or the weights are not as they must be; nothing has trained.
+        InputError: A setting, the data or the weights are invalid.
     """
     study = Study.from_config(cfg, console)
     if cfg.plan:

@@ -1,7 +1,7 @@
-"""Every setting that changes a cell's result: what its hash covers and its record shows.
+"""All settings that change a cell's result; they are stored in its record and determine its hash.
 
-Left out is what changes nothing: number of workers, loggers, device, the folder of the data, which cells train beside.
-The command line and the Python API write the same keys.
+Settings that do not change the result are left out: number of workers, loggers, device, folder of the data, and which
+cells train side by side. The command line and the Python API write the same keys.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NO_EFFECT = frozenset(
 def config_settings(
     cfg: dict[str, Any], backbone: Backbone, data: BlockwiseDataModule, partition: str
 ) -> dict[str, Any]:
-    """Return the settings that all cells of a config share; scope, blocks and learning rate are added per cell."""
+    """Return the settings that all cells of a config share; the study adds scope, blocks and learning rate per cell."""
     model, images = cfg["model"], data.images
     return {
         "model": {
@@ -105,10 +105,11 @@ def python_settings(
 
 
 def describe_data(data: L.LightningDataModule) -> dict[str, Any]:
-    """Return what can be known of the images and their batches.
+    """Return the settings that describe the images and their batches.
 
-    The content of images is known in a `BlockwiseDataModule` and in loaders over a `TensorDataset`. Of other loaders,
-    numbers of images, batch sizes and class names are known; of other data modules, class name and hyperparameters.
+    They include a hash of the images' content for a `BlockwiseDataModule` and for loaders over a `TensorDataset`. For
+    other loaders they include the number of images, batch size, and class names of data set and sampler. For other data
+    modules they include the class name and the hyperparameters.
     """
     if isinstance(data, BlockwiseDataModule):
         names = [[sample.name for sample in getattr(data.splits, split)] for split in SPLITS]
@@ -131,21 +132,21 @@ def describe_data(data: L.LightningDataModule) -> dict[str, Any]:
 
 
 def describe_optimizer(optimizer: OptimizerFactory) -> dict[str, Any]:
-    """Return class and options of the optimizers that a factory makes, whatever the factory itself is called.
+    """Return the class and the options of the optimizers that a factory makes.
 
-    The factory is given a group for the head and one for the blocks; where it treats them differently, both are shown.
+    The factory is called with one group for the head and one for the blocks. If their options differ, both are kept.
     """
     groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": 1e-3} for _ in range(2)]
-    made = optimizer(groups)
-    options = [{k: describe(v) for k, v in group.items() if k not in ("params", "lr")} for group in made.param_groups]
-    rates = [group["lr"] for group in made.param_groups]
+    example = optimizer(groups)
+    options = [{k: describe(v) for k, v in g.items() if k not in ("params", "lr")} for g in example.param_groups]
+    rates = [group["lr"] for group in example.param_groups]
     differ = {} if rates == [1e-3, 1e-3] else {"rates": [rate / 1e-3 for rate in rates]}
     options = options[:1] if all(group == options[0] for group in options) else options
-    return {"name": _name(type(made)), **(options[0] if len(options) == 1 else {"groups": options}), **differ}
+    return {"name": _name(type(example)), **(options[0] if len(options) == 1 else {"groups": options}), **differ}
 
 
 def describe(value: Any) -> Any:
-    """Return a value as JSON takes it; equal values give equal results, in every process.
+    """Convert a value to plain JSON data; equal values give equal results in every process.
 
     >>> describe({"rate": (1, 2.5)}), describe(torch.optim.SGD), describe(partial(torch.optim.SGD, momentum=0.9))
     ({'rate': [1, 2.5]}, 'torch.optim.sgd.SGD', {'name': 'torch.optim.sgd.SGD', 'options': {'momentum': 0.9}})
@@ -178,13 +179,13 @@ def _is_simple(value: Any) -> bool:
 
 def _describe_loader(loader: Any) -> dict[str, Any]:
     dataset = getattr(loader, "dataset", None)
-    known = {"batches": len(loader), "batch_size": getattr(loader, "batch_size", None), "dataset": _name(type(dataset))}
-    known["sampler"] = _name(type(getattr(loader, "sampler", None)))
+    entry = {"batches": len(loader), "batch_size": getattr(loader, "batch_size", None), "dataset": _name(type(dataset))}
+    entry["sampler"] = _name(type(getattr(loader, "sampler", None)))
     if dataset is not None and hasattr(dataset, "__len__"):
-        known["images"] = len(dataset)
+        entry["images"] = len(dataset)
     if isinstance(dataset, TensorDataset):
-        known["fingerprint"] = _hash([_hash_tensor(tensor) for tensor in dataset.tensors])
-    return known
+        entry["fingerprint"] = _hash([_hash_tensor(tensor) for tensor in dataset.tensors])
+    return entry
 
 
 def _name(value: Callable[..., Any] | type) -> str:
@@ -201,6 +202,6 @@ def _hash_tensor(tensor: torch.Tensor) -> str:
 
 
 def _code(code: types.CodeType) -> list[Any]:
-    """Return what a function computes, without the place where it was written."""
+    """Return the bytecode, names and constants of a function, without its file and line numbers."""
     constants = [_code(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts]
     return [code.co_code.hex(), code.co_names, constants]

@@ -1,8 +1,8 @@
 """A study: one backbone on one data set, from cells to records.
 
-study = Study.from_config(cfg)     what `python train.py` builds; `train_scopes` builds one from Python objects
-study.plan()                       the cells and their estimated costs
-records = study.train()            trains the cells that have no record, and returns all of their records
+study = Study.from_config(cfg)     as in `python train.py`; `train_scopes` builds a study from Python objects
+study.plan()                       prints the cells and their estimated cost
+records = study.train()            trains the cells without a record, and returns the records of all cells
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ class TrainerFactory(Protocol):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How every cell of a study trains.
+    """The training recipe, the same for all cells of a study.
 
     Attributes:
         loss: The training loss.
         metrics: Computes the metrics of a split.
         block_lr: Learning rate of the trained blocks; None uses the head's.
-        norm: Norms of trained blocks: `train` (batch statistics) or `eval`.
+        norm: Mode of the norms in trained blocks: `train` (batch statistics) or `eval`.
         patience: Stop a cell after this many epochs without a better validation accuracy; None never stops.
     """
 
@@ -80,17 +80,17 @@ class Study:
         backbone: The pretrained network.
         staged: The same network, cut at the partition's boundaries.
         data: The data set.
-        scopes: What to train.
+        scopes: The scopes to train.
         rates: Learning rates; every scope is trained at each of them.
         optimizer: Makes the optimizer of a cell.
         trainer: Makes the trainer of a run.
-        settings: Every setting that changes the result and that all cells share; `seed` is among them.
-        store: Where records are kept.
-        loggers: Open the run of a cell, one function per logger.
-        recipe: How every cell trains.
+        settings: All settings that change the result and that all cells share, including `seed`.
+        store: The store of the records.
+        loggers: One function per logger, which opens the run of a cell.
+        recipe: The training recipe.
         checkpoint_minutes: Minutes between checkpoints; None saves only when interrupted.
-        keep_bytes: Memory for the frozen stages' output on validation images, from epoch to epoch.
-        console: Prints what the user reads.
+        keep_bytes: Size of the cache of the frozen stages' output on validation images, in bytes.
+        console: Console for messages to the user.
     """
 
     backbone: Backbone
@@ -112,27 +112,27 @@ class Study:
         """Check that every `top` scope will have enough single blocks to choose from.
 
         Raises:
-            InputError: It will not.
+            InputError: There are too few single blocks.
         """
-        waiting = [scope for scope in self.scopes if scope.top is not None]
-        if not waiting:
+        top_scopes = [scope for scope in self.scopes if scope.top is not None]
+        if not top_scopes:
             return
         sweep = self.sweep()
         single = {row.scope for row in sweep.single_blocks} if sweep else set()
         single |= {scope.name for scope in self.scopes if scope.name.isdigit()}
-        for scope in waiting:
+        for scope in top_scopes:
             if len(single) < (scope.top or 0):
                 raise InputError(
-                    f"block={scope.name} needs {scope.top} single blocks to choose from, and this sweep has "
-                    f"{len(single)}: train them first, or together as 'block=[all,{scope.name}]'"
+                    f"block={scope.name} needs {scope.top} single blocks to choose from, but this sweep has "
+                    f"{len(single)}: train more single blocks first, or in the same run: 'block=[all,{scope.name}]'"
                 )
 
     @classmethod
     def from_config(cls, cfg: DictConfig, console: Console | None = None) -> Study:
-        """Build the study of a composed config; images are found, but not decoded yet.
+        """Build the study of a composed config; images are not decoded yet.
 
         Raises:
-            InputError: A setting, the data or the weights are not as they must be.
+            InputError: A setting, the data or the weights are invalid.
         """
         console = console or Console(markup=False, quiet=rank() > 0)
         settings = plain(cfg)
@@ -171,11 +171,11 @@ class Study:
         return f"{self.backbone.name} on {self.data.name}"
 
     def cell_settings(self, cell: Cell) -> dict[str, Any]:
-        """Return every setting that changes a cell's result."""
+        """Return all settings that change a cell's result."""
         return {**self.settings, "scope": cell.scope.name, "blocks": list(cell.scope.blocks), "lr": cell.lr}
 
     def cells(self, scopes: Iterable[Scope] | None = None) -> list[Cell]:
-        """Return the cells of some scopes, or of all: each scope at every learning rate."""
+        """Return the cells of the given scopes, or of all scopes: each scope at each learning rate."""
         return [Cell(scope, rate) for scope in (self.scopes if scopes is None else scopes) for rate in self.rates]
 
     def is_recorded(self, cell: Cell) -> bool:
@@ -183,20 +183,20 @@ class Study:
         return self.store.find(self.cell_settings(cell)) is not None
 
     def sweep(self, *, all_seeds: bool = False) -> Sweep | None:
-        """Return the records of this sweep; None where there are none."""
+        """Return the records of this sweep; None if there are none."""
         records = find_records(self.store.sweep_folder(self.settings))
         seed = self.settings["seed"]
         recorded = sweeps(record for record in records if all_seeds or record.seed == seed)
         return next((sweep for sweep in recorded if sweep.key == sweep_hash(self.settings)), None)
 
     def train(self, *, retrain: bool = False) -> list[Record]:
-        """Train the cells that have no record yet, and return the records of all cells.
+        """Train the cells without a record, and return the records of all cells.
 
-        Cells train side by side. A cell that another process trains is waited for. Training that was interrupted
-        resumes from its checkpoint.
+        Cells train side by side. If another process trains a cell, this one waits for it. Interrupted training resumes
+        from its checkpoint.
 
         Args:
-            retrain: Train cells that have a record as well; the new record replaces the old one.
+            retrain: Also train cells that have a record; the new record replaces the old one.
 
         Raises:
             InputError: Images cannot be read, or Lightning refuses the settings.
@@ -211,7 +211,7 @@ class Study:
         return records
 
     def report(self) -> None:
-        """Print the table of the sweep, all seeds included, and draw accuracy by block."""
+        """Print the table of the sweep over all seeds, and save a plot of accuracy by block."""
         sweep = self.sweep(all_seeds=True)
         if sweep is None:
             return
@@ -222,7 +222,7 @@ class Study:
             self.console.print(f"Accuracy by block: {path}", soft_wrap=True, highlight=False)
 
     def plan(self) -> tuple[list[CellPlan], Costs]:
-        """Print and return what `train` would train, and its estimated costs, timed on a few steps of noise."""
+        """Print and return the cells that `train` would train and their estimated cost, timed on steps with noise."""
         partition, cells = self.staged.partition, self.cells()
         head = (self.staged.num_features + 1) * len(self.data.classes)
         several_rates = len(self.rates) > 1
@@ -249,7 +249,7 @@ class Study:
             self.data.batches(),
             epochs,
         )
-        if self.staged.whole:  # one after another
+        if self.staged.whole:  # cells train one after another
             costs = replace(costs, seconds=len(cells) * costs.seconds, disk_bytes=len(cells) * costs.disk_bytes)
         return costs
 
@@ -260,26 +260,26 @@ class Study:
             partition = self.staged.partition
             self.console.print(
                 f"{self.title}, partition {partition.name} of {len(partition)} blocks: "
-                f"{len(cells)} cells, {len(cells) - len(missing)} of them recorded already",
+                f"{len(cells)} cells, {len(cells) - len(missing)} of them already recorded",
                 highlight=False,
             )
         report_cells(cell.key for cell in missing)
-        # a network that cannot be cut is copied whole for every cell: one at a time
+        # if the network cannot be cut, each cell needs a copy of the whole network: train one at a time
         for group in [[cell] for cell in missing] if self.staged.whole else [missing]:
             self._train_or_wait(group, retrain=retrain)
         return [record for cell in cells if (record := self.store.find(self.cell_settings(cell))) is not None]
 
     def _train_or_wait(self, cells: list[Cell], *, retrain: bool) -> None:
-        """Train the cells that no other process trains, then wait for the others."""
-        first = rank() == 0  # of the processes that share each batch, the first decides for all
+        """Train the cells that no other process is training, then wait for the others."""
+        first = rank() == 0  # in distributed training, rank 0 decides for all processes
         while cells:
-            wanted = cells if first else []
-            with claim([self.store.lock(self.cell_settings(cell)) for cell in wanted]) as claimed:
-                # another process may have recorded a cell and released its lock just now
+            candidates = cells if first else []
+            with claim([self.store.lock(self.cell_settings(cell)) for cell in candidates]) as claimed:
+                # another process may just have recorded a cell and released its lock
                 mine = broadcast(
                     [
                         cell
-                        for cell, locked in zip(wanted, claimed, strict=True)
+                        for cell, locked in zip(candidates, claimed, strict=True)
                         if locked and (retrain or not self.is_recorded(cell))
                     ]
                 )
@@ -287,7 +287,7 @@ class Study:
                     self._train_side_by_side(mine)
             cells = broadcast([cell for cell in cells if cell not in mine and (retrain or not self.is_recorded(cell))])
             if cells:
-                self.console.print(f"waiting for another process, which trains {len(cells)} of these cells")
+                self.console.print(f"waiting for another process, which is training {len(cells)} of these cells")
                 if first:
                     wait(self.store.lock(self.cell_settings(cells[0])))
 
@@ -316,7 +316,7 @@ class Study:
                     tracking.finish(module, records, self.sweep())
 
     def _recorded_keys(self) -> set[str]:
-        """Return the keys of all recorded cells of this sweep and seed, also those that other runs trained."""
+        """Return the keys of all recorded cells of this sweep and seed, including those trained by other runs."""
         sweep = self.sweep()
         return {cell_key(record.cell.scope, record.lr) for record in (sweep.records if sweep else ())}
 
@@ -343,7 +343,7 @@ def _call(trainer: L.Trainer, entry: Callable[..., Any], module: BlockwiseModule
     except MisconfigurationException as error:
         raise InputError(f"Lightning's trainer refuses its settings: {error}") from error
     except SystemExit:
-        # Lightning turns a second Ctrl-C into an exit; the callers report what is kept
+        # Lightning turns a second Ctrl-C into an exit; raise KeyboardInterrupt, so that callers can report it
         if trainer.interrupted:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt from None
@@ -354,9 +354,9 @@ def _check_outcome(module: BlockwiseModule) -> None:
     """Check that every cell was validated and tested.
 
     Raises:
-        InputError: One was not, since the data had no batch.
+        InputError: A cell was not, since a split had no batches.
     """
     for cell, progress in zip(module.cells, module.progress, strict=True):
         if progress.status != "diverged" and (progress.best is None or progress.test is None):
             missing = "training and validation" if progress.best is None else "test"
-            raise InputError(f"{cell.scope.name} has no result: there was no batch for {missing}")
+            raise InputError(f"{cell.scope.name} has no result: there were no batches for {missing}")

@@ -1,4 +1,4 @@
-"""The process of one job of a multirun: what it reports to the multirun that started it."""
+"""Reports from the process of a job to the multirun that started it."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-# the environment variable in which a job finds its folder
+# environment variable with the folder of a job
 FOLDER = "BLOCKWISE_JOB_FOLDER"
 CELLS = "cells.json"
 PLAN = "plan.json"
 
 
 def report_cells(missing: Iterable[str]) -> None:
-    """Write the cells that this job has yet to record, for the summary of failures; outside of a job, do nothing."""
+    """Write the cells without a record to this job's folder, for the failure summary; outside a job, do nothing."""
     if folder := os.environ.get(FOLDER):
         (Path(folder) / CELLS).write_text(json.dumps(list(missing)))
 
 
 def report_plan(plan: dict[str, Any]) -> None:
-    """Write the plan of this job, for the sum over all jobs; outside of a job, do nothing."""
+    """Write the plan to this job's folder, for the total over all jobs; outside a job, do nothing."""
     if folder := os.environ.get(FOLDER):
         (Path(folder) / PLAN).write_text(json.dumps(plan))
 
 
 def end_with_parent() -> None:
-    """Have the system send this process SIGTERM when its parent ends, also by `kill -9`; on Linux only."""
+    """Make Linux send SIGTERM to this process when its parent ends, even if the parent is killed by SIGKILL."""
     if FOLDER not in os.environ or sys.platform != "linux":
         return
     import ctypes

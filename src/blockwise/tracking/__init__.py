@@ -1,1 +1,1 @@
-"""What a user watches: the progress display and the loggers."""
+"""The progress display and the loggers."""

@@ -1,4 +1,4 @@
-"""Logging: every cell has a run of its own with each logger, also when many cells train side by side."""
+"""Logging: each cell has its own run in each logger, even if many cells train side by side."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from blockwise.results.store import cell_name, sweep_path
 from blockwise.training.module import BlockwiseModule
 from blockwise.training.recorder import Recorder
 
-# runs that are opened or ended at the same time; a server takes a second for each
+# number of runs to open or end in parallel, since a server takes about a second for each
 AT_ONCE = 8
 
 
 class CellLog(Protocol):
-    """The run of one cell with one logger.
+    """The run of one cell in one logger.
 
     Attributes:
-        next_epoch: The first epoch that the run lacks; above 0 where it continues the run of an interrupted training.
+        next_epoch: The first epoch that is not logged yet; greater than 0 if an interrupted run continues.
     """
 
     next_epoch: int
@@ -35,7 +35,12 @@ class CellLog(Protocol):
         """Log the metrics of an epoch, by names such as `val/top1`."""
 
     def finish(self, status: str, final: dict[str, float]) -> None:
-        """End the run with the record's status, `interrupted` or `failed`; `final` is its summary: `final_metrics`."""
+        """End the run.
+
+        Args:
+            status: The record's status, `interrupted` or `failed`.
+            final: The summary of the run, from `final_metrics`.
+        """
 
 
 OpenLog = Callable[[Record], CellLog]
@@ -45,8 +50,8 @@ class CellTracking(L.Callback):
     """Logs the epochs and the results of a module's cells.
 
     Args:
-        loggers: Open the run of a cell, one function per logger.
-        recorder: Makes the records by which runs are opened.
+        loggers: One function per logger, which opens the run of a cell.
+        recorder: Makes the records from which runs are opened.
     """
 
     def __init__(self, loggers: Sequence[OpenLog], recorder: Recorder) -> None:
@@ -74,18 +79,18 @@ class CellTracking(L.Callback):
         self._update(pl_module)
 
     def finish(self, module: BlockwiseModule, records: Sequence[Record], sweep: Sweep | None) -> None:
-        """End the runs of cells that are recorded.
+        """End the runs of recorded cells.
 
         Args:
-            module: The cells.
-            records: Their records, in the same order.
-            sweep: All records of the sweep, for comparison.
+            module: The module that trained the cells.
+            records: The cells' records, in the same order.
+            sweep: All records of the sweep, for the gains over the baselines.
         """
         self._update(module)
         self._finish_all([record.status for record in records], [final_metrics(r, sweep) for r in records])
 
     def _update(self, module: BlockwiseModule) -> None:
-        """Log the epochs that the runs lack; open the runs first if need be."""
+        """Log the epochs that are not logged yet; open the runs first if necessary."""
         if self._loggers and not self._logs:
             with ThreadPoolExecutor(AT_ONCE) as pool:
                 self._logs = list(pool.map(self._open, self._recorder.records(module)))
@@ -98,7 +103,7 @@ class CellTracking(L.Callback):
             return [opened(record) for opened in self._loggers]
         except (OSError, TypeError, ValueError) as error:
             reason = str(error).strip().split("\n")[0]
-            raise InputError(f"a logger cannot be opened ({reason}): look at the settings of logger") from error
+            raise InputError(f"a logger cannot be opened ({reason}): check the logger settings") from error
 
     def _finish_all(self, statuses: Sequence[Any], finals: Sequence[dict[str, float]]) -> None:
         def finish(logs: list[CellLog], status: Any, final: dict[str, float]) -> None:
@@ -111,7 +116,7 @@ class CellTracking(L.Callback):
 
 
 def replay(log: CellLog, history: Sequence[dict[str, Metrics]]) -> None:
-    """Log the epochs that a run lacks."""
+    """Log the epochs of a history that are not logged yet."""
     while log.next_epoch < len(history):
         row = history[log.next_epoch]
         log.log(log.next_epoch, {f"{split}/{name}": value for split in row for name, value in row[split].items()})
@@ -119,9 +124,9 @@ def replay(log: CellLog, history: Sequence[dict[str, Metrics]]) -> None:
 
 
 def final_metrics(record: Record, sweep: Sweep | None) -> dict[str, float]:
-    """Return the summary of a run: metrics of the best epoch and of the test, costs, and gains over both baselines.
+    """Return the summary of a run: metrics at the best epoch, costs, and gains over both baselines.
 
-    A gain is the difference of test accuracies to `head` or `full`, each at its best rate, with the same seed.
+    A gain is the test accuracy minus that of `head` or `full` with the same seed, at the baseline's best learning rate.
     """
     costs = {key: getattr(record, key) for key in ("best_epoch", "epochs", "seconds", "peak_memory_bytes")}
     summary = {key: value for key, value in costs.items() if value is not None}
@@ -136,32 +141,32 @@ def final_metrics(record: Record, sweep: Sweep | None) -> dict[str, float]:
 
 
 def describe(record: Record) -> dict[str, Any]:
-    """Return the config of a run: what the cell is, and all of its settings."""
+    """Return the config of a run: the cell, all its settings and its provenance."""
     layers = {"first_layer": record.cell.first_layer, "last_layer": record.cell.last_layer}
     return {**identity(record), **layers, "settings": record.settings, "provenance": record.provenance}
 
 
 class LightningLog:
-    """A cell's run with one of Lightning's loggers.
+    """A cell's run in one of Lightning's loggers.
 
     Args:
-        record: The cell.
-        logger: Makes the logger from the `name` and `version` of a run.
+        record: The record of the cell.
+        logger: Makes the logger, given the `name` and `version` of a run.
     """
 
     def __init__(self, record: Record, *, logger: Callable[..., Logger]) -> None:
         settings = record.settings
-        self.next_epoch = 0  # the epochs before an interruption are written again
+        self.next_epoch = 0  # epochs before an interruption are logged again
         self._logger = logger(name=f"{sweep_path(settings)}/{settings['scope']}", version=cell_name(settings))
         self._logger.log_hyperparams(describe(record))
 
     def log(self, epoch: int, metrics: Metrics) -> None:
-        """Log and write an epoch."""
+        """Log the metrics of an epoch and flush the logger."""
         self._logger.log_metrics(metrics, step=epoch)
         self._logger.save()
 
     def finish(self, status: str, final: dict[str, float]) -> None:
-        """Log the test metrics at the best epoch, and close."""
+        """Log the test metrics and gains at the step of the best epoch, and close the logger."""
         if "best_epoch" in final:
             best = {key: value for key, value in final.items() if key.startswith(("test/", "gain/"))}
             self._logger.log_metrics(best, step=int(final["best_epoch"]))

@@ -1,4 +1,4 @@
-"""A workspace of Weights & Biases that compares blocks, built in code."""
+"""A Weights & Biases workspace that compares blocks, built in code."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def build_dashboard(entity: str, project: str) -> workspaces.Workspace:
             _bars("Gain over head", SummaryMetric("gain/head"), "quarter"),
             _bars("Gain over full", SummaryMetric("gain/full"), "quarter"),
         ],
-        "What it costs": [
+        "Cost": [
             _scatter("Test accuracy against trainable parameters", Config("trainable"), TEST, log_x=True),
             _scatter("Test accuracy against seconds", SummaryMetric("seconds"), TEST, log_x=True),
         ],
@@ -53,7 +53,7 @@ def build_dashboard(entity: str, project: str) -> workspaces.Workspace:
         sections=[workspaces.Section(name=name, panels=list(shown), is_open=True) for name, shown in sections.items()],
         settings=workspaces.WorkspaceSettings(x_axis="epoch", max_runs=100),
         runset_settings=workspaces.RunsetSettings(
-            # not grouped: panels would show means of groups instead of blocks
+            # no grouping: panels would show group means instead of blocks
             order=[expr.Ordering(expr.Config(name), ascending=True) for name in ("data", "backbone", "block")],
             pinned_columns=[f"config:{name}" for name in ("scope", "quarter", "lr", "seed", "trainable")],
         ),
@@ -61,7 +61,7 @@ def build_dashboard(entity: str, project: str) -> workspaces.Workspace:
 
 
 def dashboard_json(workspace: workspaces.Workspace) -> str:
-    """Return the JSON that would be sent."""
+    """Return the JSON that `publish` would send."""
     spec = workspace._to_model().spec.model_dump(mode="json", by_alias=True, exclude_none=True)
     named = {"entity": workspace.entity, "project": workspace.project, "name": workspace.name}
     return json.dumps({**named, "spec": spec}, indent=2)
@@ -77,7 +77,7 @@ def publish(workspace: workspaces.Workspace) -> str:
     try:
         return str(workspace.save().url)
     except (wandb.errors.Error, ValueError, OSError) as error:
-        raise InputError(f"W&B does not take the dashboard ({' '.join(str(error).split())})") from error
+        raise InputError(f"W&B refuses the workspace ({' '.join(str(error).split())})") from error
 
 
 def _scatter(title: str, x: Any, y: Any, **options: Any) -> ScatterPlot:

@@ -1,4 +1,4 @@
-"""The progress display: a bar, and the accuracy of each cell so far."""
+"""The progress display: a progress bar and the best accuracy of each cell so far."""
 
 from __future__ import annotations
 
@@ -56,20 +56,20 @@ class ProgressDisplay(L.Callback):
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Restore the terminal."""
+        """Stop the live display, which restores the terminal."""
         if self.live is not None:
             self.live.stop()
             self.live = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Open the display."""
+        """Start the live display on a terminal."""
         if self.console.is_terminal:
             self.live = Live(Group(self.bar), console=self.console, refresh_per_second=4)
             self.live.start()
         self._show(pl_module)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the bar, at the checkpoint if training resumes."""
+        """Add the progress bar; if training resumes, it starts at the checkpoint."""
         per_epoch = int(trainer.num_training_batches) + sum(int(n) for n in trainer.num_val_batches)
         done = (trainer.fit_loop.epoch_loop.batch_idx + 1) % int(trainer.num_training_batches)
         self.task = self.bar.add_task(
@@ -79,7 +79,7 @@ class ProgressDisplay(L.Callback):
         )
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Show the number of the epoch."""
+        """Show the epoch in the bar's title."""
         self.bar.update(self.task, description=self._title(trainer, pl_module))
 
     def on_train_batch_end(self, *_: Any) -> None:
@@ -100,7 +100,7 @@ class ProgressDisplay(L.Callback):
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the bar of the test batches."""
-        if self.task is not None:  # None where nothing was left to train
+        if self.task is not None:  # None if there was nothing left to train
             self.bar.update(self.task, visible=False)
         self.task = self.bar.add_task(f"{self.title}  testing", total=sum(int(n) for n in trainer.num_test_batches))
 

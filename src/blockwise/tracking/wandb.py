@@ -1,16 +1,15 @@
 """Weights & Biases: one run per cell, while it trains or from its record.
 
-The id of a run is the hash of the cell's settings: training that resumes continues its run, and sending a run twice
-leaves one. The runs of a sweep form a group.
+The id of a run is the hash of the cell's settings. So training that resumes continues its run, and uploading a run
+twice does not duplicate it. The runs of a sweep form a group.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,33 +17,20 @@ from rich.console import Console
 
 from blockwise.analysis.summary import Sweep, sweeps
 from blockwise.errors import InputError
+from blockwise.quiet import no_error_reports
 from blockwise.results.record import Metrics, Record
 from blockwise.results.store import read_history, settings_hash, sweep_hash, sweep_path
 from blockwise.tracking.callback import AT_ONCE, describe, final_metrics, replay
 from blockwise.tracking.progress import new_bar
 
-
-@contextmanager
-def _no_error_reports() -> Iterator[None]:
-    """Keep W&B from reporting its own errors, the operating system included; it reads the variable when it starts."""
-    name = "WANDB_ERROR_REPORTING"
-    before = os.environ.get(name)
-    os.environ.setdefault(name, "false")
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-
-
-with _no_error_reports():
+with no_error_reports():
     import wandb
 
 # seconds to wait for the server
 PATIENCE = 30
 MODES = (None, "online", "offline", "disabled")
 LONGEST_TAG = 64
-LATER = "`blockwise sync` sends the cells from their records"
+LATER = "to upload them later, run `blockwise sync`"
 
 
 class WandbRuns:
@@ -52,33 +38,31 @@ class WandbRuns:
 
     Args:
         project: The project of the runs.
-        entity: A user or a team; None is the default of the API key.
-        folder: The folder in which W&B makes its folder `wandb`.
-        mode: `online` or `offline`; None follows `WANDB_MODE`, then whether there is an API key.
+        entity: A user or a team; None uses the default of the API key.
+        folder: The folder in which W&B creates its folder `wandb`.
+        mode: `online` or `offline`. None uses `WANDB_MODE` if it is set, else `online` if there is an API key.
     """
 
     def __init__(self, project: str, entity: str | None, folder: str, mode: str | None = None) -> None:
         if not project:
-            raise InputError("the project of W&B has no name: give it one")
+            raise InputError("the W&B project must have a name")
         if mode not in (None, "online", "offline"):
-            raise InputError(f"logger.wandb.mode={mode} is unknown: choose online or offline, or null")
+            raise InputError(f"logger.wandb.mode={mode} is unknown: choose online, offline or null")
         self._project, self._entity = project, entity
         self._folder = folder
         self._mode: Any = mode or os.environ.get("WANDB_MODE")
         if self._mode not in MODES:
             raise InputError(f"WANDB_MODE={self._mode} is unknown: choose online, offline or disabled")
-        if self._mode != "disabled":
-            _start()
         if self._mode == "online":
             check_online()
         elif self._mode is None:
             reason = why_offline()
             self._mode = "online" if reason is None else "offline"
             if reason is not None:
-                print(f"W&B is offline ({reason}): runs are kept in {folder}/wandb, and {LATER}")
+                print(f"W&B is offline ({reason}): runs are stored in {folder}/wandb; {LATER}")
 
     def __call__(self, record: Record) -> WandbRun:
-        """Open or continue the run of a cell; if W&B refuses it, train without W&B."""
+        """Open or continue the run of a cell; if W&B refuses it, go on without W&B."""
         try:
             return self.open(record)
         except InputError as error:
@@ -95,7 +79,7 @@ class WandbRuns:
         try:
             return WandbRun(self._init(record))
         except (wandb.errors.Error, ValueError) as error:
-            raise InputError(f"W&B does not take the run: {' '.join(str(error).split())}") from error
+            raise InputError(f"W&B refuses the run: {' '.join(str(error).split())}") from error
 
     def _init(self, record: Record) -> Any:
         Path(self._folder).mkdir(parents=True, exist_ok=True)
@@ -114,7 +98,7 @@ class WandbRuns:
             dir=self._folder,
             mode=self._mode,
             resume="allow",
-            reinit="create_new",  # many at a time
+            reinit="create_new",  # several runs are open at once
             settings=_settings(),
         )
 
@@ -124,16 +108,16 @@ class WandbRun:
 
     def __init__(self, run: Any) -> None:
         self._run = run
-        self.next_epoch = run.step  # one step per epoch: the epochs that the server has of an interrupted training
+        self.next_epoch = run.step  # one step per epoch: the server already has those before an interruption
         run.define_metric("epoch", hidden=True)
         run.define_metric("*", step_metric="epoch")
 
     def log(self, epoch: int, metrics: Metrics) -> None:
-        """Log an epoch."""
+        """Log the metrics of an epoch."""
         self._run.log({"epoch": epoch, **metrics}, step=epoch, commit=True)
 
     def finish(self, status: str, final: dict[str, float]) -> None:
-        """Set the summary and end the run: as failed unless it is finished; an interrupted run may continue."""
+        """Set the summary and end the run, as failed unless the cell is finished; an interrupted run may continue."""
         self._run.summary.update({"status": status, **final})
         if status == "interrupted":
             self._run.mark_preempting()
@@ -141,41 +125,41 @@ class WandbRun:
 
 
 def why_offline() -> str | None:
-    """Return the reason why W&B cannot be used online; None where it can."""
+    """Return the reason why W&B cannot be used online; None if it can."""
     if (mode := os.environ.get("WANDB_MODE", "online")) != "online":
         return f"WANDB_MODE is {mode}"
     try:
         _start()
-        return None if wandb.login(prompt=False) else "there is no key"
+        return None if wandb.login(prompt=False) else "there is no API key"
     except (wandb.errors.Error, ValueError) as error:
         return " ".join(str(error).split())
 
 
 def _start() -> None:
     """Start W&B's service process, which outlives this call; a second call does nothing."""
-    with _no_error_reports():
+    with no_error_reports():
         wandb.setup(settings=wandb.Settings(silent=True))
 
 
 def check_online() -> None:
-    """Check that there is an API key and a server that accepts it.
+    """Check that there is an API key and that the server accepts it.
 
     Raises:
-        InputError: There is not.
+        InputError: There is no key, or the server refuses it or cannot be reached.
     """
     if (reason := why_offline()) is not None:
         raise InputError(f"W&B cannot be used ({reason}): run `wandb login`, or set WANDB_API_KEY and WANDB_BASE_URL")
 
 
 def sync(records: Sequence[Record], project: str, entity: str | None, console: Console) -> None:
-    """Send recorded cells, also those that were trained without W&B; existing runs are completed.
+    """Upload recorded cells, including those trained without W&B; existing runs are completed.
 
     Raises:
-        InputError: There is no key, or the server cannot be reached.
+        InputError: There is no API key, or the server cannot be reached.
     """
     with tempfile.TemporaryDirectory() as folder, new_bar(console) as bar, ThreadPoolExecutor(AT_ONCE) as pool:
         runs = WandbRuns(project, entity, folder, "online")
-        task = bar.add_task("sending runs", total=len(records))
+        task = bar.add_task("uploading runs", total=len(records))
 
         def send(record: Record, sweep: Sweep) -> None:
             run = runs.open(record)
@@ -183,13 +167,13 @@ def sync(records: Sequence[Record], project: str, entity: str | None, console: C
             run.finish(record.status, final_metrics(record, sweep))
             bar.advance(task)
 
-        sent = [pool.submit(send, record, sweep) for sweep in sweeps(records) for record in sweep.records]
-        for one in sent:
-            one.result()
+        uploads = [pool.submit(send, record, sweep) for sweep in sweeps(records) for record in sweep.records]
+        for upload in uploads:
+            upload.result()
 
 
 def _settings() -> Any:
-    """Return settings by which W&B sends nothing of the user's machine, code or environment."""
+    """Return settings with which W&B sends nothing about the user's machine, code or environment."""
     return wandb.Settings(
         console="off",
         disable_code=True,

@@ -1,1 +1,1 @@
-"""Cells side by side: scopes, the LightningModule, checkpoints, records."""
+"""Train cells side by side: scopes, the LightningModule, checkpoints, records."""

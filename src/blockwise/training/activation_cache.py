@@ -1,4 +1,4 @@
-"""A cache of the frozen stages' output: images that stay the same from epoch to epoch pass them once."""
+"""A cache of the frozen stages' output for images that are the same in every epoch."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from blockwise.backbone.stages import Activations, StagedBackbone
 
 
 class ActivationCache:
-    """Keeps the activations at one boundary, batch by batch, while there is room.
+    """Caches the activations of each batch at one boundary, up to a maximum size.
 
     Args:
-        max_bytes: Size of the cache, in the memory of the device that computes.
+        max_bytes: Maximum size in bytes, in the memory of the training device.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -20,9 +20,9 @@ class ActivationCache:
         """Return the activations of a batch at a boundary, from the cache or computed.
 
         Args:
-            boundary: The first boundary from which any cell continues; never less than in an earlier call.
-            batch: Number of the batch; the same number stands for the same images.
-            backbone: Computes what is not in the cache.
+            boundary: The first boundary from which any cell continues; never lower than in an earlier call.
+            batch: Index of the batch; the same index must stand for the same images.
+            backbone: Computes activations that are not in the cache.
             images: The activations at boundary 0.
         """
         start, activations = self._cached.pop(batch, (0, images))

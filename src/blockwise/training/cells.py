@@ -1,7 +1,7 @@
-"""A cell: what it is, the stages and the head that it owns, and its progress.
+"""A cell: its scope and learning rate, its own stages and head, and its progress.
 
-Frozen means what Keras means by it: no gradient, and norms in inference mode, whatever `train()` calls a trainer makes.
-`requires_grad=False` alone lets the running statistics of batch norms drift.
+Frozen means the same as in Keras: no gradients, and norms in inference mode, even if a trainer calls `train()`.
+With `requires_grad=False` alone, the running statistics of batch norms would drift.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def cell_key(scope: str, lr: float) -> str:
 
 
 class CellNetwork(nn.Module):
-    """The cell's copies of the stages that it trains, and its head; all other stages are frozen and shared.
+    """A cell's head and its copies of the stages that it trains; all other stages are frozen and shared.
 
     Attributes:
         start: The boundary from which the cell continues: before its first trained stage, or at the features.
-        own: The cell's stages, by number.
+        own: The cell's stages, by index.
         head: The new classifier.
     """
 
@@ -112,14 +112,14 @@ class CellNetwork(nn.Module):
 
 
 def _new_head(num_features: int, num_classes: int, seed: int) -> nn.Linear:
-    """Make a linear head; all cells of a seed start with the same weights."""
+    """Return a new linear head; all cells with the same seed start with the same weights."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return nn.Linear(num_features, num_classes)
 
 
 def freeze_except(module: nn.Module, trained: Sequence[Layer]) -> None:
-    """Let only the parameters of some layers require gradients."""
+    """Freeze all parameters except those of the trained layers."""
     names = {parameter for layer in trained for parameter in layer.parameters}
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name in names)
@@ -129,11 +129,11 @@ def set_mode(module: nn.Module, trained: Collection[str], *, training: bool, nor
     """Set the trained layers to training mode, everything else to inference mode.
 
     Args:
-        module: Some stages of a backbone.
-        trained: Names of the layers (modules) that train.
-        training: False puts everything into inference mode.
-        norm: `train`: the norm of a trained layer uses batch statistics and updates its running ones. `eval`: it
-            stays in inference mode; its weight and bias still train.
+        module: A stage of a backbone.
+        trained: Names of the trained layers (modules).
+        training: False sets everything to inference mode.
+        norm: With `train`, the norms of trained layers use batch statistics and update their running statistics. With
+            `eval`, they stay in inference mode; their weights and biases still train.
     """
     module.eval()
     if not training:
@@ -148,9 +148,9 @@ class Progress:
     """The state of a cell in training.
 
     Attributes:
-        status: `running`, `stopped` early, `diverged`, or `finished`: trained and tested.
+        status: `running`, `stopped` early, `diverged`, or `finished` (trained and tested).
         history: `train` and `val` metrics of each epoch.
-        best_epoch: The epoch, from 0, with the highest validation accuracy (the first of equals), or None.
+        best_epoch: The epoch with the highest validation accuracy, counted from 0 (the first one on a tie), or None.
         best_state: The trained tensors after that epoch.
         test: Metrics on the test images, after testing.
         predictions: True and predicted class of every test image, after testing.

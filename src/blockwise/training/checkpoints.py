@@ -1,4 +1,4 @@
-"""Checkpoints of cells in training, from which a killed or interrupted run resumes."""
+"""Checkpoints of cells in training, from which killed or interrupted runs resume."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from blockwise.results.files import replacing
 from blockwise.results.store import settings_hash
 from blockwise.training.cells import Cell
 
-# submitit has Slurm send USR2 to all processes of a job before its time limit
+# submitit makes Slurm send USR2 to all processes of a job before its time limit
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
@@ -53,7 +53,7 @@ class Checkpoints:
                 path.unlink(missing_ok=True)
 
     def _all(self) -> list[tuple[Path, set[str], int]]:
-        """Return every checkpoint that can be read: its path, the keys of its cells, its number of steps."""
+        """Return path, cell keys and number of steps of each checkpoint that can be read."""
         checkpoints = []
         for path in sorted(self.folder.glob("*.ckpt")):
             try:
@@ -65,7 +65,7 @@ class Checkpoints:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes checkpoints atomically, and to the disk directly instead of to memory first."""
+    """Writes checkpoints atomically, and directly to disk instead of via a copy in memory."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None):  # type: ignore[no-untyped-def]  # noqa: ANN201
         """Write a checkpoint to a temporary file, which then replaces the previous checkpoint."""
@@ -73,15 +73,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         with replacing(Path(path)) as temporary:
             try:
                 torch.save(checkpoint, temporary)
-            except RuntimeError as error:  # torch turns an error in writing into this
+            except RuntimeError as error:  # torch raises this if writing fails
                 raise OSError(errno.EIO, "perhaps the disk is full", str(path)) from error
 
 
 class CheckpointCallback(L.Callback):
     """Saves a checkpoint at intervals, and when Ctrl-C, SIGTERM or SIGUSR2 interrupts training.
 
-    It waits for the end of a step: during one, some cells have been trained on the batch and others have not. A second
-    Ctrl-C does not wait.
+    It saves only between steps, since during a step some cells have trained on the batch and others have not. A second
+    Ctrl-C stops at once.
 
     Args:
         path: The path of the checkpoint.
@@ -128,7 +128,7 @@ class CheckpointCallback(L.Callback):
 
     def _save_and_stop(self, trainer: L.Trainer, *, save: bool = True) -> None:
         due = self.every is not None and monotonic() - self._last >= self.every
-        # all processes of a run must decide alike
+        # all processes of a run must make the same decision
         any_process = trainer.strategy.reduce_boolean_decision
         stop = any_process(self._asked is not None, all=False)
         if save and (stop or any_process(due, all=False)):

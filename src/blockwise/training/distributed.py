@@ -1,7 +1,7 @@
 """Distributed training: several processes train the same cells, each on its part of every batch.
 
-Torch's wrapper (DistributedDataParallel) expects one forward and one backward pass per step; here a step has one of
-each per cell. So the network is not wrapped, and the gradients of a cell are summed after its backward pass.
+DistributedDataParallel expects one forward and one backward pass per step, but here a step has one of each per cell. So
+the network is not wrapped, and the gradients of a cell are summed over processes after its backward pass.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ T = TypeVar("T")
 
 
 class SideBySideStrategy(DDPStrategy):
-    """Lightning's strategy for several processes, without torch's wrapper around the module."""
+    """Lightning's DDP strategy, without wrapping the module in DistributedDataParallel."""
 
     def configure_ddp(self) -> None:
-        """Leave the module as it is."""
+        """Do not wrap the module."""
 
 
 def count_processes(devices: object) -> int:
@@ -104,17 +104,17 @@ def batch_fraction(images: int, device: torch.device) -> float:
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Sum the gradients of all processes, in place: in one message, and each in its own memory format."""
+    """Sum gradients over all processes, in place, with one all-reduce; each gradient keeps its memory format."""
     if not is_distributed():
         return
     parameters = list(parameters)
     for parameter in parameters:
-        if parameter.grad is None:  # this process had no image of the batch
+        if parameter.grad is None:  # this process got no image of the batch
             parameter.grad = torch.zeros_like(parameter)
     gradients = [p.grad for p in parameters if p.grad is not None]
-    message = torch.cat([gradient.reshape(-1) for gradient in gradients])
-    distributed.all_reduce(message)
-    for gradient, summed in zip(gradients, message.split([g.numel() for g in gradients]), strict=True):
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    distributed.all_reduce(flat)
+    for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(summed.view(gradient.shape))
 
 

@@ -1,4 +1,4 @@
-"""Logits + labels -> the metrics of a record."""
+"""The metrics of a record, computed from logits and labels."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from blockwise.results.record import Metrics
 
 
 def compute_metrics(logits: Tensor, labels: Tensor) -> Metrics:
-    """Compute the metrics that a record keeps per split, as fractions.
+    """Compute the metrics that a record contains per split, as fractions.
 
     Args:
         logits: Shape (images, classes).
         labels: Shape (images,).
 
     Returns:
-        top-1 and top-5 accuracy (top-`classes` where there are fewer than five), macro-averaged F1, expected
-        calibration error (15 bins, L1; Guo et al., 2017), mean cross-entropy.
+        Top-1 and top-5 accuracy (top-`classes` with fewer than five classes), macro-averaged F1, expected calibration
+        error (15 bins, L1; Guo et al., 2017), mean cross-entropy.
     """
     classes = logits.shape[1]
     options: Any = {"num_classes": classes, "validate_args": False}
@@ -36,5 +36,5 @@ def compute_metrics(logits: Tensor, labels: Tensor) -> Metrics:
         "ece": multiclass_calibration_error(logits.softmax(1), labels, n_bins=15, norm="l1", **options),
         "loss": cross_entropy(logits, labels),
     }
-    # one transfer from the device for all of them
+    # transfer all metrics from the device at once
     return dict(zip(values, torch.stack([value.float() for value in values.values()]).tolist(), strict=True))

@@ -27,32 +27,32 @@ HALF: dict[Any, torch.dtype] = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.
 
 
 class OptimizerFactory(Protocol):
-    """Makes the optimizer of a cell, as `torch.optim.AdamW` does."""
+    """Makes the optimizer of a cell, such as `torch.optim.AdamW`."""
 
     def __call__(self, params: list[dict[str, Any]], /) -> Optimizer:
-        """Return an optimizer of parameter groups, each with `params` and `lr`."""
+        """Return an optimizer for parameter groups, each with `params` and `lr`."""
 
 
 class Loss(Protocol):
-    """The loss of a batch, as `torch.nn.functional.cross_entropy`."""
+    """The loss of a batch, such as `torch.nn.functional.cross_entropy`."""
 
     def __call__(self, logits: Tensor, labels: Tensor, /) -> Tensor:
         """Return the mean loss, a scalar, of logits, shape (batch, classes), and labels, shape (batch,)."""
 
 
 class MetricsFunction(Protocol):
-    """The metrics of a split, as `blockwise.training.metrics.compute_metrics`."""
+    """The metrics of a split, such as `blockwise.training.metrics.compute_metrics`."""
 
     def __call__(self, logits: Tensor, labels: Tensor, /) -> Metrics:
-        """Return metrics by name, among them `top1`, by which epochs and blocks are chosen, and `loss`."""
+        """Return metrics by name. They must include `loss` and `top1`, by which epochs and blocks are selected."""
 
 
 class BlockwiseModule(L.LightningModule):
-    """Trains one cell or many.
+    """Trains one or more cells side by side.
 
-    A step runs the frozen stages once. Each cell continues from the boundary before its first trained stage: forward,
-    backward, optimizer step. Then the frozen stages go on to the next boundary. So only one cell's activations are in
-    memory at a time, and no cell depends on another.
+    A step runs the frozen stages once. At the boundary before its first trained stage, each cell does its own forward
+    pass, backward pass and optimizer step. Then the frozen stages continue to the next boundary. So only one cell's
+    activations are in memory at a time, and no cell depends on another.
 
     Args:
         backbone: The frozen network, cut into stages.
@@ -65,13 +65,13 @@ class BlockwiseModule(L.LightningModule):
         norm: Mode of the norms in trained blocks.
         patience: Stop a cell after this many epochs without a better validation accuracy; None never stops.
         seed: Seed of the head's initial weights and of dropout.
-        keep_bytes: Memory for the frozen stages' output on validation images, which is the same in every epoch. Needs
-            validation batches that are the same in every epoch; 0 keeps nothing.
+        keep_bytes: Size of the cache of the frozen stages' output on validation images, in bytes; 0 caches nothing. The
+            validation batches must be the same in every epoch.
 
     Attributes:
         networks: The cells' own networks, in the order of `cells`.
         progress: The state of each cell.
-        clock: The time that the run and each cell have taken.
+        clock: Time spent on the run and on each cell.
     """
 
     # frozen stages are not in a checkpoint: they come from the backbone
@@ -136,7 +136,7 @@ class BlockwiseModule(L.LightningModule):
         fraction = batch_fraction(len(labels), labels.device)
         for index, activations in self._cells_at_boundaries(images):
             if fraction:
-                # every cell draws the same random numbers, alone or beside others
+                # each cell draws the same random numbers whether it trains alone or beside others
                 torch.manual_seed(derive_seed(self._seed, self.current_epoch, batch_idx, rank()))
                 logits = self.networks[index](self.backbone, activations)
                 self.manual_backward(fraction * self._loss(logits, labels))
@@ -162,7 +162,7 @@ class BlockwiseModule(L.LightningModule):
                 self._outputs[split].add_logits(index, self.networks[index](self.backbone, activations))
 
     def on_validation_epoch_end(self) -> None:
-        """End the epoch of every active cell: metrics, best epoch, early stopping."""
+        """Compute the metrics of every active cell, update its best epoch and apply early stopping."""
         if self.trainer.sanity_checking:
             self._metrics("val")
             return
@@ -179,19 +179,19 @@ class BlockwiseModule(L.LightningModule):
             self.trainer.should_stop = True
 
     def on_train_start(self) -> None:
-        """Do not train on where every cell of the checkpoint has stopped."""
+        """Stop at once if all cells in the checkpoint have stopped early."""
         if not self._active():
             self.trainer.should_stop = True
 
     def on_test_start(self) -> None:
-        """Restore the best epoch of every cell."""
+        """Restore the weights of every cell's best epoch."""
         for network, progress in zip(self.networks, self.progress, strict=True):
             if progress.status in ("running", "stopped"):
                 network.load_trained_state(progress.best_state)
                 progress.status = "running"
 
     def on_test_epoch_end(self) -> None:
-        """Keep the test metrics and predictions of each cell."""
+        """Store the test metrics and predictions of each cell."""
         logits, labels = self._outputs["test"].pop(self._active())
         for index, values in logits.items():
             progress = self.progress[index]
@@ -200,7 +200,7 @@ class BlockwiseModule(L.LightningModule):
             progress.status = "finished"
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save what the cells train, their progress, and the outputs of the epoch so far."""
+        """Save the cells' trained tensors, their progress, and the outputs of the epoch so far."""
         logits, labels = self._outputs["train"].state()
         checkpoint["state_dict"] = {}
         checkpoint["labels"] = labels
@@ -211,7 +211,7 @@ class BlockwiseModule(L.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore what was saved; the checkpoint may hold other cells as well."""
+        """Restore the cells; the checkpoint may contain other cells as well."""
         saved, optimizers = checkpoint["cells"], checkpoint["optimizer_states"]
         own = [saved[cell.key] for cell in self.cells]
         order = list(saved)
@@ -230,16 +230,18 @@ class BlockwiseModule(L.LightningModule):
         return [index for index, progress in enumerate(self.progress) if progress.active]
 
     def _metrics(self, split: str) -> dict[int, Metrics]:
-        """Return the metrics of every active cell on a split since the last call."""
+        """Return the metrics of every active cell on a split, computed from all outputs since the last call."""
         logits, labels = self._outputs[split].pop(self._active())
         return {index: self._compute_metrics(values, labels) for index, values in logits.items()}
 
     def _cells_at_boundaries(
         self, images: Tensor, cached_batch: int | None = None
     ) -> Iterator[tuple[int, Activations | Any]]:
-        """Yield each active cell with the activations at its boundary, input side first.
+        """Yield the index of each active cell and the activations at its boundary, input side first.
 
-        `cached_batch` is the number of a batch whose images are the same in every epoch.
+        Args:
+            images: Normalised images, shape (batch, channels, height, width).
+            cached_batch: Index of the batch if its images are the same in every epoch, else None.
         """
         at: dict[int, list[int]] = {}
         for index in self._active():

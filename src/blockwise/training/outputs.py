@@ -1,4 +1,4 @@
-"""What a module keeps per cell while it trains: the outputs of an epoch, and the time each cell takes."""
+"""Per-cell state during training: the outputs of an epoch, and the time spent on each cell."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ class EpochOutputs:
         return [gather(_concatenate(logits)) for logits in self._logits], gather(_concatenate(self._labels))
 
     def load_state(self, logits: Sequence[Tensor], labels: Tensor) -> None:
-        """Restore what `state` returned; it was gathered from all processes, so the first one alone holds it."""
+        """Restore what `state` returned, on rank 0 only, since it was gathered from all processes."""
         restore = bool(len(labels)) and rank() == 0
         self._logits = [[values] if restore else [] for values in logits]
         self._labels = [labels] if restore else []
 
 
 class Clock:
-    """Measures how long a run takes, and how much of it each cell takes alone.
+    """Measures the time of a run and the time spent on each cell alone.
 
     Attributes:
-        seconds_before: Time that was spent before the checkpoint from which training resumed.
+        seconds_before: Time spent before the checkpoint from which training resumed, in seconds.
     """
 
     def __init__(self) -> None:
@@ -67,17 +67,17 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """Time of the whole run, the part before the checkpoint included."""
+        """Time of the whole run in seconds, including the part before the checkpoint."""
         return self.seconds_before + perf_counter() - self._start
 
     @contextmanager
     def charge(self, progress: Progress) -> Iterator[None]:
-        """Add the time that the block takes to a cell's own."""
+        """Add the time spent inside a `with` block to a cell's own time."""
         start = perf_counter()
         yield
         progress.seconds += perf_counter() - start
 
 
 def _concatenate(batches: list[Tensor]) -> Tensor:
-    # outputs from a checkpoint are in the CPU's memory
+    # outputs from a checkpoint are on the CPU
     return torch.cat([batch.to(batches[-1].device) for batch in batches]) if batches else torch.empty(0)

@@ -1,4 +1,4 @@
-"""Cells in training -> the records that are kept of them (schema 1)."""
+"""Make the records (schema 1) of cells in training."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Recorder:
     """Makes the records of a module's cells.
 
     Attributes:
-        backbone: The network that is trained.
-        data: Returns the entry on the data set, from the trainer that has seen it.
-        classes: Names of the classes.
-        settings: Returns every setting that changes a cell's result.
+        backbone: The fine-tuned network.
+        data: Returns the data entry of the records, given the trainer.
+        classes: Class names.
+        settings: Returns all settings that change a cell's result.
     """
 
     backbone: Backbone
@@ -42,7 +42,7 @@ class Recorder:
     settings: Callable[[Cell], dict[str, Any]]
 
     def records(self, module: BlockwiseModule) -> list[Record]:
-        """Return the record of every cell in its present state; `status` is `running` until a cell is finished."""
+        """Return the record of every cell in its current state; `status` is `running` until a cell is finished."""
         data = self.data(module.trainer)
         shared = module.clock.seconds - sum(progress.seconds for progress in module.progress)
         return [
@@ -53,7 +53,7 @@ class Recorder:
         ]
 
     def save(self, store: ResultStore, module: BlockwiseModule) -> list[Record]:
-        """Write record, history, predictions and weights of every cell, and return the records."""
+        """Write the record, history, predictions and weights of every cell, and return the records."""
         records = self.records(module)
         for record, progress in zip(records, module.progress, strict=True):
             predictions = [(self.classes[label], self.classes[predicted]) for label, predicted in progress.predictions]
@@ -69,7 +69,7 @@ class Recorder:
         progress: Progress,
         seconds: float,
     ) -> Record:
-        """Return the record of a cell; `seconds` is its own time and its share of the common time."""
+        """Return the record of a cell; `seconds` is its own time plus its share of the common time."""
         best = progress.best if progress.status == "finished" else None
         parameters = sum(layer.num_parameters for layer in partition.layers)
         settings = self.settings(cell)
@@ -91,7 +91,7 @@ class Recorder:
 
 
 def _cell_entry(partition: Partition, cell: Cell, trainable_parameters: int) -> CellEntry:
-    """Describe a cell: its first and last trained layer, and the quarter of the network that a single block lies in."""
+    """Return the entry of a cell: its scope, its first and last trained layer, and the quarter of a single block."""
     scope = cell.scope
     blocks = [partition.blocks[block] for block in scope.blocks]
     common: dict[str, Any] = {

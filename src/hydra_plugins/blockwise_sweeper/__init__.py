@@ -1,1 +1,1 @@
-"""Hydra finds its plugins below this package."""
+"""The namespace in which Hydra looks for plugins."""

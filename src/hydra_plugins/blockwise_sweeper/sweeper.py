@@ -1,8 +1,8 @@
-"""Hydra's basic sweeper, except that the `block` axis stays together.
+"""Hydra's basic sweeper, except that the values of the `block` axis stay in one job.
 
-`block=0,1,2` or `block=range(0,12)` becomes one job with a list of scopes, trained side by side, instead of a job
-a block; every other axis (`model`, `data`, `seed`, ...) is swept as usual. `sweeper.cells_per_job` bounds a job.
-Where it does, `top3` is a job of a second batch, which a launcher begins when the blocks to choose from are trained.
+`block=0,1,2` or `block=range(0,12)` becomes one job with a list of scopes, trained side by side, instead of one job per
+block. All other axes (`model`, `data`, `seed`, ...) are swept as usual. `sweeper.cells_per_job` limits the cells per
+job. With this limit, scopes such as `top3` run in a second batch of jobs, after the blocks that they choose from.
 """
 
 import shutil
@@ -19,18 +19,18 @@ from omegaconf import DictConfig
 from blockwise.errors import InputError
 
 TOGETHER = "block"
-# the scopes that choose among blocks already trained
+# prefix of the scopes that choose among trained blocks
 TOP = "top"
-# Hydra executes this file outside of `sys.modules`: annotations of the dataclass must not be postponed.
+# no `from __future__ import annotations`: Hydra executes this file outside of `sys.modules`
 
 
 @dataclass
 class BlockAxisSweeperConf:
-    """What `hydra/sweeper=blockwise` means."""
+    """The config `hydra/sweeper=blockwise`."""
 
     _target_: str = "hydra_plugins.blockwise_sweeper.sweeper.BlockAxisSweeper"
     max_batch_size: int | None = None
-    # axes from a config: a text as on the command line, or a list of values
+    # axes in a config: a text as on the command line, or a list of values
     params: dict[str, Any] = field(default_factory=dict)
 
 
@@ -40,20 +40,20 @@ ConfigStore.instance().store(
 
 
 class BlockAxisSweeper(BasicSweeper):
-    """Sweeps over every axis but `block`.
-
-    Raises:
-        InputError: The jobs are for Slurm, and it is not here.
-    """
+    """Sweeps over all axes except `block`."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Get ready."""
+        """Set up Hydra's sweeper, after checking the launcher.
+
+        Raises:
+            InputError: The launcher is for Slurm, which is not installed.
+        """
         if config.hydra.launcher._target_.endswith("SlurmLauncher") and shutil.which("srun") is None:
-            raise InputError("hydra/launcher=submitit_slurm finds no srun: start it where Slurm is installed")
+            raise InputError("hydra/launcher=submitit_slurm finds no srun: run it on a machine with Slurm")
         super().setup(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def _parse_config(self) -> list[str]:
-        """Return the axes that a config names, as on the command line."""
+        """Return the axes of a config as command-line overrides."""
         values = ((k, v if isinstance(v, str) else ",".join(map(str, v))) for k, v in (self.params or {}).items())
         return [f"{key}={value}" for key, value in values]
 
@@ -70,7 +70,7 @@ class BlockAxisSweeper(BasicSweeper):
         return [chunk for batch in batches if batch for chunk in self.split_overrides_to_chunks(batch, max_batch_size)]
 
     def _divide(self, job: list[str], cells: int) -> list[list[str]]:
-        """Cut a job into jobs of at most so many cells, of one scope at least, `top3` and the like apart."""
+        """Split a job into jobs of at most `cells` cells, but at least one scope; `top` scopes get their own jobs."""
         assert self.hydra_context is not None
         assert self.config is not None
         cfg = self.hydra_context.config_loader.load_sweep_config(self.config, list(job))
@@ -89,12 +89,12 @@ class BlockAxisSweeper(BasicSweeper):
 
 
 def _chooses(job: list[str]) -> bool:
-    """Whether a job trains scopes that wait for others."""
+    """Return whether a job trains `top` scopes, which need the results of other jobs."""
     return any(override.startswith(f"{TOGETHER}=[{TOP}") for override in job)
 
 
 def _values(value: Any) -> list[str]:
-    """Return a list of texts from one value or several."""
+    """Return a value, or several, as a list of texts."""
     return [str(value)] if isinstance(value, (str, int, float)) else [str(item) for item in value]
 
 
@@ -102,7 +102,7 @@ def _together(override: Override) -> Override:
     if override.get_key_element() != TOGETHER or not override.is_sweep_override():
         return override
     values = list(override.sweep_string_iterator())
-    if any(value.startswith("[") for value in values):  # lists of scopes: a job a list, as written
+    if any(value.startswith("[") for value in values):  # several lists of scopes: one job per list
         return override
     (joined,) = OverridesParser.create().parse_overrides([f"{TOGETHER}=[{','.join(values)}]"])
     return joined

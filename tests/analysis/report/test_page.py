@@ -1,4 +1,4 @@
-"""The report: its files, its page in a real browser, and what it makes of little."""
+"""The report: its files, its page in a real browser, and reports of few records."""
 
 import re
 import shutil
@@ -102,7 +102,7 @@ def test_in_a_browser_tables_sort_and_filter(page, scheme):
 def test_of_little_it_says_that_it_is_little(tmp_path, records):
     text = write_report(records, tmp_path).read_text()
     assert text.count("not-enough-data") >= 4
-    assert "there is not enough data to rank them" in text
+    assert "There is not enough data for ranks" in text
     assert not (tmp_path / "tables" / "ranks.csv").exists()
 
 
@@ -129,7 +129,7 @@ def test_damaged_files_beside_a_record_are_left_out(tmp_path):
     for number, path in enumerate(sorted((tmp_path / "results").rglob("*.csv"))):
         path.write_text(["", "epoch,val_top1\n0,x\n", "a,b\n1,2\n", "\0\0"][number % 4])
     text = write_report(read_records(tmp_path / "results"), tmp_path / "report").read_text()
-    assert "What the best cell confuses" not in text
+    assert "Confusion matrix of the best cell" not in text
 
 
 def test_settings_tell_sweeps_of_one_name_apart(tmp_path):

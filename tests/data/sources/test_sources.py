@@ -39,7 +39,7 @@ def test_caltech101_leaves_the_background_out(tmp_path):
     (folder / "ant" / ".DS_Store").write_text("")
     splits = Caltech101(tmp_path, train_per_class=6, val_per_class=2, test_per_class=4).splits()
     assert splits.classes == ("ant", "crab")
-    assert counts(splits) == [8, 4, 7]  # ant has three left to test, crab four of six
+    assert counts(splits) == [8, 4, 7]  # 3 ant images are left to test, and 4 of 6 crab images are used
 
 
 def test_caltech101_defaults_are_thirty_and_five(tmp_path):
@@ -72,19 +72,19 @@ def test_missing_data_names_the_place_and_how_to_fetch_it(tmp_path, offline, sou
     message = str(caught.value)
     assert str(tmp_path / place) in message
     assert "Network is unreachable" in message
-    assert "fetch" in message
+    assert "download" in message
     assert "https://" in message
     assert "\n" not in message
 
 
 def test_missing_data_is_not_fetched_where_the_user_says_so(tmp_path):
-    with pytest.raises(InputError, match=r"data.download=false.*fetch"):
+    with pytest.raises(InputError, match=r"data.download=false.*download"):
         Caltech101(tmp_path, download=False).splits()
 
 
 @pytest.fixture
 def flowers(tmp_path, monkeypatch):
-    """Three images a class in torchvision's layout, their MD5 sums in place of the official ones."""
+    """Three images per class in torchvision's layout; their MD5 sums replace the official ones."""
     folder = tmp_path / "flowers-102"
     (folder / "jpg").mkdir(parents=True)
     total = 306
@@ -112,7 +112,7 @@ def test_flowers102_keeps_the_official_split(flowers):
 
 @pytest.mark.data
 def test_flowers102_official_counts(photographs, tmp_path, monkeypatch):
-    """The two real files of the data set give 1,020, 1,020 and 6,149 images, ten a class to train on."""
+    """The data set's real label files give 1,020, 1,020 and 6,149 images, with ten training images per class."""
     shutil.copytree(photographs / "flowers-102", tmp_path / "flowers-102")
     monkeypatch.setattr(datasets.Flowers102, "_check_integrity", lambda _: True)
     splits = Flowers102(tmp_path, download=False).splits()
@@ -149,7 +149,7 @@ def test_imagefolder_with_given_splits(tmp_path):
     assert counts(ImageFolder(tmp_path).splits()) == [12, 4, 6]
     assert counts(ImageFolder(tmp_path, train_per_class=5, test_per_class=1).splits()) == [10, 4, 2]
     shutil.rmtree(tmp_path / "val")
-    (tmp_path / "test").rename(tmp_path / "Test")  # whatever the case
+    (tmp_path / "test").rename(tmp_path / "Test")  # names of split folders are case-insensitive
     held = ImageFolder(tmp_path, val_per_class=2).splits()
     assert counts(held) == [8, 4, 6]
     assert not {s.name for s in held.train} & {s.name for s in held.val}
@@ -159,9 +159,9 @@ def test_imagefolder_with_given_splits(tmp_path):
     ("layout", "options", "message"),
     [
         ({"train": {"x": 4}}, {}, "has train but no test"),
-        ({"train": {"x": 4, "y": 4}, "test": {"x": 4, "z": 1}}, {}, "differ in their classes: y, z"),
+        ({"train": {"x": 4, "y": 4}, "test": {"x": 4, "z": 1}}, {}, "do not have the same classes: y, z"),
         ({"train": {"x": 4, "y": 1}, "test": {"x": 4, "y": 1}}, {}, "data.val_per_class=1 does not fit"),
-        ({"x": {}}, {}, "holds no images"),
+        ({"x": {}}, {}, "contains no images"),
         ({"x": {"": 3}, "y": {"": 9}}, {"train_per_class": 5}, "class 'x' has 3 images, so choose at most 2"),
     ],
 )

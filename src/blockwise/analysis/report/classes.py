@@ -1,4 +1,4 @@
-"""Kept predictions -> which classes are confused, and which gain."""
+"""Per-class results from stored predictions: confusion matrices and gains."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ SHOWN = 20
 
 
 def predictions(row: Row) -> pd.DataFrame | None:
-    """Return `label` and `predicted` of every test image, all seeds together; None where they are not kept."""
-    found = [frame for record in row.records if (frame := _read(record.folder)) is not None]
-    return pd.concat(found) if found else None
+    """Return `label` and `predicted` of every test image for all seeds; None if there are no stored predictions."""
+    frames = [frame for record in row.records if (frame := _read(record.folder)) is not None]
+    return pd.concat(frames) if frames else None
 
 
 def history(row: Row) -> pd.Series | None:
-    """Return validation accuracy by epoch, the mean of all seeds; None where it is not kept."""
-    kept = [read_history(folder) for record in row.records if (folder := record.folder) is not None]
-    found = [pd.Series([epoch["val"]["top1"] for epoch in epochs]) for epochs in kept if epochs]
-    return pd.concat(found, axis=1).mean(axis=1) if found else None
+    """Return validation accuracy by epoch, averaged over seeds; None if there is no stored history."""
+    histories = [read_history(folder) for record in row.records if (folder := record.folder) is not None]
+    curves = [pd.Series([epoch["val"]["top1"] for epoch in epochs]) for epochs in histories if epochs]
+    return pd.concat(curves, axis=1).mean(axis=1) if curves else None
 
 
 def confusion_matrix(kept: pd.DataFrame, most: int = SHOWN) -> pd.DataFrame:
-    """Return fractions of each true class (line) that are taken for each class (column).
+    """Return the fraction of each true class (row) that is predicted as each class (column).
 
-    Of more than `most` classes, the ones with the most errors are kept; lines then do not add up to 1.
+    With more than `most` classes, only those with the most errors are shown, and rows do not add up to 1.
     """
     matrix = pd.crosstab(kept["label"], kept["predicted"], normalize="index")
     classes = sorted(set(matrix.index) | set(matrix.columns))
@@ -42,9 +42,9 @@ def confusion_matrix(kept: pd.DataFrame, most: int = SHOWN) -> pd.DataFrame:
 
 
 def gains_by_class(kept: pd.DataFrame, baseline: pd.DataFrame, most: int = SHOWN) -> pd.Series:
-    """Return by how much each class is recognised more often than by a baseline, the most first.
+    """Return the gain in accuracy of each class over a baseline, as fractions, highest first.
 
-    Of more than `most` classes, those at both ends are kept.
+    With more than `most` classes, only those with the highest and the lowest gains are returned.
     """
     gains = (_recall(kept) - _recall(baseline)).dropna().sort_values(ascending=False, kind="stable")
     return gains if len(gains) <= most else pd.concat([gains.iloc[: most // 2], gains.iloc[-(most // 2) :]])
@@ -59,6 +59,6 @@ def _read(folder: str | None) -> pd.DataFrame | None:
         return None
     try:
         frame = pd.read_csv(Path(folder, PREDICTIONS), keep_default_na=False, dtype=str)[["label", "predicted"]]
-    except (OSError, ValueError, KeyError):  # not kept, or cut off
+    except (OSError, ValueError, KeyError):  # missing or truncated
         return None
     return frame if len(frame) else None

@@ -1,4 +1,4 @@
-"""Records -> a report: one page that needs no network, and its tables and figures as files."""
+"""Write a report of records: a self-contained HTML page, and its tables and figures as files."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Picture:
     """A figure of the page.
 
     Attributes:
-        name: Of its files.
-        title: Its heading.
-        note: What it shows, for those who cannot see it, too.
-        figure: What is drawn.
+        name: Name of its files, without the suffix.
+        title: Heading.
+        note: Description, also for readers who cannot see the figure.
+        figure: The figure itself.
     """
 
     name: str
@@ -49,15 +49,15 @@ class Picture:
 
     @cached_property
     def drawing(self) -> str:
-        """The figure as SVG, on nothing."""
+        """The figure as SVG with a transparent background."""
         text = StringIO()
         with mpl.rc_context({"svg.hashsalt": self.name}):  # the same figure gives the same file
             self.figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-        self.figure.set_layout_engine("none")  # everything has its place by now: other formats need not look for it
+        self.figure.set_layout_engine("none")  # keep this layout for other formats instead of computing it again
         return text.getvalue()
 
     def save(self, folder: Path) -> list[Path]:
-        """Write it as SVG and PNG."""
+        """Write the figure as SVG and PNG, and return the paths."""
         paths = [folder / f"{self.name}.{suffix}" for suffix in ("svg", "png")]
         paths[0].write_text(self.drawing, encoding="utf-8")
         self.figure.savefig(paths[1], dpi=150)
@@ -65,7 +65,7 @@ class Picture:
 
     @property
     def svg(self) -> str:
-        """The drawing for a page, narrower where there is no room; black takes the colour of the page's text."""
+        """The drawing for the page: it shrinks to the available width, and black becomes the text colour."""
         drawing = self.drawing[self.drawing.index("<svg") :]
         drawing = re.sub(r'(<svg[^>]*?) width="([^"]*)"', r'\1 role="img" style="max-width: \2"', drawing, count=1)
         drawing = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", drawing, count=1)
@@ -78,77 +78,78 @@ def write_report(records: Sequence[Record], folder: Path) -> Path:
     Raises:
         InputError: The folder cannot be written to.
     """
-    found = sweeps(records)
-    shown = list(_tables(found, records))
-    with mpl.rc_context({"text.parse_math": False}):  # names may hold a dollar
-        drawn = list(_pictures(found))
+    recorded = sweeps(records)
+    report_tables = list(_tables(recorded, records))
+    with mpl.rc_context({"text.parse_math": False}):  # names may contain a dollar sign
+        pictures = list(_pictures(recorded))
     try:
         parts: Sequence[tables.ReportTable | Picture]
-        for name, parts in (("tables", shown), ("figures", drawn)):
+        for name, parts in (("tables", report_tables), ("figures", pictures)):
             (folder / name).mkdir(parents=True, exist_ok=True)
             for part in parts:
                 part.save(folder / name)
         page = folder / PAGE
-        page.write_text(_page(found, records, shown, drawn), encoding="utf-8")
+        page.write_text(_page(recorded, records, report_tables, pictures), encoding="utf-8")
     except OSError as error:
         raise InputError(f"{error.filename or folder} cannot be written to ({error.strerror})") from error
     return page
 
 
-def _tables(found: Sequence[Sweep], records: Sequence[Record]) -> Iterator[tables.ReportTable]:
-    yield tables.claims_table(found)
-    yield tables.summary_table(found)
-    yield tables.quarters_table(found)
-    yield tables.tests_table(found)
-    if (ranked := ranks(accuracy_matrix(found))) is not None:
+def _tables(recorded: Sequence[Sweep], records: Sequence[Record]) -> Iterator[tables.ReportTable]:
+    yield tables.claims_table(recorded)
+    yield tables.summary_table(recorded)
+    yield tables.quarters_table(recorded)
+    yield tables.tests_table(recorded)
+    if (ranked := ranks(accuracy_matrix(recorded))) is not None:
         yield tables.ranks_table(ranked)
-    yield tables.selection_table(found)
-    yield tables.scopes_table(found)
-    if (gaps := tables.gaps_table(found)) is not None:
+    yield tables.selection_table(recorded)
+    yield tables.scopes_table(recorded)
+    if (gaps := tables.gaps_table(recorded)) is not None:
         yield gaps
     yield tables.provenance_table(records)
 
 
-def _pictures(found: Sequence[Sweep]) -> Iterator[Picture]:
+def _pictures(recorded: Sequence[Sweep]) -> Iterator[Picture]:
     def by_place(sweep: Sweep) -> tuple[str, str]:
         return sweep.data, sweep.partition
 
-    for (data, partition), group in groupby(sorted(found, key=by_place), key=by_place):
+    for (data, partition), group in groupby(sorted(recorded, key=by_place), key=by_place):
         sweeps_of = [sweep for sweep in group if sweep.single_blocks]
         if sweeps_of:
             yield from _of_one_data_set(sweeps_of, f"{data}, {partition}", f"{data}-{partition}")
-    with_blocks = [sweep for sweep in found if sweep.single_blocks]
+    with_blocks = [sweep for sweep in recorded if sweep.single_blocks]
     if any(sweep.row(name) for sweep in with_blocks for name in figures.BASELINES):
         yield Picture(
             "gain-by-quarter",
             "Gain by quarter",
-            "What the best block of each quarter (by validation) gains over both baselines: a dot for each backbone "
-            "and data set, boxes from quartile to quartile.",
+            "Gain of the best block of each quarter (by validation) over both baselines. One dot per backbone and data "
+            "set; boxes from the first to the third quartile.",
             figures.gain_by_quarter(with_blocks, treatment),
         )
-    if (ranked := ranks(accuracy_matrix(found))) is not None:
+    if (ranked := ranks(accuracy_matrix(recorded))) is not None:
         yield Picture(
             "critical-differences",
             "Critical differences",
-            "Mean ranks, 1 the most accurate; a bar joins what Nemenyi's test does not tell apart.",
+            "Mean ranks; 1 is the highest accuracy. Bars join treatments that do not differ significantly in Nemenyi's "
+            "test.",
             figures.critical_differences(ranked),
         )
 
 
-def _of_one_data_set(found: Sequence[Sweep], title: str, name: str) -> Iterator[Picture]:
+def _of_one_data_set(recorded: Sequence[Sweep], title: str, name: str) -> Iterator[Picture]:
     yield Picture(
         f"accuracy-by-block-{name}",
         f"Accuracy by block: {title}",
-        "Mean test accuracy of each block beside both baselines; bands are a standard deviation over seeds.",
-        figures.accuracy_by_block(found),
+        "Mean test accuracy of each block and of both baselines; bands show one standard deviation over seeds.",
+        figures.accuracy_by_block(recorded),
     )
-    if any(sweep.row("head") for sweep in found):
+    if any(sweep.row("head") for sweep in recorded):
         yield Picture(
             f"depth-{name}",
             f"Gain by depth: {title}",
-            "Test accuracy of each block minus that of the head alone, from the pixels (0) to the head (1). Stars: "
+            "Test accuracy of each block minus that of head only, from the pixels (0) to the head (1). Stars mark the "
             "blocks chosen by validation.",
-            figures.depth_map(found),
+            figures.depth_map(recorded),
         )
     costs: tuple[figures.Cost, ...] = ("trainable", "seconds")
     for cost in costs:
@@ -156,48 +157,48 @@ def _of_one_data_set(found: Sequence[Sweep], title: str, name: str) -> Iterator[
             f"{cost}-{name}",
             f"Accuracy against {figures.COSTS[cost]}: {title}",
             "Every scope of every backbone, mean over seeds.",
-            figures.accuracy_against_cost(found, cost),
+            figures.accuracy_against_cost(recorded, cost),
         )
     yield Picture(
         f"selection-{name}",
         f"Chosen by validation, highest on test: {title}",
-        "The distance between the two is what an honest choice costs.",
-        figures.selection_cost(found),
+        "The distance between the two is the cost of choosing on validation instead of on test.",
+        figures.selection_cost(recorded),
     )
-    if (curves := figures.training_curves(found, history)) is not None:
+    if (curves := figures.training_curves(recorded, history)) is not None:
         yield Picture(f"curves-{name}", f"Training: {title}", "Validation accuracy by epoch, mean over seeds.", curves)
-    yield from _of_the_best_cell(found, title, name)
+    yield from _of_the_best_cell(recorded, title, name)
 
 
-def _of_the_best_cell(found: Sequence[Sweep], title: str, name: str) -> Iterator[Picture]:
-    """Draw what the best block of the backbone that validates best confuses, and which classes gain most by it."""
-    sweep = max(found, key=lambda sweep: sweep.single_blocks[0].mean("val"))
+def _of_the_best_cell(recorded: Sequence[Sweep], title: str, name: str) -> Iterator[Picture]:
+    """Plot confusion matrix and gains per class for the block with the highest validation accuracy of all backbones."""
+    sweep = max(recorded, key=lambda sweep: sweep.single_blocks[0].mean("val"))
     best, head = sweep.single_blocks[0], sweep.row("head")
     if (kept := predictions(best)) is None:
         return
     which = f"{sweep.backbone}, block {best.scope}"
     matrix = confusion_matrix(kept)
-    part = "" if len(matrix) == kept["label"].nunique() else f" The {len(matrix)} classes with the most errors."
+    part = "" if len(matrix) == kept["label"].nunique() else f" Only the {len(matrix)} classes with the most errors."
     yield Picture(
         f"confusion-{name}",
-        f"What the best cell confuses: {which}, {title}",
-        f"Fractions of the test images of a true class.{part}",
+        f"Confusion matrix of the best cell: {which}, {title}",
+        f"Each row shows the predictions for one true class, as fractions of its test images.{part}",
         figures.confusion(matrix),
     )
     if head is not None and (base := predictions(head)) is not None:
         yield Picture(
             f"class-gains-{name}",
-            f"Which classes gain: {which}, {title}",
-            "By how much the block recognises each class more often than the head alone.",
+            f"Gain by class: {which}, {title}",
+            "Accuracy of each class with the block minus that with head only.",
             figures.class_gains(gains_by_class(kept, base)),
         )
 
 
 def _page(
-    found: Sequence[Sweep],
+    recorded: Sequence[Sweep],
     records: Sequence[Record],
-    shown: Sequence[tables.ReportTable],
-    drawn: Sequence[Picture],
+    report_tables: Sequence[tables.ReportTable],
+    pictures: Sequence[Picture],
 ) -> str:
     loader = PackageLoader("blockwise.analysis.report", "template")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
@@ -205,15 +206,15 @@ def _page(
     bundle = Path(itables.__file__).parent / "html"
     seeds = {record.seed for record in records}
     return environment.get_template("report.html").render(
-        tables={table.name: table for table in shown},
-        pictures=drawn,
+        tables={table.name: table for table in report_tables},
+        pictures=pictures,
         facts={
             "records": len(records),
-            "backbones": len({sweep.backbone for sweep in found}),
-            "data sets": len({sweep.data for sweep in found}),
+            "backbones": len({sweep.backbone for sweep in recorded}),
+            "data sets": len({sweep.data for sweep in recorded}),
             "seeds": len(seeds),
         },
-        settings=[(sweep.title, _settings(sweep)) for sweep in found],
+        settings=[(sweep.title, _settings(sweep)) for sweep in recorded],
         version=version("blockwise"),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         css=(assets / "report.css").read_text(),

@@ -13,7 +13,7 @@ BACKGROUND = "BACKGROUND_Google"
 
 
 class Caltech101(Source):
-    """101 categories (the background class left out), split by seed."""
+    """101 categories, without the background class, split at random by seed."""
 
     name = "caltech101"
 
@@ -37,12 +37,16 @@ class Caltech101(Source):
         self.download = download
 
     def splits(self) -> Splits:
-        """Find the images, fetching them first where they are missing."""
+        """Return the splits; download the images first if they are missing.
+
+        Raises:
+            InputError: The images are missing, or a class is too small for the split.
+        """
         if not self.folder.is_dir():
             self._fetch()
         samples, classes = samples_in(self.folder, without=[BACKGROUND])
         if not samples:
-            raise InputError(f"{self.folder} holds no images: it must hold one folder of images a category")
+            raise InputError(f"{self.folder} contains no images: it must contain one folder of images per category")
         return split_by_seed(samples, classes, **self.sizes, seed=self.seed)
 
     def _fetch(self) -> None:
@@ -54,7 +58,7 @@ class Caltech101(Source):
                 reason = f"the download failed: {error}"
         if not self.folder.is_dir():
             raise InputError(
-                f"Caltech-101 is not in {self.folder} ({reason}): fetch caltech-101.zip from "
-                "https://data.caltech.edu/records/mzrjq-6wc02 and unpack it so that this folder holds one folder of "
-                "images a category, or name another place with data.root=<folder that holds caltech101>"
+                f"Caltech-101 is not in {self.folder} ({reason}): download caltech-101.zip from "
+                "https://data.caltech.edu/records/mzrjq-6wc02 and unpack it so that this folder contains one folder of "
+                "images per category, or set data.root=<folder that contains caltech101>"
             )

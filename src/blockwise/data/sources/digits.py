@@ -9,7 +9,7 @@ from blockwise.errors import InputError
 
 
 class Digits(Source):
-    """The digits, split by seed."""
+    """Handwritten digits, split at random by seed."""
 
     name = "digits"
 
@@ -29,12 +29,16 @@ class Digits(Source):
         self.seed = seed
 
     def splits(self) -> Splits:
-        """Return the digits as greyscale images."""
+        """Return the splits, with the digits as greyscale images.
+
+        Raises:
+            InputError: scikit-learn is not installed, or a class is too small for the split.
+        """
         try:
             from sklearn.datasets import load_digits
         except ImportError as error:
             raise InputError(
-                "data=digits comes with scikit-learn, which is not installed: pip install scikit-learn"
+                "data=digits is part of scikit-learn, which is not installed: pip install scikit-learn"
             ) from error
         digits = load_digits()
         pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)

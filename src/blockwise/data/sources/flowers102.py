@@ -11,7 +11,7 @@ from blockwise.errors import InputError
 
 
 class Flowers102(Source):
-    """102 classes; 1,020 images to train, 1,020 to validate, 6,149 to test, each optionally capped by class."""
+    """102 classes; 1,020 training, 1,020 validation and 6,149 test images; `*_per_class` caps a split."""
 
     name = "flowers102"
 
@@ -31,7 +31,11 @@ class Flowers102(Source):
         self.download = download
 
     def splits(self) -> Splits:
-        """Read the official split, fetching the data first where it is missing (checked against MD5 sums)."""
+        """Return the official splits; download the data first if it is missing (files are checked by MD5 sum).
+
+        Raises:
+            InputError: The data is missing or damaged.
+        """
         reason = "data.download=false"
         try:
             datasets.Flowers102(self.root, download=self.download)
@@ -40,13 +44,13 @@ class Flowers102(Source):
                 reason = f"the download failed: {error}"
             folder = self.root / "flowers-102"
             raise InputError(
-                f"Oxford Flowers 102 is not in {folder} ({reason}): fetch 102flowers.tgz, imagelabels.mat and "
-                "setid.mat from https://www.robots.ox.ac.uk/~vgg/data/flowers/102/ into that folder and unpack the "
-                "archive there (to jpg/), or name another place with data.root=<folder that holds flowers-102>"
+                f"Oxford Flowers 102 is not in {folder} ({reason}): download 102flowers.tgz, imagelabels.mat and "
+                "setid.mat from https://www.robots.ox.ac.uk/~vgg/data/flowers/102/ to that folder and unpack the "
+                "archive there (to jpg/), or set data.root=<folder that contains flowers-102>"
             ) from error
-        found = {split: self._official(split) for split in self.sizes}
-        train, val, test = (cap(found[split], self.sizes[split], self.seed) for split in ("train", "val", "test"))
-        everything = [sample for part in found.values() for sample in part]
+        official = {split: self._official(split) for split in self.sizes}
+        train, val, test = (cap(official[split], self.sizes[split], self.seed) for split in ("train", "val", "test"))
+        everything = [sample for part in official.values() for sample in part]
         return Splits(tuple(str(label) for label in range(102)), train, val, test, fingerprint(everything))
 
     def _official(self, split: str) -> list[Sample]:

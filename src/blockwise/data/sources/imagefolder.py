@@ -1,4 +1,4 @@
-"""Any folder of images: one folder a class, with or without split folders above them."""
+"""Any folder of images with one folder per class, with or without folders for the splits."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from blockwise.data.samples import Sample, Source, Splits, cap, fingerprint, sam
 from blockwise.errors import InputError
 
 SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-LAYOUT = "one folder of images a class, or the folders train, val (optional) and test with these inside"
+LAYOUT = "one folder of images per class, or the folders train, val (optional) and test with class folders inside"
 
 
 class ImageFolder(Source):
-    """`root/<class>/*` split by seed, or `root/{train,val,test}/<class>/*` as given.
+    """Images in `root/<class>/`, split at random by seed, or in `root/{train,val,test}/<class>/`.
 
-    Without a `val` folder, validation images are held out of `train` by seed.
+    If there are split folders but no `val` folder, validation images are held out of `train` by seed.
 
     Args:
         root: The folder.
-        train_per_class: Images of a class to train on, those held out for validation included; None: 80 %, or all
-            of a given train folder.
-        val_per_class: How many of them are held out for validation; None: a quarter.
-        test_per_class: At most so many are tested; None: all.
-        seed: Another seed, another split.
-        name: What records call the data set.
-        url: An archive to fetch into the folder above where `root` is missing.
-        download: Whether to fetch it.
+        train_per_class: Training images per class, including those held out for validation; None uses 80 %, or the
+            whole train folder if there is one.
+        val_per_class: Validation images per class; None holds out a quarter of the training images, or uses the whole
+            val folder if there is one.
+        test_per_class: Maximum number of test images per class; None uses all.
+        seed: Seed of the split.
+        name: Name of the data set in records.
+        url: Archive to download and extract into the parent folder if `root` is missing.
+        download: Whether to download it.
     """
 
     def __init__(
@@ -53,14 +54,18 @@ class ImageFolder(Source):
         self.download = download
 
     def splits(self) -> Splits:
-        """Find the images."""
+        """Find the images and return their splits; download them first if `root` is missing.
+
+        Raises:
+            InputError: The folder is missing, has another layout, or is too small for the split.
+        """
         if not self.root.is_dir():
             self._fetch()
         if folders := self._split_folders():
             return self._given_splits(folders)
         samples, classes = samples_in(self.root)
         if not samples:
-            raise InputError(f"data.root={self.root} holds no images: it must hold {LAYOUT}")
+            raise InputError(f"data.root={self.root} contains no images: it must contain {LAYOUT}")
         return split_by_seed(
             samples,
             classes,
@@ -71,18 +76,18 @@ class ImageFolder(Source):
         )
 
     def _split_folders(self) -> dict[str, Path]:
-        """Return the folders of the splits, whatever case they are written in; none where `root` holds classes."""
+        """Return the folder of each split, matched case-insensitively; empty if `root` contains class folders."""
         entries = {entry.name.lower(): entry for entry in self.root.iterdir() if entry.is_dir()}
-        found = {s: entries[name] for s, names in SPLIT_NAMES.items() for name in names if name in entries}
-        if found and not {"train", "test"} <= set(found):
-            have, lacks = ", ".join(found), " and ".join(sorted({"train", "test"} - set(found)))
-            raise InputError(f"data.root={self.root} has {have} but no {lacks}: it must hold {LAYOUT}")
-        return found
+        folders = {s: entries[name] for s, names in SPLIT_NAMES.items() for name in names if name in entries}
+        if folders and not {"train", "test"} <= set(folders):
+            present, missing = ", ".join(folders), " and ".join(sorted({"train", "test"} - set(folders)))
+            raise InputError(f"data.root={self.root} has {present} but no {missing}: it must contain {LAYOUT}")
+        return folders
 
     def _given_splits(self, folders: dict[str, Path]) -> Splits:
         train, classes = samples_in(folders["train"], below=self.root)
         if not train:
-            raise InputError(f"{folders['train']} holds no images: data.root must hold {LAYOUT}")
+            raise InputError(f"{folders['train']} contains no images: data.root must contain {LAYOUT}")
         test = self._samples(folders["test"], classes)
         everything = [*train, *test]
         if "val" in folders:
@@ -98,8 +103,8 @@ class ImageFolder(Source):
     def _samples(self, folder: Path, classes: Sequence[str]) -> list[Sample]:
         samples, own = samples_in(folder, below=self.root)
         if own != list(classes):
-            odd = sorted(set(own) ^ set(classes))
-            raise InputError(f"{folder} and the train folder differ in their classes: {', '.join(odd)}")
+            different = sorted(set(own) ^ set(classes))
+            raise InputError(f"{folder} and the train folder do not have the same classes: {', '.join(different)}")
         return samples
 
     def _hold_out(self, samples: Sequence[Sample], classes: Sequence[str]) -> tuple[list[Sample], list[Sample]]:
@@ -108,8 +113,8 @@ class ImageFolder(Source):
         val_per_class = max(1, smallest // 4) if self.val_per_class is None else self.val_per_class
         if not 0 < val_per_class < smallest:
             raise InputError(
-                f"data.val_per_class={val_per_class} does not fit: the smallest class to train on has "
-                f"{smallest} images, so choose 1 to {max(smallest - 1, 1)}, or give a val folder"
+                f"data.val_per_class={val_per_class} does not fit: the smallest class has {smallest} training images, "
+                f"so choose 1 to {max(smallest - 1, 1)}, or add a val folder"
             )
         val = cap(capped, val_per_class, self.seed)
         held = {sample.name for sample in val}
@@ -123,7 +128,7 @@ class ImageFolder(Source):
             except Exception as error:
                 reason = f" (the download failed: {error})"
         if not self.root.is_dir():
-            fetch = f"fetch {self.url} and unpack it there, or " if self.url else ""
+            fetch = f"download {self.url} and unpack it there, or " if self.url else ""
             raise InputError(
-                f"data.root={self.root} is no folder{reason}: it must hold {LAYOUT}; {fetch}give another path"
+                f"data.root={self.root} is not a folder{reason}: it must contain {LAYOUT}; {fetch}set another data.root"
             )
