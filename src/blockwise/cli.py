@@ -136,7 +136,9 @@ def _job(cfg: DictConfig) -> Outcome | None:
 
 def _config_options(job: HydraConf) -> list[str]:
     """Return the command-line options that add a config folder or choose a config."""
-    folders = [source.path for source in job.runtime.config_sources if source.provider == "command-line"]
+    added = [Path(source.path) for source in job.runtime.config_sources if source.provider == "command-line"]
+    here = Path(job.runtime.cwd)  # in which jobs run as well
+    folders = [path.relative_to(here) if path.is_relative_to(here) else path for path in added]
     name = [] if job.job.config_name == CONFIG_NAME else [f"--config-name={job.job.config_name}"]
     return [*(f"--config-dir={folder}" for folder in folders), *name]
 

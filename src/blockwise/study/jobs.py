@@ -38,7 +38,7 @@ class Outcome:
     """How a job ended.
 
     Attributes:
-        overrides: Settings of the job, as on the command line.
+        overrides: Options and settings of the job, as on the command line.
         code: Exit code; negative if a signal killed the job.
         reason: Cause of the failure in one line; empty if the job succeeded.
         cells: Cells without a record, as far as the job reported them.
@@ -56,7 +56,7 @@ def run_job(overrides: Sequence[str], folder: Path, cwd: str = ".", options: Seq
     """Run a job in its own process and return its outcome.
 
     Args:
-        overrides: Settings of the job, as on the command line.
+        overrides: Options and settings of the job, as on the command line.
         folder: Folder of the job's log and outcome.
         cwd: Working directory of the job.
         options: Further command-line options, such as `--config-dir=...`.
@@ -65,7 +65,7 @@ def run_job(overrides: Sequence[str], folder: Path, cwd: str = ".", options: Seq
         Interrupted: Ctrl-C or SIGTERM; it was forwarded to the job, which has saved its work.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, FOLDER: str(folder), COMMAND: shlex.join(["blockwise", "train", *overrides])}
+    environment = {**os.environ, FOLDER: str(folder), COMMAND: shlex.join(["blockwise", "train", *options, *overrides])}
     # print a traceback on segmentation faults, too
     environment["PYTHONFAULTHANDLER"] = "1"
     command = [sys.executable, "-m", "blockwise.train", *options, "hydra.mode=RUN", *overrides]
@@ -76,7 +76,8 @@ def run_job(overrides: Sequence[str], folder: Path, cwd: str = ".", options: Seq
             code = process.wait()
     if received:
         raise Interrupted(received[0])
-    outcome = Outcome(list(overrides), code, _reason(code, folder / LOG), _cells(folder), str(folder / LOG))
+    log_path = folder / LOG
+    outcome = Outcome([*options, *overrides], code, _reason(code, log_path), _cells(folder), str(log_path))
     folder.mkdir(parents=True, exist_ok=True)  # the user may have removed it meanwhile
     with replacing(folder / OUTCOME) as temporary:
         temporary.write_text(json.dumps(asdict(outcome), indent=2) + "\n")
