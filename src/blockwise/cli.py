@@ -224,7 +224,7 @@ def _sync(options: argparse.Namespace) -> None:
 
     records = read_records(options.results)
     sync(records, options.project, options.entity, Console(markup=False))
-    print(f"{len(records)} runs uploaded to {options.project}")
+    print(f"{len(records)} runs are up to date in {options.project}")
 
 
 def _dashboard(options: argparse.Namespace) -> None:

@@ -140,7 +140,7 @@ def test_sync_sends_what_was_trained_without_wandb_and_once_only(call, tmp_path,
         assert done.returncode == 0, done.stderr
         records = read_records(tmp_path / "results")
         assert done.stdout.count("\n") < 4
-        assert "3 runs uploaded to blockwise" in done.stdout
+        assert "3 runs are up to date in blockwise" in done.stdout
         assert set(server.runs) == {settings_hash(record["settings"]) for record in records}
         for record in records:
             run = server.runs[settings_hash(record["settings"])]

@@ -137,7 +137,7 @@ def stage_backbone(network: nn.Module, partition: Partition, example: Tensor) ->
         example: At least two images, shape (batch, channels, height, width), for tracing and for the comparison.
 
     Raises:
-        CannotStageError: The forward pass cannot be traced, or the traced network gives another output.
+        CannotStageError: The forward pass cannot be traced, or the traced network gives a different output.
     """
     network.eval()
     forbid_inplace(network)

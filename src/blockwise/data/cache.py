@@ -94,7 +94,7 @@ class PixelCache:
 
 
 def _load(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Return the pixels in a file; None if the file is missing, damaged or has another shape."""
+    """Return the pixels in a file; None if the file is missing, damaged or has the wrong shape."""
     try:
         pixels = np.load(path, mmap_mode="r")
     except (FileNotFoundError, ValueError, EOFError):

@@ -134,7 +134,7 @@ def check_data(data: Any) -> None:
     """Check that data has all three splits.
 
     Raises:
-        InputError: A split is missing, or the data has another type.
+        InputError: A split is missing, or the data has the wrong type.
     """
     if isinstance(data, L.LightningDataModule):
         missing = [split for split in SPLITS if not is_overridden(f"{split}_dataloader", data, L.LightningDataModule)]

@@ -18,6 +18,10 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FEW = BACKBONES[:2]
 
 
+# the page is made once: its tests run in one process
+pytestmark = pytest.mark.xdist_group("page")
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("grid")
@@ -156,11 +160,14 @@ def test_names_are_only_names(tmp_path):
     assert "<script>alert" not in text
 
 
-def test_the_same_records_give_the_same_files(tmp_path, page):
-    records = read_records(page.parents[1] / "results")
-    write_report(records, tmp_path)
-    for path in (page.parent / "figures").glob("*.svg"):
-        assert (tmp_path / "figures" / path.name).read_bytes() == path.read_bytes()
+def test_the_same_records_give_the_same_files(tmp_path):
+    save(one_sweep(), tmp_path / "results")
+    for name in ("one", "two"):
+        write_report(read_records(tmp_path / "results"), tmp_path / name)
+    drawn = list((tmp_path / "one" / "figures").glob("*.svg"))
+    assert len(drawn) > 5
+    for path in drawn:
+        assert (tmp_path / "two" / "figures" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_the_commands(tmp_path, capsys):
