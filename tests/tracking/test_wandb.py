@@ -188,10 +188,12 @@ def test_an_address_that_is_none_is_one_sentence(call, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_dashboard_dry_run_prints_json_and_sends_nothing(call, server):
-    done = call("dashboard", "--entity", "e", "--project", "p", "--dry-run", server=server)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["entity"] == "e"
+def test_dashboard_dry_run_prints_json_and_sends_nothing(server, monkeypatch, capsys):
+    online = {"WANDB_BASE_URL": server.address, "WANDB_API_KEY": 40 * "k", "WANDB_ERROR_REPORTING": "false"}
+    for name, value in online.items():
+        monkeypatch.setenv(name, value)
+    main(["dashboard", "--entity", "e", "--project", "p", "--dry-run"])
+    assert json.loads(capsys.readouterr().out)["entity"] == "e"
     assert server.heard == []
 
 

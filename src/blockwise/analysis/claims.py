@@ -138,12 +138,18 @@ def _arrangements(groups: Sequence[Sequence[float]]) -> float:
 
 
 def _permuted(groups: Sequence[Sequence[float]]) -> float:
+    """Return the p-value of Kruskal and Wallis's test by permutation.
+
+    Ranks do not depend on the groups and are computed once; given them, the statistic grows with the sum below alone.
+    """
+    ranks = stats.rankdata(np.concatenate(groups))
     result = stats.permutation_test(
-        [np.array(group) for group in groups],
-        lambda *parts: stats.kruskal(*parts).statistic,
+        np.split(ranks, np.cumsum([len(group) for group in groups])[:-1]),
+        lambda *parts, axis=-1: sum(part.sum(axis) ** 2 / part.shape[axis] for part in parts),
         permutation_type="independent",
         n_resamples=PERMUTATIONS,
         alternative="greater",
+        vectorized=True,
         rng=np.random.default_rng(0),
     )
     return float(result.pvalue)

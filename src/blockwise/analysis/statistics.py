@@ -160,7 +160,7 @@ def _signed_rank(first: str, second: str, differences: list[float], needed: int,
     nonzero = rounded[rounded != 0]
     if not len(nonzero):
         return replace(test, effect=0.0, p=1.0 if len(differences) >= needed else None)
-    positive = stats.wilcoxon(nonzero, alternative="greater").statistic
+    positive = stats.rankdata(np.abs(nonzero))[nonzero > 0].sum()
     effect = 2 * positive / (len(nonzero) * (len(nonzero) + 1) / 2) - 1
     if len(differences) < needed:
         return replace(test, effect=float(effect))
