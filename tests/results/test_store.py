@@ -101,3 +101,14 @@ def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path, place):
 def test_no_records_is_an_error(tmp_path):
     with pytest.raises(InputError, match="contains no records"):
         read_records(tmp_path)
+
+
+def test_fractions_may_be_off_by_float32_rounding_and_no_more():
+    def content(value):
+        metrics = {split: {**ROW, "macro_f1": value} for split in ("train", "val", "test")}
+        return json.dumps({**RECORD, "metrics": metrics})
+
+    assert Record.from_json(content(1.0 + 1e-7)).score("test", "macro_f1") > 1
+    for value in (1.001, -0.001):
+        with pytest.raises(InputError, match=r"metrics\.train: macro_f1"):
+            Record.from_json(content(value), "x/record.json")
