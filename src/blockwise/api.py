@@ -249,7 +249,7 @@ def train_scopes(
                 norm=norm,
                 patience=patience,
                 seed=seed,
-                trainer={"callbacks": [], **options},
+                trainer=options,
             ),
             store=ResultStore(results_dir),
             loggers=loggers if rank() == 0 else (),

@@ -6,6 +6,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
@@ -175,6 +176,22 @@ def test_alone_equals_among_with_shuffled_loaders(backbone, partition, tmp_path)
     among = call(scopes="all", data=make_loaders(shuffle=True), results_dir=tmp_path / "among")
     (alone,) = call(scopes=1, data=make_loaders(shuffle=True), results_dir=tmp_path / "alone")
     assert alone.metrics == among[2].metrics
+
+
+class Counting(L.Callback):
+    def __init__(self):
+        self.epochs = 0
+
+    def on_train_epoch_end(self, *_):
+        self.epochs += 1
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_callbacks_of_ones_own_run(backbone, partition, tmp_path, several):
+    counting = Counting()
+    callbacks = [counting] if several else counting
+    train_scopes(backbone, partition, "head", make_loaders(), results_dir=tmp_path, callbacks=callbacks, **QUICK)
+    assert counting.epochs == 2
 
 
 def test_several_devices_are_started_with_torchrun(backbone, partition, tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from blockwise.backbone.load import ImageSpec
 from blockwise.data.batches import Draw, OrderedBatches, ShuffledBatches
 from blockwise.data.cache import Decoded, PixelCache
 from blockwise.data.decode import decode_all
+from blockwise.data.resumable import ResumableDataModule
 from blockwise.data.samples import Sample, Source
 from blockwise.errors import InputError
 
@@ -24,7 +24,7 @@ Drawn = tuple[Tensor, Tensor, Sequence[int]]
 AUGMENTATIONS = ("crop", "flip")
 
 
-class BlockwiseDataModule(L.LightningDataModule):
+class BlockwiseDataModule(ResumableDataModule):
     """Batches of normalised images, shape (batch, 3, size, size), and their labels, shape (batch,).
 
     Args:
@@ -64,7 +64,6 @@ class BlockwiseDataModule(L.LightningDataModule):
         self._decoded: dict[str, _Pixels] = {}
         self.seed = seed
         self.augment = tuple(augment)
-        self._resume_at = (0, 0)
         transforms = {"crop": v2.RandomCrop(images.size), "flip": v2.RandomHorizontalFlip()}
         for name in augment:
             if name not in transforms:
@@ -86,17 +85,6 @@ class BlockwiseDataModule(L.LightningDataModule):
         """Decode all images, unless `decode` has been called already."""
         del stage
         self.decode()
-
-    def state_dict(self) -> dict[str, int]:
-        """Return the epoch and its number of completed batches."""
-        assert self.trainer is not None
-        epoch, loop = self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop
-        done = loop.batch_idx + 1
-        return {"epoch": epoch, "batch": done if done < self.trainer.num_training_batches else 0}
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Resume from the epoch and batch in `state_dict`."""
-        self._resume_at = (state_dict["epoch"], state_dict["batch"])
 
     def decode(self, begin: Callable[[int], Callable[[], None]] = lambda _total: lambda: None) -> None:
         """Decode all images; later calls do nothing.
@@ -156,20 +144,16 @@ class BlockwiseDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Drawn]:
         """Return the training batches, reshuffled in each epoch; several processes share each batch."""
         count = len(self._decoded["train"])
-        batches = ShuffledBatches(count, self.batch_size, self.seed, *self._part(), resume_at=self._resume_at)
+        batches = ShuffledBatches(count, self.batch_size, self.seed, *self.part(), resume_at=self.resume_at)
         return self._loader("train", batches)
 
     def val_dataloader(self) -> DataLoader[Drawn]:
         """Return the validation batches."""
-        return self._loader("val", OrderedBatches(len(self._decoded["val"]), self.batch_size, *self._part()))
+        return self._loader("val", OrderedBatches(len(self._decoded["val"]), self.batch_size, *self.part()))
 
     def test_dataloader(self) -> DataLoader[Drawn]:
         """Return the test batches."""
-        return self._loader("test", OrderedBatches(len(self._decoded["test"]), self.batch_size, *self._part()))
-
-    def _part(self) -> tuple[int, int]:
-        """Return the rank of this process and the number of processes."""
-        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        return self._loader("test", OrderedBatches(len(self._decoded["test"]), self.batch_size, *self.part()))
 
     def _loader(self, split: str, batches: Sampler[Draw]) -> DataLoader[Drawn]:
         return DataLoader(

@@ -11,13 +11,13 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Generator, Tensor
 
 from blockwise.data.batches import derive_seed, part_of
+from blockwise.data.resumable import SPLITS, ResumableDataModule
 from blockwise.errors import InputError
 
-SPLITS = ("train", "val", "test")
 Batch = tuple[Tensor, Tensor]
 
 
-class LoaderDataModule(L.LightningDataModule):
+class LoaderDataModule(ResumableDataModule):
     """Three DataLoaders as a LightningDataModule whose batches depend only on seed and epoch.
 
     Shuffling and random augmentation draw from PyTorch's generator, which is seeded here for each epoch and batch. So a
@@ -33,13 +33,12 @@ class LoaderDataModule(L.LightningDataModule):
         super().__init__()
         self.loaders = loaders
         self.seed = seed
-        self._resume_at = (0, 0)
         # generators that belong to a loader: seed the epochs from them and restore their state afterwards
         self._generators = {split: [(g, g.get_state()) for g in _generators(loaders[split])] for split in SPLITS}
 
     def counts(self) -> dict[str, int]:
         """Return the number of images per split; 0 if it is unknown."""
-        return {split: _count(self.loaders[split]) for split in SPLITS}
+        return {split: count_images(self.loaders[split]) for split in SPLITS}
 
     def train_dataloader(self) -> Iterable[Batch]:
         """Return the training batches."""
@@ -53,27 +52,16 @@ class LoaderDataModule(L.LightningDataModule):
         """Return the test batches."""
         return _Batches(self, "test")
 
-    def state_dict(self) -> dict[str, int]:
-        """Return the epoch and its number of completed batches."""
-        assert self.trainer is not None
-        done = self.trainer.fit_loop.epoch_loop.batch_idx + 1
-        return {
-            "epoch": self.trainer.current_epoch,
-            "batch": done if done < self.trainer.num_training_batches else 0,
-        }
+    def batches(self) -> dict[str, int]:
+        """Return the number of batches per split."""
+        return {split: len(self.loaders[split]) for split in SPLITS}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Resume from the epoch and batch in `state_dict`."""
-        self._resume_at = (state_dict["epoch"], state_dict["batch"])
-
-    def batches(self, split: str) -> Iterator[Batch]:
+    def iterate(self, split: str) -> Iterator[Batch]:
         """Yield this process's part of each batch of a split, in the current epoch."""
-        trainer = self.trainer
-        epoch, part, parts = (
-            (0, 0, 1) if trainer is None else (trainer.current_epoch, trainer.global_rank, trainer.world_size)
-        )
-        epoch = epoch if split == "train" else 0
-        first = self._resume_at[1] if split == "train" and epoch == self._resume_at[0] else 0
+        part, parts = self.part()
+        training = split == "train"
+        epoch = self.trainer.current_epoch if training and self.trainer is not None else 0
+        first = self.resume_at[1] if training and epoch == self.resume_at[0] else 0
         number = SPLITS.index(split)
         for generator, state in self._generators[split]:
             generator.set_state(state)
@@ -99,7 +87,7 @@ class _Batches:
         self._data, self._split = data, split
 
     def __iter__(self) -> Iterator[Batch]:
-        return self._data.batches(self._split)
+        return self._data.iterate(self._split)
 
     def __len__(self) -> int:
         return len(self._data.loaders[self._split])
@@ -203,7 +191,8 @@ def _generators(loader: Any) -> list[Generator]:
     return list({id(g): g for g in generators if isinstance(g, Generator)}.values())
 
 
-def _count(loader: Any) -> int:
+def count_images(loader: Any) -> int:
+    """Return the number of images of a loader; 0 if it is unknown."""
     try:
         return len(loader.dataset)
     except (AttributeError, TypeError):

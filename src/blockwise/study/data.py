@@ -10,7 +10,8 @@ import lightning as L
 from rich.console import Console
 
 from blockwise.data import BlockwiseDataModule
-from blockwise.data.loaders import SPLITS, FirstBatchCheck, LoaderDataModule
+from blockwise.data.loaders import FirstBatchCheck, LoaderDataModule, count_images
+from blockwise.data.resumable import SPLITS, ResumableDataModule
 from blockwise.results.record import DataEntry
 from blockwise.tracking.progress import decoding
 
@@ -34,7 +35,7 @@ class StudyData:
     @property
     def ours(self) -> bool:
         """Whether batches depend only on seed and epoch, so that training can resume within an epoch."""
-        return isinstance(self.module, (BlockwiseDataModule, LoaderDataModule))
+        return isinstance(self.module, ResumableDataModule)
 
     def prepare(self, console: Console) -> None:
         """Decode the images that can be decoded up front, and report those that cannot be read.
@@ -64,17 +65,15 @@ class StudyData:
         )
 
     def _counts(self, trainer: L.Trainer) -> dict[str, int]:
-        if isinstance(self.module, (BlockwiseDataModule, LoaderDataModule)):
+        if isinstance(self.module, ResumableDataModule):
             return self.module.counts()
         loaders = (trainer.train_dataloader, trainer.val_dataloaders, trainer.test_dataloaders)
-        return {split: _count(loader) for split, loader in zip(SPLITS, loaders, strict=True)}
+        return {split: count_images(loader) for split, loader in zip(SPLITS, loaders, strict=True)}
 
     def batches(self) -> dict[str, int]:
         """Return the number of batches per split, without decoding images."""
-        if isinstance(self.module, BlockwiseDataModule):
+        if isinstance(self.module, ResumableDataModule):
             return self.module.batches()
-        if isinstance(self.module, LoaderDataModule):
-            return {split: len(self.module.loaders[split]) for split in SPLITS}
         return {split: len(loader) for split, loader in self._loaders().items()}
 
     def batch_size(self) -> int:
@@ -89,11 +88,3 @@ class StudyData:
         for stage in ("fit", "test"):
             self.module.setup(stage)
         return {split: getattr(self.module, f"{split}_dataloader")() for split in SPLITS}
-
-
-def _count(loader: Any) -> int:
-    """Return the number of images of a loader; 0 if it is unknown."""
-    try:
-        return len(loader.dataset)
-    except (AttributeError, TypeError):
-        return 0

@@ -9,8 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from blockwise.data import BlockwiseDataModule
-from blockwise.data.loaders import LoaderDataModule
+from blockwise.data.resumable import ResumableDataModule
 from blockwise.errors import InputError
 from blockwise.study.study import TrainerFactory
 from blockwise.training.distributed import SideBySideStrategy, count_processes, init_process_group, launched
@@ -30,7 +29,7 @@ def trainer_factory(options: Mapping[str, Any], data: L.LightningDataModule) -> 
                 f"devices={settings['devices']} needs one process per device: start your script with "
                 f"torchrun --nproc-per-node={settings['devices']}"
             )
-        if not isinstance(data, (BlockwiseDataModule, LoaderDataModule)):
+        if not isinstance(data, ResumableDataModule):
             raise InputError("to train on several devices, pass DataLoaders or a BlockwiseDataModule")
         settings["use_distributed_sampler"] = False  # the data modules split each batch themselves
     factory = partial(_make_trainer, settings)

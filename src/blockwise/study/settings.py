@@ -20,7 +20,8 @@ from torch.utils.data import TensorDataset
 from blockwise.backbone.load import Backbone
 from blockwise.backbone.partition import Partition
 from blockwise.data import BlockwiseDataModule
-from blockwise.data.loaders import SPLITS, LoaderDataModule
+from blockwise.data.loaders import LoaderDataModule
+from blockwise.data.resumable import SPLITS
 from blockwise.training.module import OptimizerFactory
 
 DATA = ("name", "train_per_class", "val_per_class", "test_per_class", "batch_size", "augment", "skip_broken")
@@ -65,7 +66,7 @@ def config_settings(
     }
 
 
-def _without(settings: dict[str, Any], keys: set[str] | frozenset[str]) -> dict[str, Any]:
+def _without(settings: Mapping[str, Any], keys: set[str] | frozenset[str]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in keys}
 
 
@@ -84,8 +85,8 @@ def python_settings(
     trainer: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the settings that all cells of a `train_scopes` call share, under the keys of `config_settings`."""
-    kept = {key: value for key, value in trainer.items() if key not in NO_EFFECT}
-    callbacks = {"callbacks": [describe(callback) for callback in trainer["callbacks"]]} if trainer["callbacks"] else {}
+    callbacks = trainer.get("callbacks") or []
+    callbacks = [callbacks] if isinstance(callbacks, L.Callback) else callbacks
     return {
         "model": {"name": backbone.name, "weights": backbone.weights},
         "data": {
@@ -99,7 +100,11 @@ def python_settings(
         "optimizer": describe_optimizer(optimizer),
         "freeze": {"norm": norm},
         "early_stopping": {"patience": patience},
-        "trainer": {"precision": "32-true", **describe(kept), **callbacks},
+        "trainer": {
+            "precision": "32-true",
+            **describe(_without(trainer, NO_EFFECT)),
+            **({"callbacks": describe(callbacks)} if callbacks else {}),
+        },
         "seed": seed,
     }
 
@@ -166,10 +171,8 @@ def describe(value: Any) -> Any:
         return {"name": _name(value), "code": _hash(_code(value.__code__))}
     if hasattr(value, "__qualname__"):
         return _name(value)
-    public = {key: entry for key, entry in vars(value).items() if key[0] != "_"} if hasattr(value, "__dict__") else {}
-    simple = {
-        key: entry for key, entry in public.items() if entry is None or isinstance(entry, (str, int, float, bool))
-    }
+    entries = getattr(value, "__dict__", {})
+    simple = {key: entry for key, entry in entries.items() if key[0] != "_" and _is_simple(entry)}
     return {"name": _name(type(value)), **({"options": simple} if simple else {})}
 
 
