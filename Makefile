@@ -44,7 +44,7 @@ profile: .venv/.demo ## show where the time of one training step goes
 	$(BIN)/python experiments/speed/profile_step.py model=efficientnet_lite0
 
 # One process per core with one thread each: on networks this small, threads mostly wait for one another.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadgroup
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 test: .venv/.dev ## run the tests
 	$(PYTEST)

@@ -1,5 +1,6 @@
 """Fixtures: a small network with everything that makes cutting hard, and real configs with small settings."""
 
+import gc
 import os
 from io import StringIO
 from pathlib import Path
@@ -13,6 +14,14 @@ from torch.nn import functional as F
 
 from blockwise.backbone.layers import record_layers
 from blockwise.config.compose import compose_config
+
+# imported objects stay: garbage collection need not scan them, neither now nor in every test
+gc.disable()
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
 
 
 class StubNetwork(nn.Module):

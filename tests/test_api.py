@@ -225,10 +225,7 @@ def test_options_of_a_partitioner_are_values_of_python(backbone):
 
 
 def test_importing_the_package_waits_for_nothing():
-    code = (
-        "import blockwise, sys; assert 'torch' not in sys.modules; blockwise.run_study; assert 'torch' in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", "import blockwise, sys; assert 'torch' not in sys.modules"], check=True)
     with pytest.raises(AttributeError, match="nonesuch"):
         blockwise.nonesuch  # noqa: B018
 

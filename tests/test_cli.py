@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import SMALL
+from processes import blockwise, started
 
 from blockwise.cli import main
 from blockwise.config.compose import CONFIG_DIR
@@ -17,23 +18,19 @@ TRAIN = [sys.executable, "-m", "blockwise", "train"]
 QUICK = [*SMALL, "partition.num_blocks=3", "trainer.max_epochs=1"]
 
 
-def call(*arguments, folder):
-    return subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
-
-
 def scopes(folder):
     return sorted(json.loads(path.read_text())["cell"]["scope"] for path in folder.rglob("record.json"))
 
 
 def test_a_run_its_table_and_its_picture(tmp_path):
-    done = call(*TRAIN, *QUICK, "block=all", folder=tmp_path)
+    done = blockwise("train", *QUICK, "block=all", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert scopes(tmp_path) == ["0", "1", "2", "full", "head"]
     assert "best block by validation accuracy" in done.stdout
     (picture,) = tmp_path.rglob("*.png")
     assert str(picture.relative_to(tmp_path)) in done.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["results"]
-    again = call(sys.executable, "-m", "blockwise", "table", "results", folder=tmp_path)
+    again = blockwise("table", "results", folder=tmp_path)
     table = [line.rstrip() for line in again.stdout.splitlines() if line.strip()]
     assert table
     assert all(line in done.stdout for line in table)
@@ -41,7 +38,7 @@ def test_a_run_its_table_and_its_picture(tmp_path):
 
 def test_a_multirun_keeps_blocks_together_and_names_every_failure(tmp_path):
     overrides = ["-m", "block=range(0,2)", "partition.num_blocks=3,99"]
-    done = call(*TRAIN, *[o for o in QUICK if not o.startswith("partition")], *overrides, folder=tmp_path)
+    done = blockwise("train", *[o for o in QUICK if not o.startswith("partition")], *overrides, folder=tmp_path)
     assert done.returncode == 1
     assert scopes(tmp_path) == ["0", "1"]
     assert " ".join(done.stdout.split()).count("2 cells, 0 of them already recorded") == 1
@@ -80,13 +77,13 @@ def test_wrong_input_is_one_sentence(tmp_path, monkeypatch, capsys, overrides, m
 def test_a_failed_job_is_tried_again_with_the_users_own_configs(tmp_path):
     (tmp_path / "mine" / "study").mkdir(parents=True)
     (tmp_path / "mine" / "study" / "one.yaml").write_text("# @package _global_\nblock: 7\n")
-    done = call(*TRAIN, "-m", "--config-dir", "mine", *QUICK, "+study=one", "seed=0", folder=tmp_path)
+    done = blockwise("train", "-m", "--config-dir", "mine", *QUICK, "+study=one", "seed=0", folder=tmp_path)
     assert done.returncode == 1
     assert "again: blockwise train --config-dir=mine " in done.stderr
 
 
 def test_wrong_input_leaves_no_traceback(tmp_path):
-    done = call(*TRAIN, *QUICK, "block=7", folder=tmp_path)
+    done = blockwise("train", *QUICK, "block=7", folder=tmp_path)
     assert done.returncode == 2
     (sentence,) = done.stderr.strip().splitlines()
     assert sentence.startswith("error: block=7 is out of range")
@@ -95,22 +92,22 @@ def test_wrong_input_leaves_no_traceback(tmp_path):
 def _interrupt_after_epochs(command, folder, count):
     """Press Ctrl-C once so many epochs have been printed; return their numbers and what went to stderr."""
     epochs = []
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        assert running.stdout is not None
+    with started(*command, folder=folder) as running:
         for line in running.stdout:
             if line.startswith("epoch "):
                 epochs.append(int(line.split()[1].partition("/")[0]))
             if len(epochs) == count:
                 break
-        running.send_signal(signal.SIGINT)
-        errors = running.communicate(timeout=60)[1]
-    assert running.returncode == 130
-    return epochs, errors
+        os.kill(running.pid, signal.SIGINT)
+        running.stdout.read()
+        running.wait(timeout=60)
+        assert running.returncode == 130
+        return epochs, running.stderr
 
 
 def test_ctrl_c_keeps_what_is_trained_and_the_same_command_goes_on(tmp_path):
-    assert call(*TRAIN, *QUICK, "block=head", folder=tmp_path).returncode == 0
-    long = [*TRAIN, *(o for o in QUICK if "epochs" not in o), "trainer.max_epochs=5000", "block=head", "seed=1"]
+    assert blockwise("train", *QUICK, "block=head", folder=tmp_path).returncode == 0
+    long = ["train", *(o for o in QUICK if "epochs" not in o), "trainer.max_epochs=5000", "block=head", "seed=1"]
     epochs, errors = _interrupt_after_epochs(long, tmp_path, 3)
     assert epochs == [1, 2, 3]
     assert errors.strip().splitlines()[-1].startswith("interrupted: progress is saved")
@@ -121,12 +118,11 @@ def test_ctrl_c_keeps_what_is_trained_and_the_same_command_goes_on(tmp_path):
 
 
 def test_inspect_and_help(tmp_path):
-    blockwise = [sys.executable, "-m", "blockwise"]
-    done = call(*blockwise, "inspect", "resnet18", "--json", "partition=stage", folder=tmp_path)
+    done = blockwise("inspect", "resnet18", "--json", "partition=stage", folder=tmp_path)
     assert json.loads(done.stdout)["num_blocks"] == 5
-    assert call(*blockwise, "inspect", "resnet81", folder=tmp_path).returncode == 2
-    assert "inspect" in call(*blockwise, "--help", folder=tmp_path).stdout
-    assert "optimizer" in call(*TRAIN, "--help", folder=tmp_path).stdout
+    assert blockwise("inspect", "resnet81", folder=tmp_path).returncode == 2
+    assert "inspect" in blockwise("--help", folder=tmp_path).stdout
+    assert "optimizer" in blockwise("train", "--help", folder=tmp_path).stdout
 
 
 def test_tables_do_not_wait_for_torch():

@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 import timm
 import torch
+from timm.models.vgg import VGG
 from torch import fx, nn
 
 from blockwise.backbone.layers import record_layers
@@ -84,9 +85,15 @@ def test_what_is_read_twice_is_not_fused():
     assert torch.allclose(stage(images), network(images), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["stub", "test_resnet", "test_efficientnet", "resnetv2_18", "vgg11"])
+def make(name):
+    if name == "vgg":  # its convolutions have no norms
+        return VGG((8, "M", 16, "M"), num_classes=0, mlp_ratio=0.01)
+    return timm.create_model(name, num_classes=0)
+
+
+@pytest.mark.parametrize("name", ["stub", "test_resnet", "test_efficientnet", "resnetv2_18", "vgg"])
 def test_a_network_stays_the_same_function(name, stub, realistic):
-    network = realistic(stub if name == "stub" else timm.create_model(name, num_classes=0))
+    network = realistic(stub if name == "stub" else make(name))
     partition = EvenPartitioner(3)(record_layers(network, torch.zeros(1, 3, 64, 64)), network)
     backbone = stage_backbone(network, partition, torch.randn(2, 3, 64, 64))
     images, direction = torch.randn(4, 3, 64, 64), torch.randn(4, backbone.num_features)

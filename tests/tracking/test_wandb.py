@@ -5,13 +5,13 @@ import json
 import os
 import platform
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import grids
 import pytest
 from conftest import SMALL
+from processes import blockwise
 from wandb_server import Server
 
 from blockwise.cli import main
@@ -33,17 +33,10 @@ def call(tmp_path):
     quiet = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc")}
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
 
-    def run(*arguments, server=None, **environment):
+    def run(*arguments, server=None, before="", **environment):
         online = {} if server is None else {"WANDB_BASE_URL": server.address, "WANDB_API_KEY": 40 * "k"}
-        return subprocess.run(
-            [sys.executable, "-m", "blockwise", *arguments],
-            env={**inherited, **quiet, **online, **environment},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        environment = {**inherited, **quiet, **online, **environment}
+        return blockwise(*arguments, folder=tmp_path, environment=environment, before=before)
 
     return run
 
@@ -99,9 +92,7 @@ def test_nothing_of_the_environment_is_sent_beyond_the_record(call, tmp_path, se
 
 def test_training_that_was_interrupted_continues_its_runs(call, tmp_path, server):
     long = [*QUICK, "trainer.max_epochs=4", "checkpoint.every_minutes=0"]
-    code = "import blockwise.training.module as m, os, signal\n" + STOP_IN_EPOCH.format(epoch=2)
-    (tmp_path / "sitecustomize.py").write_text(f"import os\nif 'STOP' in os.environ:\n    exec({code!r})\n")
-    stopped = call("train", *long, server=server, STOP="1", PYTHONPATH=str(tmp_path))
+    stopped = call("train", *long, server=server, before=STOP_IN_EPOCH.format(epoch=2))
     assert stopped.returncode == 143, stopped.stderr
     assert [len(run.history) for run in server.runs.values()] == [2] * 3
     assert all(run.preempting and run.exit_code == 1 for run in server.runs.values())
@@ -114,6 +105,7 @@ def test_training_that_was_interrupted_continues_its_runs(call, tmp_path, server
 
 
 STOP_IN_EPOCH = """
+import blockwise.training.module as m, os, signal
 original = m.BlockwiseModule.training_step
 def step(self, batch, index):
     if self.current_epoch == {epoch}:
@@ -127,7 +119,7 @@ def test_a_server_that_does_not_answer_leaves_training_alone(call, tmp_path):
     class Gone:
         address = "http://127.0.0.1:9"
 
-    done = call("train", *QUICK, server=Gone, WANDB_INIT_TIMEOUT="5")
+    done = call("train", *QUICK, server=Gone, WANDB_INIT_TIMEOUT="1")
     assert done.returncode == 0, done.stderr
     assert " ".join(done.stdout.split()).count("W&B is offline") == 1
     assert len(read_records(tmp_path / "results")) == 3

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from processes import blockwise
 from safetensors.torch import load_file
 
 from blockwise.errors import InputError
@@ -19,9 +20,8 @@ DDP = ["trainer=ddp", "trainer.accelerator=cpu"]
 RAY = ["hydra/launcher=ray", "hydra.launcher.ray.remote.num_gpus=0", "+hydra.launcher.ray.init.num_cpus=2"]
 
 
-def train(folder, *overrides, cwd=None):
-    command = [*TRAIN, *overrides, f"results_dir={folder}"]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=300)
+def train(folder, *overrides, cwd="."):
+    return blockwise("train", *overrides, f"results_dir={folder}", folder=cwd, timeout=300)
 
 
 def kept(folder):

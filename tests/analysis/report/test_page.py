@@ -18,10 +18,6 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 FEW = BACKBONES[:2]
 
 
-# the page is made once: its tests run in one process
-pytestmark = pytest.mark.xdist_group("page")
-
-
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("grid")
