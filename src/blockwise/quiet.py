@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 LEVELS = {
     "lightning.pytorch": logging.WARNING,
+    "pooch": logging.WARNING,
     "huggingface_hub": logging.ERROR,  # it warns about every retry when there is no network
 }
 HINTS = (

@@ -1,9 +1,12 @@
+import os
+import sys
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from blockwise.data.decode import decode, decode_all
-from blockwise.data.samples import Sample
+from blockwise.data.samples import Sample, fingerprint
 
 RAMP = (np.add.outer(np.arange(40), np.arange(60)) * 2).astype(np.uint8)
 
@@ -38,3 +41,19 @@ def test_broken_images_are_told_apart(tmp_path):
     assert set(broken) == {1, 2, 3}
     assert pixels[0].any()
     assert len(seen) == 4
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no devices and pipes among files")
+def test_only_images_in_regular_files_are_read(tmp_path, monkeypatch):
+    """PostScript would start Ghostscript, a device has no end, and a pipe waits for someone who writes."""
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was started"))
+    (tmp_path / "script.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    samples = [Sample(path.name, 0, path) for path in sorted(tmp_path.iterdir())]
+    _, broken = decode_all(samples, 8, "bilinear", lambda: None)
+    reasons = {sample.name: broken[index] for index, sample in enumerate(samples)}
+    assert "this is no JPEG, PNG, GIF, PPM, BMP, TIFF or WEBP" in reasons.pop("script.jpg")
+    assert all("not a regular file" in reason for reason in reasons.values()), reasons
+    assert len(fingerprint(samples)) == 16

@@ -6,12 +6,16 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from blockwise.data.samples import Sample
+from blockwise.io.files import open_regular
 
+# Pillow would also open formats that start other programs, such as PostScript
+FORMATS = ("JPEG", "PNG", "GIF", "PPM", "BMP", "TIFF", "WEBP")
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -52,9 +56,23 @@ def decode_all(
 
 def decode(image: Path | np.ndarray, size: int, interpolation: str) -> np.ndarray:
     """Return an image in RGB, cropped to its centre square and resized: uint8, shape (3, size, size)."""
-    with Image.fromarray(image) if isinstance(image, np.ndarray) else Image.open(image) as opened:
-        square = ImageOps.fit(to_rgb(opened), (size, size), INTERPOLATIONS[interpolation])
+    if isinstance(image, np.ndarray):
+        square = _fit(Image.fromarray(image), size, interpolation)
+    else:
+        with open_regular(image) as file, _open(file) as opened:
+            square = _fit(opened, size, interpolation)
     return np.asarray(square).transpose(2, 0, 1)
+
+
+def _open(file: BinaryIO) -> Image.Image:
+    try:
+        return Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:
+        raise ValueError(f"this is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}") from None
+
+
+def _fit(image: Image.Image, size: int, interpolation: str) -> Image.Image:
+    return ImageOps.fit(to_rgb(image), (size, size), INTERPOLATIONS[interpolation])
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

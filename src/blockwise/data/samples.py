@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from blockwise.errors import InputError
+from blockwise.io.files import open_regular
+from blockwise.io.names import decodable
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".jfif", ".png", ".gif", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
 
@@ -60,7 +62,7 @@ def _content(sample: Sample) -> str:
     if not isinstance(image, Path):
         return hashlib.blake2b(image.tobytes()).hexdigest()
     try:
-        with image.open("rb") as file:
+        with open_regular(image) as file:
             return hashlib.file_digest(file, "blake2b").hexdigest()
     except OSError as error:  # decoding reports the file; once it can be read, the hash changes
         return f"unreadable: {error.strerror}"
@@ -143,7 +145,7 @@ def samples_in(
 ) -> tuple[list[Sample], list[str]]:
     """Return the images in `folder/<class>/...` and the class names, both sorted by name.
 
-    Hidden files and folders are skipped, links are followed.
+    Hidden files and folders are skipped. Links are followed, except to a folder that contains the data set.
 
     Args:
         folder: Contains one folder per class.
@@ -151,27 +153,39 @@ def samples_in(
         below: Sample names are paths relative to this folder; None means `folder`.
 
     Raises:
-        InputError: A class has no images.
+        InputError: A class has no images, or is a link to another class or to a folder that contains the data set.
     """
     classes = sorted(
-        entry.name
-        for entry in folder.iterdir()
-        if entry.is_dir() and entry.name[0] != "." and entry.name not in without
+        (entry for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "." and entry.name not in without),
+        key=lambda entry: entry.name,
     )
+    _check_links(folder, classes)
     samples = []
-    for label, name in enumerate(classes):
-        files = sorted(_images_in(folder / name))
+    for label, entry in enumerate(classes):
+        files = sorted(_images_in(entry, folder))
         if not files:
-            raise InputError(f"{folder / name} contains no images: remove the folder or add images ({_suffixes()})")
-        samples += [Sample(file.relative_to(below or folder).as_posix(), label, file) for file in files]
-    return samples, classes
+            raise InputError(f"{entry} contains no images: remove the folder or add images ({_suffixes()})")
+        names = (decodable(file.relative_to(below or folder).as_posix()) for file in files)
+        samples += [Sample(name, label, file) for name, file in zip(names, files, strict=True)]
+    return samples, [decodable(entry.name) for entry in classes]
 
 
-def _images_in(folder: Path) -> Iterator[Path]:
-    seen: set[str] = set()
+def _check_links(folder: Path, classes: Sequence[Path]) -> None:
+    named: dict[Path, Path] = {}
+    for entry in classes:
+        real = entry.resolve()
+        if folder.resolve().is_relative_to(real):
+            raise InputError(f"{entry} is a link to {real}, which contains the data set: remove the link")
+        if (other := named.setdefault(real, entry)) != entry:
+            raise InputError(f"{other} and {entry} are the same folder: remove one of the links")
+
+
+def _images_in(folder: Path, data_set: Path) -> Iterator[Path]:
+    # a link to one of these would yield the same images again, or all files of the disk
+    seen = {str(parent) for parent in (data_set.resolve(), *data_set.resolve().parents)}
     for parent, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
-        if real in seen:  # a link to a parent folder would yield the same images endlessly
+        if real in seen:
             folders.clear()
             continue
         seen.add(real)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blockwise.errors import InputError
-from blockwise.results.files import replacing
+from blockwise.io.files import replacing
 from blockwise.results.record import METRICS, Metrics, Record, Settings
 
 if TYPE_CHECKING:  # reading records must not import torch

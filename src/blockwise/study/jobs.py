@@ -23,7 +23,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from blockwise.errors import Interrupted
-from blockwise.results.files import replacing
+from blockwise.io.files import replacing
 from blockwise.results.provenance import COMMAND
 from blockwise.study.worker import CELLS, FOLDER
 

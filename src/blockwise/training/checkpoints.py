@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from blockwise.errors import Interrupted
-from blockwise.results.files import replacing
+from blockwise.io.files import replacing
 from blockwise.results.store import settings_hash
 from blockwise.training.cells import Cell
 

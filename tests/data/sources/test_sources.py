@@ -1,12 +1,13 @@
 import hashlib
+import os
 import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 from scipy.io import savemat
-from torchvision import datasets
 
+from blockwise.data.sources import caltech101, flowers102
 from blockwise.data.sources.caltech101 import Caltech101
 from blockwise.data.sources.digits import Digits
 from blockwise.data.sources.flowers102 import Flowers102
@@ -50,12 +51,10 @@ def test_caltech101_defaults_are_thirty_and_five(tmp_path):
 @pytest.fixture
 def offline(monkeypatch):
     def refuse(*_, **__):
-        raise OSError("Network is unreachable")
+        raise InputError("Network is unreachable")
 
-    for target in ("caltech", "flowers102"):
-        for function in ("download_and_extract_archive", "download_url"):
-            monkeypatch.setattr(f"torchvision.datasets.{target}.{function}", refuse, raising=False)
-    monkeypatch.setattr("blockwise.data.sources.imagefolder.download_and_extract_archive", refuse)
+    for module in ("caltech101.download", "flowers102.download", "imagefolder.download_folder"):
+        monkeypatch.setattr(f"blockwise.data.sources.{module}", refuse)
 
 
 @pytest.mark.parametrize(
@@ -93,13 +92,8 @@ def flowers(tmp_path, monkeypatch):
     savemat(folder / "imagelabels.mat", {"labels": np.arange(total) % 102 + 1})
     ids = np.arange(1, total + 1)
     savemat(folder / "setid.mat", {"trnid": ids[:102], "valid": ids[102:204], "tstid": ids[204:]})
-    sums = {
-        key: (name, hashlib.md5((folder / name).read_bytes()).hexdigest())
-        for key, (name, _) in datasets.Flowers102._file_dict.items()
-        if (folder / name).exists()
-    }
-    monkeypatch.setattr(datasets.Flowers102, "_file_dict", {**datasets.Flowers102._file_dict, **sums})
-    monkeypatch.setattr("torchvision.datasets.flowers102.check_integrity", lambda *_: True)
+    for name in flowers102.MD5:
+        monkeypatch.setitem(flowers102.MD5, name, hashlib.md5((folder / name).read_bytes()).hexdigest())
     return tmp_path
 
 
@@ -110,11 +104,49 @@ def test_flowers102_keeps_the_official_split(flowers):
     assert [sample.label for sample in splits.test] == list(range(102))
 
 
+def test_flowers102_damaged_is_not_called_missing(flowers):
+    (flowers / "flowers-102" / "setid.mat").write_bytes(b"half a file")
+    with pytest.raises(InputError, match=r"setid.mat is damaged: remove it"):
+        Flowers102(flowers).splits()
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "archive"),
+    [
+        (caltech101, Caltech101, "101_ObjectCategories"),
+        (flowers102, Flowers102, "jpg"),
+    ],
+)
+def test_the_archives_of_known_data_sets_are_unpacked(tmp_path, monkeypatch, module, source, archive):
+    """With archives built as the real ones are, and no network."""
+
+    def build(url, path, checksum):
+        assert url.startswith("https://")
+        assert checksum.startswith("md5:")
+        if not path.name.endswith((".zip", ".tgz")):
+            path.write_bytes(b"")
+            return
+        fill(tmp_path / "built" / archive, {"ant": 2})
+        name = "caltech-101/101_ObjectCategories" if path.suffix == ".zip" else "102flowers"
+        (tmp_path / "packed" / name).parent.mkdir(parents=True)
+        packed = shutil.make_archive(str(tmp_path / "packed" / name), "gztar", tmp_path / "built", archive)
+        if path.suffix == ".zip":
+            packed = shutil.make_archive(str(tmp_path / "outer"), "zip", tmp_path / "packed")
+        shutil.move(packed, path)
+
+    monkeypatch.setattr(module, "download", build)
+    made = source(tmp_path / "data")
+    made._fetch()
+    place = made.folder if module is caltech101 else made.folder / "jpg"
+    assert sorted(path.name for path in (place / "ant").iterdir()) == ["image_0000.jpg", "image_0001.jpg"]
+    assert [path.name for path in place.parent.iterdir() if path.name[0] == "."] == [f".{place.name}.lock"]
+
+
 @pytest.mark.data
 def test_flowers102_official_counts(photographs, tmp_path, monkeypatch):
     """The data set's real label files give 1,020, 1,020 and 6,149 images, with ten training images per class."""
     shutil.copytree(photographs / "flowers-102", tmp_path / "flowers-102")
-    monkeypatch.setattr(datasets.Flowers102, "_check_integrity", lambda _: True)
+    (tmp_path / "flowers-102" / "jpg").mkdir(exist_ok=True)  # without images
     splits = Flowers102(tmp_path, download=False).splits()
     assert counts(splits) == [1020, 1020, 6149]
     assert np.bincount([sample.label for sample in splits.train]).tolist() == [10] * 102
@@ -141,6 +173,33 @@ def test_a_link_back_yields_no_image_twice(tmp_path):
     fill(tmp_path, {"x": 10, "y": 10})
     (tmp_path / "x" / "loop").symlink_to(tmp_path / "x")
     assert counts(ImageFolder(tmp_path).splits()) == [12, 4, 4]
+
+
+def test_a_class_that_links_to_its_data_set_or_another_class_is_refused(tmp_path):
+    for target, message in ((".", "contains the data set"), ("..", "contains the data set"), ("x", "the same folder")):
+        folder = tmp_path / f"to {target}"
+        fill(folder, {"x": 10, "y": 10})
+        (folder / "z").symlink_to(folder / target)
+        with pytest.raises(InputError, match=message):
+            ImageFolder(folder).splits()
+
+
+def test_a_link_to_the_whole_disk_is_not_followed(tmp_path):
+    fill(tmp_path, {"x": 10, "y": 10})
+    (tmp_path / "x" / "disk").symlink_to("/")
+    (tmp_path / "x" / "parent").symlink_to(tmp_path.parent)
+    assert counts(ImageFolder(tmp_path).splits()) == [12, 4, 4]
+
+
+def test_names_may_be_no_utf_8(tmp_path):
+    folder = tmp_path / os.fsdecode(b"rose-\xff")
+    folder.mkdir()
+    for i in range(10):
+        Image.new("RGB", (4, 4)).save(folder / os.fsdecode(b"\xe9%d.png" % i))
+    fill(tmp_path, {"x": 10})
+    splits = ImageFolder(tmp_path).splits()
+    assert splits.classes == ("rose-\\xff", "x")
+    assert r"rose-\xff/\xe90.png" in {s.name for part in (splits.train, splits.val, splits.test) for s in part}
 
 
 def test_imagefolder_with_given_splits(tmp_path):

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
-from torchvision import datasets
+from scipy.io import loadmat
 
 from blockwise.data.samples import Sample, Source, Splits, cap, fingerprint
 from blockwise.errors import InputError
+from blockwise.io.download import download, making_folder, unpack
+from blockwise.io.files import read_regular, replacing
+
+URL = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
+IMAGES, IMAGES_MD5 = "102flowers.tgz", "52808999861908f626f3c1f4e79d11fa"
+LABELS, SPLIT = "imagelabels.mat", "setid.mat"
+# MD5 sums, as in torchvision
+MD5 = {LABELS: "e0620be6f572b9609742df49c70aed4d", SPLIT: "a5357ecc9cb78c4bef273ce3793fc85c"}
+IDS = {"train": "trnid", "val": "valid", "test": "tstid"}
+CLASSES = 102
 
 
 class Flowers102(Source):
@@ -25,35 +36,59 @@ class Flowers102(Source):
         seed: int = 0,
         download: bool = True,
     ) -> None:
-        self.root = Path(root).expanduser()
+        self.folder = Path(root).expanduser() / "flowers-102"
         self.sizes = {"train": train_per_class, "val": val_per_class, "test": test_per_class}
         self.seed = seed
         self.download = download
 
     def splits(self) -> Splits:
-        """Return the official splits; download the data first if it is missing (files are checked by MD5 sum).
+        """Return the official splits; download what is missing first.
 
         Raises:
             InputError: The data is missing or damaged.
         """
-        reason = "data.download=false"
-        try:
-            datasets.Flowers102(self.root, download=self.download)
-        except Exception as error:
-            if self.download:
-                reason = f"the download failed: {error}"
-            folder = self.root / "flowers-102"
-            raise InputError(
-                f"Oxford Flowers 102 is not in {folder} ({reason}): download 102flowers.tgz, imagelabels.mat and "
-                "setid.mat from https://www.robots.ox.ac.uk/~vgg/data/flowers/102/ to that folder and unpack the "
-                "archive there (to jpg/), or set data.root=<folder that contains flowers-102>"
-            ) from error
-        official = {split: self._official(split) for split in self.sizes}
-        train, val, test = (cap(official[split], self.sizes[split], self.seed) for split in ("train", "val", "test"))
+        self._fetch()
+        for name, expected in MD5.items():
+            if hashlib.md5(read_regular(self.folder / name), usedforsecurity=False).hexdigest() != expected:
+                raise InputError(f"{self.folder / name} is damaged: remove it, and it is downloaded again")
+        labels = loadmat(self.folder / LABELS, squeeze_me=True)["labels"] - 1
+        ids = loadmat(self.folder / SPLIT, squeeze_me=True)
+        official = {
+            split: [self._sample(int(number), int(labels[number - 1])) for number in ids[key]]
+            for split, key in IDS.items()
+        }
+        train, val, test = (cap(official[split], size, self.seed) for split, size in self.sizes.items())
         everything = [sample for part in official.values() for sample in part]
-        return Splits(tuple(str(label) for label in range(102)), train, val, test, fingerprint(everything))
+        return Splits(tuple(str(label) for label in range(CLASSES)), train, val, test, fingerprint(everything))
 
-    def _official(self, split: str) -> list[Sample]:
-        dataset = datasets.Flowers102(self.root, split=split)
-        files = [Path(file) for file in dataset._image_files]
-        return [Sample(file.name, label, file) for file, label in zip(files, dataset._labels, strict=True)]
+    def _sample(self, number: int, label: int) -> Sample:
+        file = self.folder / "jpg" / f"image_{number:05d}.jpg"
+        return Sample(file.name, label, file)
+
+    def _fetch(self) -> None:
+        missing = [name for name in (*MD5, "jpg") if not (self.folder / name).exists()]
+        reason = "data.download=false"
+        if missing and self.download:
+            try:
+                self._download(missing)
+                return
+            except (InputError, OSError) as error:
+                reason = str(error)
+        if missing:
+            raise InputError(
+                f"Oxford Flowers 102 is not complete in {self.folder}, {' and '.join(missing)} missing ({reason}): "
+                f"download {IMAGES}, {LABELS} and {SPLIT} from {URL} to that folder and unpack the archive there "
+                "(to jpg/), or set data.root=<folder that contains flowers-102>"
+            )
+
+    def _download(self, missing: list[str]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name in (name for name in missing if name in MD5):
+            with replacing(self.folder / name) as temporary:
+                download(URL + name, temporary, f"md5:{MD5[name]}")
+        with making_folder(self.folder / "jpg") as made:
+            if made is not None:
+                archive = made.with_name(IMAGES)
+                download(URL + IMAGES, archive, f"md5:{IMAGES_MD5}")
+                unpack(archive, made.with_name("content"))
+                (made.with_name("content") / "jpg").rename(made)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from torchvision.datasets.utils import download_and_extract_archive
-
 from blockwise.data.samples import Sample, Source, Splits, cap, fingerprint, samples_in, split_by_seed
 from blockwise.errors import InputError
+from blockwise.io.download import download_folder
 
 SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 LAYOUT = "one folder of images per class, or the folders train, val (optional) and test with class folders inside"
@@ -28,7 +27,8 @@ class ImageFolder(Source):
         test_per_class: Maximum number of test images per class; None uses all.
         seed: Seed of the split.
         name: Name of the data set in records.
-        url: Archive to download and extract into the parent folder if `root` is missing.
+        url: Archive to download and unpack as `root` if it is missing.
+        checksum: Hash of the archive, such as `sha256:...`; None checks nothing.
         download: Whether to download it.
     """
 
@@ -42,6 +42,7 @@ class ImageFolder(Source):
         seed: int = 0,
         name: str = "imagefolder",
         url: str | None = None,
+        checksum: str | None = None,
         download: bool = True,
     ) -> None:
         self.root = Path(root).expanduser()
@@ -51,6 +52,7 @@ class ImageFolder(Source):
         self.seed = seed
         self.name = name
         self.url = url
+        self.checksum = checksum
         self.download = download
 
     def splits(self) -> Splits:
@@ -124,9 +126,9 @@ class ImageFolder(Source):
         reason = ""
         if self.url and self.download:
             try:
-                download_and_extract_archive(self.url, self.root.parent)
-            except Exception as error:
-                reason = f" (the download failed: {error})"
+                download_folder(self.url, self.root, self.checksum)
+            except (InputError, OSError) as error:
+                reason = f" ({error})"
         if not self.root.is_dir():
             fetch = f"download {self.url} and unpack it there, or " if self.url else ""
             raise InputError(

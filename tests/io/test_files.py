@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from blockwise.results.files import replacing
+from blockwise.io.files import replacing
 
 
 def test_it_is_there_when_the_block_has_ended_well(tmp_path):

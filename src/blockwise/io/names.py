@@ -1,0 +1,53 @@
+"""Names that others chose, made safe for where they are shown: one function per target.
+
+Names of classes, files, data sets and networks may contain anything: `/`, `|`, `<script>`, terminal commands, formulas.
+HTML pages are escaped by their template, LaTeX by `analysis.tables`.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+# longest name of a file, in bytes; most file systems allow 255, and a hash, a suffix or a temporary name is added
+LONGEST = 150
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~&])")
+
+
+def decodable(name: str) -> str:
+    """Return the name of a file as text that can be encoded: bytes that are no UTF-8 become escapes."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def printable(name: str) -> str:
+    """Return a name for terminals and messages: control characters become escapes."""
+    return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), decodable(name))
+
+
+def file_name(name: str) -> str:
+    """Return a name for a file or folder: one part of a path, not hidden, not too long; usual names stay."""
+    text = re.sub(r'[/\\:*?"<>|]', "_", printable(unicodedata.normalize("NFC", name))).strip(" ")
+    text = re.sub(r"^[.]+", "_", text) or "_"
+    return text.encode("utf-8")[:LONGEST].decode("utf-8", "ignore")
+
+
+def markdown(text: str) -> str:
+    """Return a text for a cell of a Markdown table: nothing in it is markup."""
+    return MARKDOWN.sub(r"\\\1", printable(text))
+
+
+def spreadsheet(text: str) -> str:
+    """Return a text for a cell of a CSV file: spreadsheets do not run it as a formula.
+
+    The apostrophe in front is what OWASP's page on CSV injection recommends.
+    """
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") and not _is_number(text) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
