@@ -93,6 +93,7 @@ def main() -> int:
         help="folder of all data sets, relative to the repository root (default: $BLOCKWISE_DATA, or else data)",
     )
     options = parser.parse_intermixed_args()
+    (ROOT / "experiments/paper/results").mkdir(exist_ok=True)
     first = 0
     for command in commands(options.grid, options.data, options.overrides):
         status = call(command)

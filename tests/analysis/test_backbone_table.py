@@ -36,8 +36,8 @@ def test_what_is_missing_stays_empty(rows):
 def test_it_is_printed_and_written(rows, console, tmp_path):
     print_table(console, backbone_table(rows))
     assert "best block" in console.export_text()
-    write_rows(rows, tmp_path / "deep" / "table.csv")
-    with (tmp_path / "deep" / "table.csv").open() as file:
+    write_rows(rows, tmp_path / "table.csv")
+    with (tmp_path / "table.csv").open(encoding="utf-8") as file:
         assert list(csv.DictReader(file)) == rows
     write_rows(rows, tmp_path / "table.md")
     lines = (tmp_path / "table.md").read_text().splitlines()
@@ -45,3 +45,6 @@ def test_it_is_printed_and_written(rows, console, tmp_path):
     assert {line.count("|") for line in lines} == {12}
     with pytest.raises(InputError, match="must end in .csv or .md"):
         write_rows(rows, tmp_path / "table.pdf")
+    with pytest.raises(InputError, match="cannot be written to"):
+        write_rows(rows, tmp_path / "nope" / "table.md")
+    assert not (tmp_path / "nope").exists()

@@ -1,11 +1,19 @@
+import copy
 import csv
 import json
+import os
+import re
+import sys
 from dataclasses import replace
 
+import grids
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from blockwise.analysis.backbone_table import backbone_rows
+from blockwise.analysis.summary import sweeps
+from blockwise.analysis.sweep_table import sweep_table
 from blockwise.errors import InputError
 from blockwise.results import Record, ResultStore, find_records, read_records, settings_hash, sweep_hash
 
@@ -81,6 +89,97 @@ def test_half_written_and_foreign_records_count_as_missing(tmp_path, content, ca
     assert store.find(SETTINGS) is None
     assert find_records(tmp_path) == []
     assert f"skipping {folder / 'record.json'}: " in capsys.readouterr().err
+
+
+def parts(value, path=()):
+    """Yield the path of every value inside a record, depth first."""
+    yield path
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from parts(inner, (*path, key))
+
+
+def changed(content, path, value):
+    content = copy.deepcopy(content)
+    content = json.loads(json.dumps(content))
+    place = content
+    for key in path[:-1]:
+        place = place[key]
+    if value is GONE:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = value
+    return content
+
+
+GONE = object()
+WRONG = [None, True, -1, 1e999, 10**30, 0.5, "x", "", "/", [], {}, [None], {"a": 1}, GONE]
+FULL = {
+    **grids.record("7", 0.5).to_json(),
+    "data": {**grids.record("7", 0.5)["data"], "skipped": ["x.png"]},
+    "provenance": {"finished": "2026", "commit": "0" * 40, "dirty": False, "versions": {"torch": "2"}, "command": "x"},
+}
+
+
+@pytest.mark.parametrize("path", list(parts(FULL))[1:], ids=lambda path: ".".join(map(str, path)))
+def test_a_record_of_which_anything_is_wrong_is_left_out_or_does_no_harm(tmp_path, path, console):
+    """Every value replaced by every wrong one: it is refused with its file named, or can be tabled."""
+    good = [grids.record(scope, 0.4) for scope in ("head", "3", "full")]
+    for value in WRONG:
+        text = json.dumps(changed(FULL, path, value))
+        try:
+            record = Record.from_json(text, "x/record.json")
+        except InputError as error:
+            assert str(error).startswith("x/record.json: ")
+            assert "\n" not in str(error)
+            continue
+        recorded = sweeps([*good, record])
+        for sweep in recorded:
+            console.print(sweep_table(sweep))
+        backbone_rows(recorded)
+        settings_hash(record.settings)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "field"),
+    [
+        (("metrics", "test", "top1"), 1e999, "metrics.test.top1"),
+        (("metrics", "test", "top1"), True, "metrics.test.top1"),
+        (("metrics", "val", "loss"), 1e999, "metrics.val.loss"),
+        (("metrics", "val", "top1"), 90.0, "metrics.val: top1 must be between 0 and 1"),
+        (("status",), "done", "status"),
+        (("seed",), True, "seed"),
+        (("partition", "num_blocks"), 10**9, "partition.num_blocks"),
+        (("cell", "scope"), "²", "cell.scope"),
+        (("cell", "scope"), "\x1b[31m", "cell.scope"),
+        (("cell", "blocks"), [8], "scope 7 must have this block alone"),
+        (("cell", "blocks"), [7, 99], "scope 7 must have this block alone"),
+        (("settings", "lr"), "fast", "settings: lr"),
+        (("provenance", "versions"), ["torch"], "provenance"),
+        (("best_epoch",), 99, "best_epoch 99 is none of the 5 epochs"),
+    ],
+)
+def test_impossible_values_are_refused_by_name(path, value, field):
+    with pytest.raises(InputError, match=re.escape(field)):
+        Record.from_json(json.dumps(changed(FULL, path, value)))
+
+
+def test_settings_nested_too_deeply_are_refused():
+    deep = json.dumps(FULL).replace('"x.png"', "[" * 10_000 + "]" * 10_000)
+    with pytest.raises(InputError, match=r"record\.json: .*"):
+        Record.from_json(deep)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pipes among files")
+def test_only_regular_files_are_records(tmp_path, capsys):
+    store = ResultStore(tmp_path)
+    folder = store.save(WHOLE, [], {})
+    (folder / "record.json").unlink()
+    for make in (lambda path: os.mkfifo(path), lambda path: path.symlink_to("/dev/zero"), lambda path: path.mkdir()):
+        make(folder / "record.json")
+        assert store.find(SETTINGS) is None
+        assert find_records(tmp_path) == []
+        assert "skipping" in capsys.readouterr().err
+        (folder / "record.json").rmdir() if (folder / "record.json").is_dir() else (folder / "record.json").unlink()
 
 
 def test_the_hash_covers_every_setting():

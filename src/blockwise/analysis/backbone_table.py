@@ -13,6 +13,7 @@ from rich.table import Table
 from blockwise.analysis.summary import Sweep
 from blockwise.analysis.sweep_table import difference, percent
 from blockwise.errors import InputError
+from blockwise.io.names import markdown, spreadsheet
 
 HEADINGS = tuple("data,backbone,partition,seeds,head,full,best block,block,quarter,Δ head,Δ full".split(","))
 WRITERS = (".csv", ".md")
@@ -45,14 +46,13 @@ def write_rows(rows: Sequence[dict[str, str]], path: Path) -> None:
     if path.suffix not in WRITERS:
         raise InputError(f"{path} must end in {' or '.join(WRITERS)}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="") as file:
+        with path.open("w", newline="", encoding="utf-8") as file:
             if path.suffix == ".csv":
                 writer = csv.DictWriter(file, HEADINGS)
                 writer.writeheader()
-                writer.writerows(rows)
+                writer.writerows({heading: spreadsheet(row[heading]) for heading in HEADINGS} for row in rows)
             else:
-                lines = [HEADINGS, ["---"] * len(HEADINGS), *([row[h] for h in HEADINGS] for row in rows)]
+                lines = [HEADINGS, ["---"] * len(HEADINGS), *([markdown(row[h]) for h in HEADINGS] for row in rows)]
                 file.writelines(f"| {' | '.join(line)} |\n" for line in lines)
     except OSError as error:
         raise InputError(f"{path} cannot be written to ({error.strerror})") from error

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+from blockwise.io.names import printable
 from blockwise.results.record import Record
 from blockwise.results.store import sweep_hash
 
@@ -72,12 +73,12 @@ class Sweep:
     @property
     def backbone(self) -> str:
         """The name of the backbone."""
-        return self.records[0].backbone.name
+        return printable(self.records[0].backbone.name)
 
     @property
     def data(self) -> str:
         """The name of the data set."""
-        return self.records[0].data.name
+        return printable(self.records[0].data.name)
 
     @property
     def num_blocks(self) -> int:
@@ -87,7 +88,7 @@ class Sweep:
     @property
     def partition(self) -> str:
         """The name of the partition."""
-        return self.records[0].partition.name
+        return printable(self.records[0].partition.name)
 
     @property
     def title(self) -> str:
@@ -143,7 +144,7 @@ def _rows(records: Sequence[Record]) -> tuple[Row, ...]:
 
 def _newest(records: Sequence[Record]) -> list[Record]:
     """Return the newest record of each scope, rate and seed; `top3` may have an older one with other blocks."""
-    ordered = sorted(records, key=lambda record: record.provenance.get("finished", ""))
+    ordered = sorted(records, key=lambda record: record.provenance.get("finished") or "")
     return list({(r.cell.scope, r.lr, r.seed): r for r in ordered}.values())
 
 

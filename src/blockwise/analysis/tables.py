@@ -14,6 +14,7 @@ from blockwise.analysis.claims import claims
 from blockwise.analysis.frame import depth
 from blockwise.analysis.statistics import BASELINES, PairedTest, Ranks, interval, paired_tests, quarter_shares
 from blockwise.analysis.summary import Row, Sweep
+from blockwise.io.names import markdown, printable, spreadsheet
 from blockwise.results.record import Record
 
 # number of characters of a commit hash to show
@@ -55,11 +56,14 @@ class ReportTable:
     def save(self, folder: Path) -> list[Path]:
         """Write the table as CSV (numbers), Markdown and LaTeX (texts), and return the paths."""
         paths = [folder / f"{self.name}.{suffix}" for suffix in ("csv", "md", "tex")]
-        self.values.to_csv(paths[0], index=False)
-        paths[1].write_text(self.texts.to_markdown(index=False, disable_numparse=True) + "\n")
+        self.values.map(lambda value: spreadsheet(value) if isinstance(value, str) else value).to_csv(
+            paths[0], index=False, encoding="utf-8"
+        )
+        shown = self.texts.rename(columns=markdown).map(markdown).to_markdown(index=False, disable_numparse=True)
+        paths[1].write_text(f"{shown}\n", encoding="utf-8")
         escaped = self.texts.rename(columns=_latex).map(_latex)
         latex = escaped.to_latex(index=False, caption=_latex(self.title), label=f"tab:{self.name}")
-        paths[2].write_text(latex)
+        paths[2].write_text(latex, encoding="utf-8")
         return paths
 
 
@@ -100,7 +104,7 @@ def scopes_table(sweeps: Sequence[Sweep]) -> ReportTable:
                     **_names(sweep, sweeps),
                     "scope": row.scope,
                     "quarter": cell.quarter,
-                    "layers": f"{cell.first_layer} to {cell.last_layer}" if row.blocks else None,
+                    "layers": printable(f"{cell.first_layer} to {cell.last_layer}") if row.blocks else None,
                     "trainable": cell.trainable_parameters,
                     "lr": row.lr,
                     "seeds": len(row.seeds),
@@ -249,7 +253,7 @@ def provenance_table(records: Sequence[Record]) -> ReportTable:
         commit = (origin.get("commit") or "not from a checkout")[:COMMIT]
         commit += " (changed)" if origin.get("dirty") else ""
         versions = ", ".join(f"{name} {version}" for name, version in (origin.get("versions") or {}).items())
-        key = (str(origin.get("command")), commit, versions)
+        key = (printable(str(origin.get("command"))), printable(commit), printable(versions))
         counted[key] = counted.get(key, 0) + 1
     lines = [
         {"command": command, "records": number, "commit": commit, "versions": versions}

@@ -20,6 +20,7 @@ GROUPS = frozenset(
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 MAX_SEED = 2**32 - 1
 # names become parts of paths
+LONGEST_NAME = 100
 NAME = re.compile(r"[\w][\w.+-]*", re.ASCII)
 
 
@@ -106,6 +107,8 @@ def _flag(key: str, value: Any) -> None:
 def _name(key: str, value: Any) -> None:
     if not isinstance(value, str) or not NAME.fullmatch(value):
         raise InputError(f"{key}={value} must be a name of letters, digits and . _ + -")
+    if len(value) > LONGEST_NAME:
+        raise InputError(f"{key} has {len(value)} characters: choose a name of at most {LONGEST_NAME}")
 
 
 def _text(key: str, value: Any, *, optional: bool = False) -> None:

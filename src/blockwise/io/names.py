@@ -12,7 +12,11 @@ import unicodedata
 # longest name of a file, in bytes; most file systems allow 255, and a hash, a suffix or a temporary name is added
 LONGEST = 150
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
-MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~&])")
+# what would start a column, HTML, code or a link; the rest is harmless within a word
+MARKDOWN = re.compile(r"([|<`]|\](?=[(\[])|!(?=\[))")
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+# a signed number, and perhaps words behind it
+SIGNED = re.compile(r"[+-][\d.]+( [^|!=]*)?")
 
 
 def decodable(name: str) -> str:
@@ -42,12 +46,5 @@ def spreadsheet(text: str) -> str:
 
     The apostrophe in front is what OWASP's page on CSV injection recommends.
     """
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") and not _is_number(text) else text
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    harmless = text[:1] not in FORMULA or SIGNED.fullmatch(text)
+    return text if harmless else f"'{text}"

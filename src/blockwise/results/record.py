@@ -10,6 +10,8 @@ Records are checked when they are read. All other code may rely on the types bel
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import cache
@@ -29,6 +31,9 @@ ROUNDING = 1e-5
 Status = Literal["running", "stopped", "diverged", "finished", "pruned"]
 # a cell in training has no record on disk
 RECORDED = ("finished", "diverged", "pruned")
+# tables loop over blocks
+MOST_BLOCKS = 10_000
+SCOPE = re.compile(r"[\w.+:@-]{1,200}", re.ASCII)
 Settings = Mapping[str, Any]
 Metrics = dict[str, float]
 
@@ -48,7 +53,30 @@ def _check_status(status: Status) -> Status:
     return status
 
 
-Count = Annotated[int, Field(ge=0)]
+def _check_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    lr = settings.get("lr", 0.0)
+    if isinstance(lr, bool) or not isinstance(lr, (int, float)) or not 0 <= lr < math.inf:
+        raise ValueError("lr must be a finite number of at least 0")
+    return settings
+
+
+def _check_provenance(provenance: dict[str, Any]) -> dict[str, Any]:
+    versions = provenance.get("versions") or {}
+    texts = [provenance.get(key) for key in ("finished", "commit", "command")]
+    texts += versions.values() if isinstance(versions, dict) else [versions]
+    if not all(text is None or isinstance(text, str) for text in texts):
+        raise ValueError("finished, commit, command and versions must be text")
+    return provenance
+
+
+def _check_scope(scope: str) -> str:
+    if not SCOPE.fullmatch(scope):
+        raise ValueError(f"must be a name of letters, digits and . _ + - : @, not {scope[:40]!r}")
+    return scope
+
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Name = Annotated[str, Field(min_length=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Checked = Annotated[dict[str, Finite], AfterValidator(_check_metrics)]
 
@@ -57,7 +85,7 @@ Checked = Annotated[dict[str, Finite], AfterValidator(_check_metrics)]
 class BackboneEntry:
     """The fine-tuned network: its name, the origin of its weights, and its number of parameters."""
 
-    name: str
+    name: Name
     weights: str | None = None
     parameters: Count | None = None
 
@@ -66,7 +94,7 @@ class BackboneEntry:
 class DataEntry:
     """The data set: images per split, and the names of files that were skipped because they cannot be read."""
 
-    name: str
+    name: Name
     classes: Count
     image_size: Count
     train: Count
@@ -79,8 +107,8 @@ class DataEntry:
 class PartitionEntry:
     """The partition: the partitioner's name and its number of blocks."""
 
-    name: str
-    num_blocks: Annotated[int, Field(ge=1)]
+    name: Name
+    num_blocks: Annotated[int, Field(ge=1, le=MOST_BLOCKS)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +126,7 @@ class CellEntry:
         trainable_parameters: Number of trained parameters, including the head's.
     """
 
-    scope: str
+    scope: Annotated[str, AfterValidator(_check_scope)]
     blocks: tuple[Count, ...]
     name: str | None = None
     first_layer: str | None = None
@@ -106,6 +134,15 @@ class CellEntry:
     layers: tuple[Count, Count] | None = None
     quarter: Annotated[int, Field(ge=1, le=4)] | None
     trainable_parameters: Count
+
+    def __post_init__(self) -> None:
+        """Check that a single block is the block of its name.
+
+        Raises:
+            ValueError: It is another.
+        """
+        if self.scope.isdecimal() and self.blocks != (int(self.scope),):
+            raise ValueError(f"scope {self.scope} must have this block alone")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,22 +183,26 @@ class Record:
     data: DataEntry
     partition: PartitionEntry
     cell: CellEntry
-    seed: int
-    settings: dict[str, Any]
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    settings: Annotated[dict[str, Any], AfterValidator(_check_settings)]
     metrics: MetricsEntry
     best_epoch: Count | None = None
     epochs: Count = 0
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     peak_memory_bytes: Count | None = None
-    provenance: dict[str, Any]
+    provenance: Annotated[dict[str, Any], AfterValidator(_check_provenance)]
     folder: str | None = None
 
     def __post_init__(self) -> None:
-        """Check that a finished cell has the metrics that tables and statistics need.
+        """Check that the fields fit together, and that a finished cell has the metrics that tables and statistics need.
 
         Raises:
-            ValueError: Validation or test metrics are missing.
+            ValueError: They do not, or validation or test metrics are missing.
         """
+        if any(block >= self.partition.num_blocks for block in self.cell.blocks):
+            raise ValueError(f"block {max(self.cell.blocks)} is none of the {self.partition.num_blocks} blocks")
+        if self.best_epoch is not None and self.epochs and self.best_epoch >= self.epochs:
+            raise ValueError(f"best_epoch {self.best_epoch} is none of the {self.epochs} epochs")
         if self.status == "finished" and (self.metrics.val is None or self.metrics.test is None):
             raise ValueError("a finished cell must have val and test metrics")
 

@@ -14,11 +14,13 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from dataclasses import replace
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blockwise.errors import InputError
-from blockwise.io.files import replacing
+from blockwise.io.files import open_regular, read_regular, replacing
+from blockwise.io.names import file_name, printable
 from blockwise.results.record import METRICS, Metrics, Record, Settings
 
 if TYPE_CHECKING:  # reading records must not import torch
@@ -42,7 +44,7 @@ def sweep_hash(settings: Settings) -> str:
 
 def sweep_path(settings: Settings) -> str:
     """Return the path of a sweep relative to the results folder."""
-    return "/".join(str(settings[part]["name"]) for part in ("data", "model", "partition"))
+    return "/".join(file_name(str(settings[part]["name"])) for part in ("data", "model", "partition"))
 
 
 def cell_name(settings: Settings) -> str:
@@ -118,7 +120,8 @@ class ResultStore:
             with replacing(folder / "weights.safetensors") as temporary:
                 temporary.write_bytes(save(contiguous))
         with replacing(folder / "record.json") as temporary:
-            temporary.write_text(json.dumps(record.to_json(), indent=2, allow_nan=False) + "\n")
+            content = json.dumps(record.to_json(), indent=2, allow_nan=False)
+            temporary.write_text(f"{content}\n", encoding="utf-8")
         return folder
 
 
@@ -141,9 +144,9 @@ def find_records(folder: Path) -> list[Record]:
         try:
             records.append(read_record(path))
         except InputError as error:
-            print(f"skipping {path}: {str(error).removeprefix(f'{path}: ')}", file=sys.stderr)
+            print(printable(f"skipping {path}: {str(error).removeprefix(f'{path}: ')}"), file=sys.stderr)
         except OSError as error:
-            print(f"skipping {path}: {error.strerror}", file=sys.stderr)
+            print(printable(f"skipping {path}: {error.strerror}"), file=sys.stderr)
     return records
 
 
@@ -154,22 +157,22 @@ def read_record(path: Path) -> Record:
         InputError: The file contains no valid record; the message names file and field.
         OSError: The file cannot be read.
     """
-    return replace(Record.from_json(path.read_bytes(), path), folder=str(path.parent))
+    return replace(Record.from_json(read_regular(path), path), folder=str(path.parent))
 
 
 def read_history(folder: str | Path) -> list[dict[str, Metrics]]:
     """Return the `train` and `val` metrics of each epoch from a cell's folder; empty if there is no history."""
     try:
-        with Path(folder, HISTORY).open(newline="") as file:
-            rows = list(csv.DictReader(file))
+        with open_regular(Path(folder, HISTORY)) as file:
+            rows = list(csv.DictReader(TextIOWrapper(file, encoding="utf-8", newline="")))
         splits = ("train", "val")
         return [{split: {name: float(row[f"{split}_{name}"]) for name in METRICS} for split in splits} for row in rows]
-    except (OSError, KeyError, TypeError, ValueError):  # removed or incomplete
+    except (OSError, KeyError, TypeError, ValueError, csv.Error):  # removed or incomplete
         return []
 
 
 def _write_csv(path: Path, header: list[str], rows: Iterable[Iterable[Any]]) -> None:
-    with replacing(path) as temporary, temporary.open("w", newline="") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)

@@ -1,5 +1,6 @@
 """The report: its files, its page in a real browser, and reports of few records."""
 
+import csv
 import re
 import shutil
 from dataclasses import replace
@@ -154,6 +155,31 @@ def test_names_are_only_names(tmp_path):
         [record("3", 0.5, backbone="<script>alert(1)</script>"), record("head", 0.4)], tmp_path
     ).read_text()
     assert "<script>alert" not in text
+
+
+HOSTILE = "../a/b|c <script> \x1b[31m =cmd() ${oc.env:HOME} " + 300 * "x"
+
+
+def test_hostile_names_cost_no_report_and_are_only_names(tmp_path):
+    records = [
+        replace(one, data=replace(one.data, name=name), backbone=BackboneEntry(name=name), partition=partition)
+        for name in (HOSTILE, "=" + HOSTILE, "a/b", "a_b")
+        for one in one_sweep(num_blocks=2)
+        for partition in (replace(one.partition, name="p/q"),)
+    ]
+    page = write_report([replace(one, settings={**one.settings, "x": HOSTILE}) for one in records], tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"index.html", "tables", "figures"}
+    names = [path.name for path in (tmp_path / "out" / "figures").iterdir()]
+    assert sum(name.startswith("accuracy-by-block-a_b") for name in names) == 4  # a/b and a_b, svg and png
+    assert "<script> " not in page.read_text(encoding="utf-8")
+    for path in (tmp_path / "out" / "tables").iterdir():
+        text = path.read_text(encoding="utf-8")
+        assert "\x1b" not in text
+        if path.suffix == ".md":
+            assert "|c <script>" not in text
+    with (tmp_path / "out" / "tables" / "summary.csv").open(encoding="utf-8") as file:
+        assert not [row for row in csv.DictReader(file) if row["data"].startswith("=")]
 
 
 def test_the_same_records_give_the_same_files(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from blockwise.analysis.summary import Row
+from blockwise.io.files import open_regular
 from blockwise.results.store import PREDICTIONS, read_history
 
 SHOWN = 20
@@ -30,15 +31,15 @@ def confusion_matrix(kept: pd.DataFrame, most: int = SHOWN) -> pd.DataFrame:
 
     With more than `most` classes, only those with the most errors are shown, and rows do not add up to 1.
     """
-    matrix = pd.crosstab(kept["label"], kept["predicted"], normalize="index")
-    classes = sorted(set(matrix.index) | set(matrix.columns))
-    matrix = matrix.reindex(index=classes, columns=classes, fill_value=0.0)
+    classes = sorted({*kept["label"], *kept["predicted"]})
+    images = kept["label"].value_counts().reindex(classes)
     if len(classes) > most:
         wrong = kept[kept["label"] != kept["predicted"]]
         errors = wrong["label"].value_counts().add(wrong["predicted"].value_counts(), fill_value=0)
         classes = sorted(errors.sort_values(ascending=False, kind="stable").index[:most])
-        matrix = matrix.loc[classes, classes]
-    return matrix
+        kept = kept[kept["label"].isin(classes) & kept["predicted"].isin(classes)]
+    matrix = pd.crosstab(kept["label"], kept["predicted"]).reindex(index=classes, columns=classes, fill_value=0)
+    return matrix.div(images.loc[classes], axis=0).fillna(0.0)
 
 
 def gains_by_class(kept: pd.DataFrame, baseline: pd.DataFrame, most: int = SHOWN) -> pd.Series:
@@ -58,7 +59,8 @@ def _read(folder: str | None) -> pd.DataFrame | None:
     if folder is None:
         return None
     try:
-        frame = pd.read_csv(Path(folder, PREDICTIONS), keep_default_na=False, dtype=str)[["label", "predicted"]]
+        with open_regular(Path(folder, PREDICTIONS)) as file:
+            frame = pd.read_csv(file, keep_default_na=False, dtype=str)[["label", "predicted"]]
     except (OSError, ValueError, KeyError):  # missing or truncated
         return None
     return frame if len(frame) else None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
@@ -16,15 +16,16 @@ from pathlib import Path
 
 import itables
 import matplotlib as mpl
+import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
-from omegaconf import OmegaConf
 
 from blockwise.analysis import figures, tables
 from blockwise.analysis.report.classes import confusion_matrix, gains_by_class, history, predictions
 from blockwise.analysis.statistics import accuracy_matrix, ranks, treatment
 from blockwise.analysis.summary import Sweep, sweeps
 from blockwise.errors import InputError
+from blockwise.io.names import file_name
 from blockwise.results.record import Record
 from blockwise.results.store import PER_CELL
 
@@ -81,7 +82,7 @@ def write_report(records: Sequence[Record], folder: Path) -> Path:
     recorded = sweeps(records)
     report_tables = list(_tables(recorded, records))
     with mpl.rc_context({"text.parse_math": False}):  # names may contain a dollar sign
-        pictures = list(_pictures(recorded))
+        pictures = _with_file_names(_pictures(recorded))
     try:
         parts: Sequence[tables.ReportTable | Picture]
         for name, parts in (("tables", report_tables), ("figures", pictures)):
@@ -93,6 +94,17 @@ def write_report(records: Sequence[Record], folder: Path) -> Path:
     except OSError as error:
         raise InputError(f"{error.filename or folder} cannot be written to ({error.strerror})") from error
     return page
+
+
+def _with_file_names(pictures: Iterable[Picture]) -> list[Picture]:
+    """Return the pictures with names that can be names of files, each once."""
+    named: dict[str, Picture] = {}
+    for picture in pictures:
+        name = file_name(picture.name)
+        while name in named:
+            name += "-"
+        named[name] = replace(picture, name=name)
+    return list(named.values())
 
 
 def _tables(recorded: Sequence[Sweep], records: Sequence[Record]) -> Iterator[tables.ReportTable]:
@@ -225,4 +237,5 @@ def _page(
 
 
 def _settings(sweep: Sweep) -> str:
-    return OmegaConf.to_yaml(OmegaConf.create({k: v for k, v in sweep.settings.items() if k not in PER_CELL}))
+    shared = {key: value for key, value in sweep.settings.items() if key not in PER_CELL}
+    return yaml.safe_dump(shared, sort_keys=False, allow_unicode=True)
