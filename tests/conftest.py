@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from omegaconf import DictConfig
 from rich.console import Console
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from torch.nn import functional as F
 from blockwise.backbone.layers import record_layers
 from blockwise.config.compose import compose_config
 
+# a busy machine may take long for an example
+settings.register_profile("blockwise", deadline=None)
+settings.load_profile("blockwise")
 # imported objects stay: garbage collection need not scan them, neither now nor in every test
 gc.disable()
 

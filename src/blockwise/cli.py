@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -24,7 +25,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from blockwise.config.compose import CONFIG_DIR, CONFIG_NAME, check_groups, explain, plain
+from blockwise.config.compose import CONFIG_DIR, CONFIG_NAME, explain, groups, plain, settings
+from blockwise.config.overrides import check_added, check_overrides
 from blockwise.errors import InputError, Interrupted
 from blockwise.quiet import silence_libraries
 from blockwise.study.jobs import Outcome, ledger, run_job
@@ -96,7 +98,7 @@ def train() -> None:
     silence_libraries()
 
     def command() -> None:
-        check_groups(sys.argv[1:])
+        check_overrides(_overrides(sys.argv[1:]), groups())
         hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=CONFIG_NAME)(_job)()
 
     _exit_on_error(command)
@@ -124,6 +126,7 @@ def _job(cfg: DictConfig) -> Outcome | None:
     silence_libraries()  # again: libraries imported since the first call have set their own log levels
     keep_freed_memory()
     try:
+        check_added(job.overrides.task, cfg, settings())
         check_config(plain(cfg))
         if count_processes(cfg.trainer.devices) > 1 and not cfg.plan and not launched():
             sys.exit(launch(cfg.trainer.devices, [*_config_options(job), "hydra.mode=RUN", *job.overrides.task]))
@@ -141,6 +144,11 @@ def _config_options(job: HydraConf) -> list[str]:
     folders = [path.relative_to(here) if path.is_relative_to(here) else path for path in added]
     name = [] if job.job.config_name == CONFIG_NAME else [f"--config-name={job.job.config_name}"]
     return [*(f"--config-dir={folder}" for folder in folders), *name]
+
+
+def _overrides(arguments: list[str]) -> list[str]:
+    """Return the settings among the arguments of `train`."""
+    return list(get_args_parser().parse_known_args(arguments)[0].overrides)
 
 
 def _flags_first(arguments: list[str]) -> list[str]:

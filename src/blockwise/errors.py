@@ -25,4 +25,4 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
         return SequenceMatcher(None, typed, candidate.lower()).ratio(), sorted(typed) == sorted(candidate.lower())
 
     nearest = max(known, key=similarity, default=None)
-    return f" Did you mean {nearest!r}?" if nearest is not None and similarity(nearest)[0] >= 0.5 else ""
+    return f" Did you mean {nearest!r}?" if nearest is not None and similarity(nearest)[0] >= 0.6 else ""

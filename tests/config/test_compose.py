@@ -57,7 +57,7 @@ def test_the_keys_of_the_contract_are_there():
         (["logger=[csv,bogus]"], "logger=bogus is unknown: choose from csv, none, tensorboard, wandb"),
         (["partition=layer", "partition.num_blocks=4"], "partition.num_blocks here: it belongs to another config of"),
         (["optimizer=null"], "optimizer=null chooses no config: choose from adamw, sgd"),
-        (["block"], "Error parsing override 'block'"),
+        (["block"], "block has no value: write block=<value>"),
     ],
 )
 def test_overrides_that_do_not_compose(overrides, message):
@@ -87,7 +87,7 @@ def test_overrides_that_do_not_compose(overrides, message):
         ("data.image_size=big", "data.image_size=big must be"),
         ("data.num_workers=-1", "data.num_workers=-1 must be"),
         ("data.train_per_class=1", "data.train_per_class=1 must be an integer of at least 2, or null"),
-        ("data.crop_pct=2", "data.crop_pct=2 is larger than the image"),
+        ("data.crop_pct=2", "data.crop_pct=2 must be between 0.1 and 1"),
         ("data.augment=[flop]", r"data.augment=flop is unknown.*Did you mean 'flip'"),
         ("freeze.norm=frozen", "freeze.norm=frozen is unknown: choose train or eval"),
         ("seed=18446744073709551615", "is too large: choose 0 to 4294967295"),

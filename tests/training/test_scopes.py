@@ -63,8 +63,8 @@ def test_top_takes_the_best_of_a_ranking():
     [
         (12, "block=12 is out of range: net has 12 blocks, so choose 0 to 11"),
         (-13, "block=-13 is out of range"),
-        ("3+12", "block=12 is out of range"),
-        ("from12", "block=12 is out of range"),
+        ("3+12", r"block=3\+12 is out of range"),
+        ("from12", "block=from12 is out of range"),
         ("3+3", "lists a block of net twice"),
         ("3+-9", "lists a block of net twice"),
         ("top1", "choose top2 to top12"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -19,6 +20,11 @@ GROUPS = frozenset(
 # in mixed precision, trained weights stay in float32 and arithmetic is done in 16 bits
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 MAX_SEED = 2**32 - 1
+# images are resized to their size divided by the crop before they are cropped
+LEAST_CROP = 0.1
+LARGEST_IMAGE = 10_000
+# beyond this, processes only wait for one another
+MOST_WORKERS = max(32, 4 * (os.cpu_count() or 1))
 # names become parts of paths
 LONGEST_NAME = 100
 NAME = re.compile(r"[\w][\w.+-]*", re.ASCII)
@@ -34,6 +40,8 @@ def check_config(cfg: Mapping[str, Any]) -> None:
         if not isinstance(cfg.get(group), dict) and not (group == "logger" and cfg.get(group) is None):  # logger=[]
             raise InputError(f"{group}={cfg.get(group)} is not a group of settings: choose a file of conf/{group}")
     for key, check in CHECKS.items():
+        if key in OF_SOME and key.partition(".")[2] not in cfg[key.partition(".")[0]]:
+            continue
         value = _get(cfg, key)
         if value == "???":  # Hydra's mark for a mandatory value
             raise InputError(f"{key} is missing: set {key}=<value>")
@@ -75,8 +83,8 @@ def _number(key: str, value: Any, *, zero: bool = False, optional: bool = False)
 
 def _share(key: str, value: Any) -> None:
     _number(key, value, optional=True)
-    if value is not None and value > 1:
-        raise InputError(f"{key}={value} is larger than the image: choose a number greater than 0 and at most 1")
+    if value is not None and not LEAST_CROP <= value <= 1:
+        raise InputError(f"{key}={value} must be between {LEAST_CROP} and 1, the whole image")
 
 
 def _rates(key: str, value: Any) -> None:
@@ -140,6 +148,8 @@ def _strategy(key: str, strategy: Any) -> None:
         )
 
 
+# settings that only some configs of a group have
+OF_SOME = frozenset({"data.root", "data.url", "data.checksum"})
 CHECKS: dict[str, Callable[[str, Any], None]] = {
     "plan": _flag,
     "seed": partial(_whole, least=0, most=MAX_SEED),
@@ -150,17 +160,20 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "model.weights": partial(_text, optional=True),
     "model.checkpoint": partial(_text, optional=True),
     "model.pretrained": _flag,
-    "model.input_size": partial(_whole, least=1, optional=True),
+    "model.input_size": partial(_whole, least=1, most=LARGEST_IMAGE, optional=True),
     "model.mean": _channels,
     "model.std": partial(_channels, positive=True),
     "model.interpolation": partial(_choice, choices=tuple(INTERPOLATIONS), optional=True),
     "model.crop_pct": _share,
     "data.name": _name,
-    "data.image_size": partial(_whole, least=1, optional=True),
+    "data.root": _text,
+    "data.url": partial(_text, optional=True),
+    "data.checksum": partial(_text, optional=True),
+    "data.image_size": partial(_whole, least=1, most=LARGEST_IMAGE, optional=True),
     "data.crop_pct": _share,
     "data.batch_size": partial(_whole, least=2),
     "data.augment": partial(_choices, choices=AUGMENTATIONS),
-    "data.num_workers": partial(_whole, least=0),
+    "data.num_workers": partial(_whole, least=0, most=MOST_WORKERS),
     "data.skip_broken": _flag,
     "data.download": _flag,
     "data.train_per_class": partial(_whole, least=2, optional=True),

@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
+from blockwise.config.overrides import check_added, check_overrides
 from blockwise.errors import InputError, did_you_mean
 
 PACKAGE = Path(__file__).parents[1]
 # a wheel has the configs inside the package, a checkout has them at its root
 CONFIG_DIR = next(folder for folder in (PACKAGE / "conf", PACKAGE.parents[1] / "conf") if folder.is_dir())
 CONFIG_NAME = "train"
-
-
-def check_groups(overrides: list[str]) -> None:
-    """Check that no config group is set to an empty value, for which Hydra would print a traceback.
-
-    Raises:
-        InputError: A group is set to an empty value.
-    """
-    groups = {entry.name for entry in CONFIG_DIR.iterdir() if entry.is_dir()}
-    for override in overrides:
-        group, _, value = override.partition("=")
-        if group in groups and value in ("", "null"):
-            raise InputError(f"{override} chooses no config: choose from {', '.join(options(group))}")
 
 
 def compose_config(overrides: list[str]) -> DictConfig:
@@ -41,12 +33,19 @@ def compose_config(overrides: list[str]) -> DictConfig:
     Raises:
         InputError: An override names a setting or a config that does not exist.
     """
-    check_groups(overrides)
+    check_overrides(overrides, groups())
     try:
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            return compose(CONFIG_NAME, overrides)
+            cfg = compose(CONFIG_NAME, overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise explain(error) from error
+    check_added(overrides, cfg, settings())
+    return cfg
+
+
+def groups() -> dict[str, list[str]]:
+    """Return the names of each group's configs."""
+    return {entry.name: options(entry.name) for entry in CONFIG_DIR.iterdir() if entry.is_dir()}
 
 
 def options(group: str) -> list[str]:
@@ -73,11 +72,15 @@ def explain(error: Exception) -> InputError:
     if "requires --multirun" in text or "Ambiguous value for argument" in text:
         shown = text.partition("'")[2].partition("'")[0]
         key = shown.partition("=")[0]
-        return InputError(f"{shown} has several values: add -m to sweep over them, or write a list, {key}=[...]")
+        return InputError(
+            f"{shown} has several values: add -m to sweep over them, or write a list, {key}=[...]; a comma inside "
+            f"one value needs quotes: '{key}=\"{shown.partition('=')[2]}\"'"
+        )
     return InputError(" ".join(text.split("\nSee https")[0].split()))
 
 
-def settings() -> list[str]:
+@cache
+def settings() -> tuple[str, ...]:
     """Return the dotted names of all groups and settings of the default config."""
     names: list[str] = []
 
@@ -87,9 +90,13 @@ def settings() -> list[str]:
                 names.append(f"{prefix}{key}")
                 walk(value, f"{prefix}{key}.")
 
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        walk(OmegaConf.to_container(compose(CONFIG_NAME)), "")
-    return names
+    # unlike `compose`, this also works while Hydra runs
+    loader = ConfigLoaderImpl(create_config_search_path(str(CONFIG_DIR)))
+    cfg = loader.load_configuration(CONFIG_NAME, [], RunMode.RUN)
+    OmegaConf.set_struct(cfg, False)  # noqa: FBT003 (OmegaConf's own)
+    del cfg["hydra"]
+    walk(OmegaConf.to_container(cfg), "")
+    return tuple(names)
 
 
 def _unknown_option(group: str, name: str) -> str:
@@ -101,7 +108,19 @@ def _unknown_option(group: str, name: str) -> str:
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
-    """Return a config as plain dictionaries and lists, with interpolations resolved."""
-    container = OmegaConf.to_container(cfg, resolve=True)
+    """Return a config as plain dictionaries and lists, with interpolations resolved.
+
+    Raises:
+        InputError: A setting refers to itself, or to one that does not exist.
+    """
+    try:
+        container = OmegaConf.to_container(cfg, resolve=True)
+    except RecursionError as error:
+        raise InputError("a setting refers to itself by ${...}: write its value instead") from error
+    except InterpolationResolutionError as error:
+        reason = str(error).split("\n")[0]
+        raise InputError(
+            f"{error.full_key} cannot be resolved ({reason}): write a value instead of ${{...}}"
+        ) from error
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}

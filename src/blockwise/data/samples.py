@@ -17,6 +17,8 @@ from blockwise.io.files import open_regular
 from blockwise.io.names import decodable
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".jfif", ".png", ".gif", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
+# images of a class that is split by seed: one each to train, to validate and to test
+FEWEST = 3
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,10 @@ def split_by_seed(
     parts: tuple[list[Sample], list[Sample], list[Sample]] = ([], [], [])
     for label, name in enumerate(classes):
         own = shuffled([sample for sample in samples if sample.label == label], seed)
+        if len(own) < FEWEST:
+            raise InputError(
+                f"class {name!r} has {len(own)} image(s): it needs at least {FEWEST}, to train, to validate and to test"
+            )
         train = int(0.8 * len(own)) if train_per_class is None else train_per_class
         val = max(1, train // 4) if val_per_class is None else val_per_class
         if not 0 < val < train:

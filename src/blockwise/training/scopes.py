@@ -10,9 +10,13 @@ from blockwise.errors import InputError, did_you_mean
 
 WORDS = ("head", "full", "all")
 GRAMMAR = "head, full, all, a block (7 or -1), several blocks jointly (3+7), from7 or top3"
-_NUMBERS = re.compile(r"-?\d+(\+-?\d+)*")
-_FROM = re.compile(r"from(-?\d+)")
-_TOP = re.compile(r"top(\d+)")
+_NUMBERS = re.compile(r"-?\d+(\+-?\d+)*", re.ASCII)
+_FROM = re.compile(r"from(-?\d+)", re.ASCII)
+_TOP = re.compile(r"top(\d+)", re.ASCII)
+# longest scope, in characters
+LONGEST = 1000
+# no network has so many blocks, and Python refuses to parse numbers of thousands of digits
+DIGITS = 10
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ def parse_scopes(block: object, num_blocks: int, backbone: str) -> list[Scope]:
         raise InputError(f"block=[] trains nothing: choose {GRAMMAR}")
     scopes: dict[str, Scope] = {}
     for item in items:
-        for scope in _parse(str(item).strip(), num_blocks, backbone):
+        for scope in _parse(str(item).strip()[:LONGEST], num_blocks, backbone):
             scopes.setdefault(scope.name, scope)
     return list(scopes.values())
 
@@ -64,16 +68,16 @@ def _parse(text: str, num_blocks: int, backbone: str) -> list[Scope]:
     if text == "all":
         return [Scope("head", ()), *(Scope(str(i), (i,)) for i in everything), Scope("full", everything)]
     if _NUMBERS.fullmatch(text):
-        numbers = [_block(int(number), num_blocks, backbone) for number in text.split("+")]
+        numbers = [_block(text, number, num_blocks, backbone) for number in text.split("+")]
         if len(set(numbers)) < len(numbers):
             raise InputError(f"block={text} lists a block of {backbone} twice")
         blocks = tuple(sorted(numbers))
         return [Scope("+".join(map(str, blocks)), blocks)]
     if match := _FROM.fullmatch(text):
-        first = _block(int(match[1]), num_blocks, backbone)
+        first = _block(text, match[1], num_blocks, backbone)
         return [Scope(f"from{first}", tuple(range(first, num_blocks)))]
     if match := _TOP.fullmatch(text):
-        top = int(match[1])
+        top = int(match[1][:DIGITS])
         if not 2 <= top <= num_blocks:
             raise InputError(f"block={text}: {backbone} has {num_blocks} blocks, so choose top2 to top{num_blocks}")
         return [Scope(f"top{top}", (), top)]
@@ -81,10 +85,11 @@ def _parse(text: str, num_blocks: int, backbone: str) -> list[Scope]:
     raise InputError(f"block={text} is not a scope: choose {GRAMMAR}.{did_you_mean(text, names)}")
 
 
-def _block(number: int, num_blocks: int, backbone: str) -> int:
+def _block(text: str, digits: str, num_blocks: int, backbone: str) -> int:
+    number = int(digits[:DIGITS])
     if not -num_blocks <= number < num_blocks:
         raise InputError(
-            f"block={number} is out of range: {backbone} has {num_blocks} blocks, so choose 0 to {num_blocks - 1} "
+            f"block={text} is out of range: {backbone} has {num_blocks} blocks, so choose 0 to {num_blocks - 1} "
             f"(or -1 to -{num_blocks}, counted from the last); the nearest is "
             f"{num_blocks - 1 if number > 0 else -num_blocks}"
         )

@@ -1,0 +1,91 @@
+"""Checks of the command line's settings that Hydra would answer with an error of its parser, or accept in silence."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+
+from blockwise.errors import InputError, did_you_mean
+
+KEY = re.compile(r"(\+\+|\+|~)?[A-Za-z_][\w./@:-]*")
+# settings that are arguments of a class, which refuses those that it does not know
+EXTENSIBLE = ("optimizer.", "trainer.", "partition.", "logger.", "model.options.", "data.source.", "hydra.", "hydra/")
+
+
+def check_overrides(overrides: Sequence[str], groups: Mapping[str, Sequence[str]]) -> None:
+    """Check the settings of a command line one by one, before they are composed.
+
+    Args:
+        overrides: Settings; options, which start with a dash, are skipped.
+        groups: The names of each group's configs.
+
+    Raises:
+        InputError: A setting cannot be parsed, has no value or is removed, or a group is set to null.
+    """
+    for override in overrides:
+        if override.startswith("-"):
+            continue
+        key, equals, value = override.partition("=")
+        if key in groups and (not equals or value.lower() in ("", "null")):
+            raise InputError(f"{override} chooses no config: choose from {', '.join(groups[key])}")
+        if not KEY.fullmatch(key):
+            raise InputError(f"{override} cannot be read: {key!r} is not the name of a setting")
+        if key.startswith("~") and not key[1:].startswith(EXTENSIBLE):
+            raise InputError(f"{override} removes a setting that is needed: give it another value instead")
+        if not equals and not key.startswith("~"):
+            raise InputError(f"{override} has no value: write {override}=<value>")
+        if equals and not value:
+            raise InputError(
+                f"{override} has no value: is a variable of your shell unset? For an empty text, write '{key}=\"\"'"
+            )
+        if _parse(override) is None:
+            raise InputError(f"{override} cannot be read{_quoted(key, value)}")
+
+
+def check_added(overrides: Sequence[str], cfg: DictConfig, known: Sequence[str]) -> None:
+    """Check that what `+` adds is a setting that something reads.
+
+    Args:
+        overrides: Settings of a command line.
+        cfg: The config composed from them.
+        known: Names of all settings, for suggestions.
+
+    Raises:
+        InputError: Nothing reads a setting.
+    """
+    for override in overrides:
+        if not override.startswith("+") or (parsed := _parse(override)) is None:
+            continue
+        key = parsed.get_key_element().lstrip("+")
+        chosen = "." not in key and key not in cfg  # a group of configs, such as +study=mine
+        if not (chosen or key.startswith(EXTENSIBLE)):
+            raise InputError(f"there is no setting {key}.{did_you_mean(key, known)}")
+
+
+def _parse(override: str) -> Override | None:
+    try:
+        return OverridesParser.create().parse_override(override)
+    except (HydraException, RecursionError):
+        return None
+
+
+def _quoted(key: str, value: str) -> str:
+    """Return which quotes to put around a value so that both shell and Hydra pass it on."""
+    for quote in ('"', "'"):
+        escaped = value.replace(quote, f"\\{quote}")
+        candidate = f"{key}={quote}{escaped}{quote}"
+        if (parsed := _parse(candidate)) is not None and _text(parsed) == value:
+            return f": quote its value twice, for Hydra and for the shell: {shlex.quote(candidate)}"
+    return ""
+
+
+def _text(override: Override) -> Any:
+    value = override.value()
+    return getattr(value, "text", value) if not isinstance(value, str) else value
