@@ -16,6 +16,16 @@ class Interrupted(BaseException):
         self.signal = signal
 
 
+# what PyTorch writes on a CPU and on a GPU
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return whether an error, or one that caused it, comes from a lack of memory."""
+    causes = [cause for cause in (error, error.__cause__, error.__context__) if cause is not None]
+    return any(isinstance(c, MemoryError) or any(sign in str(c) for sign in OUT_OF_MEMORY) for c in causes)
+
+
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the valid name most similar to `name`, or an empty text if none is similar."""
     typed = str(name).lower()

@@ -3,6 +3,7 @@ import timm
 import torch
 import torchvision
 
+from blockwise.backbone import hub
 from blockwise.backbone.load import describe_backbone, load_backbone
 from blockwise.config.compose import compose_config, options
 from blockwise.errors import InputError
@@ -138,6 +139,7 @@ def test_weights_that_cannot_be_fetched_say_what_to_do(monkeypatch):
         raise AssertionError
 
     monkeypatch.setattr(timm, "create_model", offline)
+    monkeypatch.setattr(hub, "check_hub", lambda: None)
     with pytest.raises(
         InputError, match=r"vgg16.tv_in1k could not be downloaded \(OSError: no network\).*model.checkpoint"
     ):

@@ -14,6 +14,7 @@ import torch
 import torchvision
 from torch import nn
 
+from blockwise.backbone import hub
 from blockwise.backbone.weights import load_checkpoint, package_file
 from blockwise.errors import InputError, did_you_mean
 
@@ -56,29 +57,53 @@ class Backbone:
     images: ImageSpec
 
 
-def load_backbone(model: Mapping[str, Any], *, image_size: int | None = None, seed: int = 0) -> Backbone:
+def load_backbone(
+    model: Mapping[str, Any], *, image_size: int | None = None, seed: int = 0, download: bool = True
+) -> Backbone:
     """Load the backbone of a `model` config.
 
     Args:
         model: Keys as in `conf/model/`.
         image_size: Side of the images in pixels; None uses the model's default.
         seed: Seed of random weights (`model.pretrained=false`).
+        download: False keeps random weights instead of those that a library would have to download.
 
     Raises:
         InputError: The architecture is unknown, its weights cannot be loaded, or a checkpoint does not fit.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _load(model, image_size)
+        return _load(model, image_size, download=download)
 
 
-def _load(model: Mapping[str, Any], image_size: int | None) -> Backbone:
+def needs_download(model: Mapping[str, Any], image_size: int | None = None) -> bool:
+    """Return whether the weights of a `model` config are not on this machine yet.
+
+    Raises:
+        InputError: The architecture is unknown.
+    """
+    local = model.get("checkpoint") is not None or model.get("package")
+    return bool(model["pretrained"]) and not local and MAKERS[model["source"]](model, image_size).cached() is None
+
+
+def image_spec(model: Mapping[str, Any], image_size: int | None = None) -> ImageSpec:
+    """Return the size and preprocessing of the input images of a `model` config; the network is not made.
+
+    Raises:
+        InputError: The architecture is unknown.
+    """
+    images = MAKERS[model["source"]](model, image_size).images()
+    return replace(images, size=image_size or images.size)
+
+
+def _load(model: Mapping[str, Any], image_size: int | None, *, download: bool) -> Backbone:
     maker = MAKERS[model["source"]](model, image_size)
     checkpoint, package = model.get("checkpoint"), model.get("package")
     local = Path(checkpoint).expanduser() if checkpoint is not None else None
     if local is None and model["pretrained"] and package:
         local = package_file(package)
-    network = maker.make(pretrained=bool(model["pretrained"]) and local is None)
+    pretrained = bool(model["pretrained"]) and local is None and (download or maker.cached() is not None)
+    network = maker.make(pretrained=pretrained)
     weights = maker.tag if model["pretrained"] else "random"
     if local is not None:
         mapped = load_checkpoint(network, local, maker.classifiers(network))
@@ -86,8 +111,7 @@ def _load(model: Mapping[str, Any], image_size: int | None) -> Backbone:
         weights = f"{place} sha256:{hashlib.sha256(local.read_bytes()).hexdigest()[:12]}"
         weights += ", names mapped by order" if mapped else ""
     network = maker.without_classifier(network).eval().requires_grad_(requires_grad=False)
-    images = maker.images()
-    return Backbone(model["name"], network, weights, replace(images, size=image_size or images.size))
+    return Backbone(model["name"], network, weights, image_spec(model, image_size))
 
 
 def describe_backbone(model: Mapping[str, Any], image_size: int | None = None) -> tuple[nn.Module, torch.Tensor]:
@@ -138,6 +162,10 @@ class _Maker(ABC):
         """Return the network with its classifier."""
 
     @abstractmethod
+    def cached(self) -> Path | None:
+        """Return the file of the pretrained weights if it is on this machine."""
+
+    @abstractmethod
     def classifiers(self, network: nn.Module) -> tuple[str, ...]:
         """Return the paths of all classifiers, which will be removed: the main one first, then auxiliary ones."""
 
@@ -183,6 +211,8 @@ class _TimmMaker(_Maker):
                 f"timm has no pretrained weights for {self.architecture}: set model.checkpoint=<path> to a file, or "
                 "train from random weights with model.pretrained=false"
             )
+        if pretrained:
+            options["pretrained_cfg_overlay"] = self._local_weights()
         try:
             return timm.create_model(self.architecture, pretrained=pretrained, **options)
         except Exception as error:
@@ -193,6 +223,27 @@ class _TimmMaker(_Maker):
                 + (f" for images of {self.image_size} px" if options else "")
                 + f" ({_first_line(error)})"
             ) from error
+
+    def cached(self) -> Path | None:
+        config = self.config
+        if config and config.hf_hub_id:
+            return hub.on_hub(config.hf_hub_id, config.hf_hub_filename)
+        return hub.in_torch_cache(config.url) if config and isinstance(config.url, str) else None
+
+    def _local_weights(self) -> dict[str, Any]:
+        """Return what tells timm to read the weights from this machine, if they are there: it asks the hub otherwise.
+
+        Raises:
+            InputError: They are not, and their host cannot be reached.
+        """
+        if (file := self.cached()) is not None:
+            return {"file": str(file)}
+        try:
+            if self.config and self.config.hf_hub_id:
+                hub.check_hub()
+        except hub.UnreachableError as error:
+            raise _unreachable(self.architecture, error) from error
+        return {}
 
     def classifiers(self, network: nn.Module) -> tuple[str, ...]:
         names = network.default_cfg.get("classifier", ())  # type: ignore[union-attr, operator]
@@ -230,6 +281,8 @@ class _TorchvisionMaker(_Maker):
     def make(self, *, pretrained: bool) -> nn.Module:
         options = {"init_weights": True} if self.name in ("inception_v3", "googlenet") and not pretrained else {}
         try:
+            if pretrained and self.cached() is None:
+                hub.check_host(self.weights.url)
             network = torchvision.models.get_model(self.name, weights=self.weights if pretrained else None, **options)
         except Exception as error:
             raise _unreachable(self.name, error) from error
@@ -238,6 +291,9 @@ class _TorchvisionMaker(_Maker):
             # with its own weights, but all weights trained with these networks need it
             network.transform_input = True
         return network
+
+    def cached(self) -> Path | None:
+        return hub.in_torch_cache(self.weights.url)
 
     def classifiers(self, network: nn.Module) -> tuple[str, ...]:
         """Return the paths of the last linear layer (convolution in SqueezeNet) and of auxiliary classifiers."""
@@ -291,8 +347,9 @@ def _image_spec(model: Mapping[str, Any], own: Mapping[str, Any]) -> ImageSpec:
 
 
 def _unreachable(name: str, error: Exception) -> InputError:
+    reason = str(error) if isinstance(error, InputError) else _first_line(error)
     return InputError(
-        f"the pretrained weights of {name} could not be downloaded ({_first_line(error)}): set model.checkpoint=<path> "
+        f"the pretrained weights of {name} could not be downloaded ({reason}): set model.checkpoint=<path> "
         "to a local file, or train from random weights with model.pretrained=false"
     )
 

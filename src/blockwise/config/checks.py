@@ -9,14 +9,15 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from blockwise.data.datamodule import AUGMENTATIONS
-from blockwise.data.decode import INTERPOLATIONS
 from blockwise.errors import InputError, did_you_mean
-from blockwise.training.cells import NORM_MODES
 
 GROUPS = frozenset(
     "model data partition optimizer trainer logger freeze early_stopping sweeper checkpoint cache".split()
 )
+# as in `data.datamodule`, `data.decode` and `training.cells`, which import torch: values are checked before it is there
+AUGMENTATIONS = ("crop", "flip")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+NORM_MODES = ("train", "eval")
 # in mixed precision, trained weights stay in float32 and arithmetic is done in 16 bits
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 MAX_SEED = 2**32 - 1
@@ -163,7 +164,7 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "model.input_size": partial(_whole, least=1, most=LARGEST_IMAGE, optional=True),
     "model.mean": _channels,
     "model.std": partial(_channels, positive=True),
-    "model.interpolation": partial(_choice, choices=tuple(INTERPOLATIONS), optional=True),
+    "model.interpolation": partial(_choice, choices=INTERPOLATIONS, optional=True),
     "model.crop_pct": _share,
     "data.name": _name,
     "data.root": _text,

@@ -13,33 +13,67 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 from rich.console import Console
 
+from blockwise.backbone.hub import UnreachableError
 from blockwise.backbone.layers import record_layers
-from blockwise.backbone.load import Backbone, load_backbone
+from blockwise.backbone.load import (
+    Backbone,
+    ImageSpec,
+    describe_backbone,
+    image_spec,
+    load_backbone,
+    needs_download,
+)
 from blockwise.backbone.partition import Partition
 from blockwise.backbone.stages import CannotStageError, StagedBackbone, stage_backbone, whole_backbone
 from blockwise.config.checks import as_list
 from blockwise.config.compose import plain
 from blockwise.data import BlockwiseDataModule
 from blockwise.data.cache import PixelCache
-from blockwise.errors import InputError
+from blockwise.errors import InputError, out_of_memory
 from blockwise.fast.memory import has_bfloat16
+from blockwise.study.worker import known_unreachable, report_unreachable
 from blockwise.tracking.callback import OpenLog
 from blockwise.training.module import OptimizerFactory
+from blockwise.training.scopes import parse_scopes
 
 # loggers that need an extra of this package
 EXTRAS = ("tensorboard",)
 
 
 def make_backbone(cfg: DictConfig) -> Backbone:
-    """Load the backbone of a config.
+    """Load the backbone of a config; a plan downloads nothing and has random weights instead.
 
     Raises:
         InputError: The weights cannot be loaded, or do not fit.
     """
-    backbone = load_backbone(cfg.model, image_size=cfg.data.image_size, seed=cfg.seed)
-    if cfg.data.crop_pct is not None:
-        backbone.images = replace(backbone.images, crop_pct=float(cfg.data.crop_pct))
+    source = cfg.model.source
+    if not cfg.plan and (reason := known_unreachable(source)) and needs_download(cfg.model):
+        raise InputError(f"the pretrained weights of {cfg.model.name} could not be downloaded ({reason})")
+    try:
+        backbone = load_backbone(cfg.model, image_size=cfg.data.image_size, seed=cfg.seed, download=not cfg.plan)
+    except InputError as error:
+        if isinstance(error.__cause__, UnreachableError):
+            report_unreachable(source, str(error.__cause__))
+        raise
+    backbone.images = make_images(cfg)
     return backbone
+
+
+def make_images(cfg: DictConfig) -> ImageSpec:
+    """Return the size and preprocessing of a config's images."""
+    images = image_spec(cfg.model, cfg.data.image_size)
+    return images if cfg.data.crop_pct is None else replace(images, crop_pct=float(cfg.data.crop_pct))
+
+
+def check_before_download(cfg: DictConfig) -> None:
+    """Check the settings that depend on the network, with a network without weights, before its weights are downloaded.
+
+    Raises:
+        InputError: The images do not fit the network, a partitioner's option does not, or there is no such scope.
+    """
+    if not cfg.plan and needs_download(cfg.model):
+        network, _ = describe_backbone(cfg.model, cfg.data.image_size)
+        parse_scopes(plain(cfg)["block"], len(_cut(cfg, network, make_images(cfg).size)), cfg.model.name)
 
 
 def make_partition(cfg: DictConfig, backbone: Backbone) -> Partition:
@@ -48,16 +82,21 @@ def make_partition(cfg: DictConfig, backbone: Backbone) -> Partition:
     Raises:
         InputError: The images are too small for the backbone, or the partitioner's options do not fit it.
     """
-    size = backbone.images.size
+    return _cut(cfg, backbone.network, backbone.images.size)
+
+
+def _cut(cfg: DictConfig, network: torch.nn.Module, size: int) -> Partition:
+    device = next(network.parameters()).device
     try:
-        layers = record_layers(backbone.network, torch.zeros(1, 3, size, size))
+        layers = record_layers(network, torch.zeros(1, 3, size, size, device=device))
     except (RuntimeError, AssertionError, ValueError) as error:
+        check_memory(error, f"data.image_size={size}")
         reason = str(error).strip().split("\n")[0]
         raise InputError(
-            f"data.image_size={size} does not fit {backbone.name} ({reason}): "
+            f"data.image_size={size} does not fit {cfg.model.name} ({reason}): "
             "choose another size, or null for the model's default"
         ) from error
-    partition: Partition = hydra.utils.instantiate(cfg.partition)(layers, backbone.network)
+    partition: Partition = hydra.utils.instantiate(cfg.partition)(layers, network)
     return partition
 
 
@@ -68,11 +107,22 @@ def make_stages(backbone: Backbone, partition: Partition, console: Console) -> S
     try:
         return stage_backbone(backbone.network, partition, example)
     except CannotStageError as error:
+        check_memory(error, f"data.image_size={size}")
         console.print(f"{backbone.name} cannot be cut into stages ({error}): its cells train one at a time.")
         return whole_backbone(backbone.network, partition, example)
 
 
-def make_data(cfg: DictConfig, backbone: Backbone) -> BlockwiseDataModule:
+def check_memory(error: BaseException, setting: str) -> None:
+    """Check that an error does not come from a lack of memory.
+
+    Raises:
+        InputError: It does.
+    """
+    if out_of_memory(error):
+        raise InputError(f"memory ran out with {setting}: choose smaller images or a larger machine") from error
+
+
+def make_data(cfg: DictConfig, images: ImageSpec) -> BlockwiseDataModule:
     """Return the data module of a config; images are not decoded yet.
 
     Raises:
@@ -80,7 +130,7 @@ def make_data(cfg: DictConfig, backbone: Backbone) -> BlockwiseDataModule:
     """
     return BlockwiseDataModule(
         hydra.utils.instantiate(cfg.data.source),
-        backbone.images,
+        images,
         batch_size=cfg.data.batch_size,
         augment=as_list(plain(cfg)["data"]["augment"]),
         seed=cfg.seed,

@@ -143,11 +143,13 @@ class Study:
         optimizer = prepare.make_optimizer(cfg)
         loggers = prepare.open_loggers(cfg) if rank() == 0 and not cfg.plan else []
         store = ResultStore(cfg.results_dir)
+        # what can be checked on this machine comes before a download
+        data = prepare.make_data(cfg, prepare.make_images(cfg))
+        prepare.check_before_download(cfg)
         console.print(f"loading {cfg.model.name}", style="dim", highlight=False)  # a download may take minutes
         backbone = prepare.make_backbone(cfg)
         partition = prepare.make_partition(cfg, backbone)
         scopes = parse_scopes(settings["block"], len(partition), backbone.name)
-        data = prepare.make_data(cfg, backbone)
         return cls(
             backbone=backbone,
             staged=prepare.make_stages(backbone, partition, console),

@@ -6,6 +6,7 @@ job. With this limit, scopes such as `top3` run in a second batch of jobs, after
 """
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from blockwise.errors import InputError
 
@@ -68,6 +69,24 @@ class BlockAxisSweeper(BasicSweeper):
         parts = [part for job in jobs for part in self._divide(job, cells)]
         batches = ([part for part in parts if _chooses(part) is later] for later in (False, True))
         return [chunk for batch in batches if batch for chunk in self.split_overrides_to_chunks(batch, max_batch_size)]
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        """Check the settings of all jobs before the first one starts.
+
+        Raises:
+            InputError: A setting of a job is invalid.
+        """
+        from blockwise.config.checks import check_config
+        from blockwise.config.compose import plain, settings
+        from blockwise.config.overrides import check_added
+
+        assert self.hydra_context is not None
+        assert self.config is not None
+        for job in batch:
+            cfg = self.hydra_context.config_loader.load_sweep_config(self.config, list(job))
+            check_added(job, cfg, settings())
+            # Hydra sets its own part of the config when a job starts
+            check_config(plain(OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])))
 
     def _divide(self, job: list[str], cells: int) -> list[list[str]]:
         """Split a job into jobs of at most `cells` cells, but at least one scope; `top` scopes get their own jobs."""

@@ -1,0 +1,19 @@
+"""The checks know the values that the code behind them takes, and do not wait for torch."""
+
+import subprocess
+import sys
+
+from blockwise.config import checks
+from blockwise.data import datamodule, decode
+from blockwise.training import cells
+
+
+def test_the_choices_are_those_of_the_code():
+    assert checks.AUGMENTATIONS == datamodule.AUGMENTATIONS
+    assert tuple(decode.INTERPOLATIONS) == checks.INTERPOLATIONS
+    assert checks.NORM_MODES == cells.NORM_MODES
+
+
+def test_values_are_checked_without_torch():
+    code = "import sys, blockwise.config.checks; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
