@@ -78,6 +78,9 @@ def _blockwise(arguments: list[str], folder: str, environment: dict[str, str], b
         file = os.open(Path(pipes, name), os.O_WRONLY | os.O_CREAT)
         os.dup2(file, number)
         os.close(file)
+    # Python's own were made for the server's files
+    sys.stdout = os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", 1, errors="backslashreplace", closefd=False)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)

@@ -11,10 +11,12 @@ import pytest
 from conftest import SMALL
 from processes import blockwise, started
 
+from blockwise import __version__
 from blockwise.cli import main
-from blockwise.config.compose import CONFIG_DIR
+from blockwise.config.compose import CONFIG_DIR, defaults, groups
 
 TRAIN = [sys.executable, "-m", "blockwise", "train"]
+RESULTS = Path(__file__).parent / "fixtures" / "results_before"
 QUICK = [*SMALL, "partition.num_blocks=3", "trainer.max_epochs=1"]
 
 
@@ -123,6 +125,49 @@ def test_inspect_and_help(tmp_path):
     assert blockwise("inspect", "resnet81", folder=tmp_path).returncode == 2
     assert "inspect" in blockwise("--help", folder=tmp_path).stdout
     assert "optimizer" in blockwise("train", "--help", folder=tmp_path).stdout
+
+
+def test_version_and_help_of_every_setting(tmp_path):
+    assert blockwise("--version", folder=tmp_path).stdout == f"blockwise {__version__}\n"
+    text = blockwise("train", "--help", folder=tmp_path).stdout
+    assert not [name for name, value in defaults().items() if f" {name}=" not in text and not internal(name, value)]
+    for group, names in groups().items():
+        assert group == "hydra" or ", ".join(names)[:60] in text
+    assert "Further settings" in text
+    assert "partition.length=8" in text
+
+
+def internal(name, value):
+    return isinstance(value, dict) or set(name.split(".")) & {"_target_", "_partial_", "source"} or name == "experiment"
+
+
+def test_a_reader_that_has_enough_gets_no_traceback(tmp_path):
+    command = f"{sys.executable} -m blockwise table {RESULTS} --backbones | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    many = f"{sys.executable} -c \"from blockwise.cli import _exit_on_error as e; e(lambda: print('x\\n' * 10**6))\""
+    done = subprocess.run(["bash", "-c", f"{many} | head -1"], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("x\n", "")
+
+
+# sitecustomize.py, which Python runs at start: at the end it tells whether torch was imported
+TELL = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))"
+
+
+def test_a_run_without_anything_left_to_train_does_not_wait_for_torch(tmp_path):
+    first = blockwise("train", *QUICK, "block=[head,1]", folder=tmp_path)
+    assert first.returncode == 0, first.stderr
+    (tmp_path / "sitecustomize.py").write_text(TELL)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    for flags in ([], ["-m"]):
+        command = [sys.executable, "-m", "blockwise", "train", *flags, *QUICK, "block=[head,1]"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+        assert done.stderr == "False\n"
+        assert " ".join(done.stdout.split()).startswith(
+            "test_resnet on digits, partition segment of 3 blocks: 2 cells, 2 of them already recorded"
+        )
+        table = first.stdout[first.stdout.index("test_resnet on digits, partition segment  ") :]
+        assert done.stdout.endswith(table)
 
 
 def test_tables_do_not_wait_for_torch():

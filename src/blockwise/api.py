@@ -277,11 +277,16 @@ def fine_tuned(backbone: Backbone, record: Record) -> nn.Module:
 
     try:
         trained = load_file(Path(record.folder or "", "weights.safetensors"))
-    except OSError as error:
+    except FileNotFoundError as error:
         raise InputError(f"{record.folder} contains no weights: the cell diverged, or they were removed") from error
-    weight = trained["head.weight"]
-    head = nn.Linear(weight.shape[1], weight.shape[0])
-    head.load_state_dict({name: trained.pop(f"head.{name}") for name in ("weight", "bias")})
+    except Exception as error:  # safetensors has errors of its own
+        raise InputError(f"the weights in {record.folder} cannot be read: the file is damaged") from error
+    try:
+        weight, bias = trained.pop("head.weight"), trained.pop("head.bias")
+        head = nn.Linear(weight.shape[1], weight.shape[0])
+        head.load_state_dict({"weight": weight, "bias": bias})
+    except (KeyError, IndexError, RuntimeError) as error:
+        raise InputError(f"the weights in {record.folder} have no head: the file is damaged") from error
     network = copy.deepcopy(backbone.network)
     own = network.state_dict()
     if foreign := [name for name, tensor in trained.items() if name not in own or own[name].shape != tensor.shape]:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,23 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from blockwise import __version__
 from blockwise.config.compose import CONFIG_DIR, CONFIG_NAME, explain, groups, plain, settings
+from blockwise.config.help import train_help
 from blockwise.config.overrides import check_added, check_overrides
-from blockwise.errors import InputError, Interrupted
+from blockwise.errors import InputError, Interrupted, out_of_memory
 from blockwise.quiet import silence_libraries
+from blockwise.results.finished import Finished, recall_finished
 from blockwise.study.jobs import Outcome, ledger, run_job
 from blockwise.study.worker import end_with_parent
 
 FAILED = 1
 USAGE_ERROR = 2
 INTERRUPTED = 130
+NO_MEMORY = (
+    "memory ran out: records are kept; choose smaller images or batches, or fewer cells at a time "
+    "(sweeper.cells_per_job with -m)"
+)
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 
 
@@ -52,6 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all subcommands; `train` is parsed by Hydra instead."""
     parser = argparse.ArgumentParser("blockwise", description="Which part of a pretrained network should I fine-tune?")
+    parser.add_argument("--version", action="version", version=f"blockwise {__version__}")
     results = argparse.ArgumentParser(add_help=False)
     results.add_argument("results", nargs="?", default="results", help="results folder, or a subfolder of one")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -91,6 +100,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def train() -> None:
     """Run `blockwise train`: Hydra's main function around `study.run`."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        _exit_on_error(lambda: print(train_help()))
+        return
     # Hydra would print its own error pages and exit; with this it raises, and we print one sentence
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     sys.argv[1:] = _flags_first(sys.argv[1:])
@@ -107,6 +119,10 @@ def train() -> None:
 def _job(cfg: DictConfig) -> Outcome | None:
     """Train the cells of a config; in a multirun, start a separate process for each job."""
     job = HydraConfig.get()
+    finished = None if cfg.plan or "RANK" in os.environ else recall_finished(plain(cfg))
+    if finished is not None:
+        _show(finished)
+        return None
     if job.mode == RunMode.MULTIRUN:
         # a launcher's workers may have another working directory
         folder = Path(job.runtime.cwd, job.sweep.dir, job.sweep.subdir)
@@ -135,6 +151,24 @@ def _job(cfg: DictConfig) -> Outcome | None:
         # if Hydra caught this error, it would print the overrides above the message
         _exit(f"error: {error if isinstance(error, InputError) else explain(error)}", USAGE_ERROR)
     return None
+
+
+def _show(finished: Finished) -> None:
+    """Print what a run without anything left to train prints."""
+    from blockwise.analysis.summary import sweeps
+    from blockwise.analysis.sweep_table import print_table, sweep_table
+    from blockwise.results.store import find_records, sweep_hash
+
+    console = Console(markup=False)
+    console.print(finished.headline, highlight=False)
+    first = finished.records[0]
+    folder, key = Path(first.folder or "").parents[1], sweep_hash(first.settings)
+    for sweep in sweeps(find_records(folder)):
+        if sweep.key == key:
+            print_table(console, sweep_table(sweep))
+    picture = folder / f"accuracy-by-block-{key}.png"
+    if picture.is_file():
+        console.print(f"Accuracy by block: {picture}", soft_wrap=True, highlight=False)
 
 
 def _config_options(job: HydraConf) -> list[str]:
@@ -258,23 +292,38 @@ def _extra(name: str) -> Iterator[None]:
 
 def _exit_on_error(command: Callable[[], Any]) -> None:
     """Run a command; if the user can fix the error, exit with one sentence instead of a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal may lack Δ
     try:
         command()
-    except InputError as error:
-        _exit(f"error: {error}", USAGE_ERROR)
-    except (HydraException, OmegaConfBaseException) as error:
-        _exit(f"error: {explain(error)}", USAGE_ERROR)
-    except (NotADirectoryError, FileExistsError, PermissionError) as error:  # a folder that Hydra cannot make
-        _exit(f"error: {error.filename} cannot be written to ({error.strerror})", USAGE_ERROR)
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
+        sys.stdout.flush()
+    except BrokenPipeError:  # as in `blockwise inspect vgg16 | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (Exception, KeyboardInterrupt, Interrupted) as error:
+        if (ending := _ending(error)) is None:
             raise
+        _exit(*ending)
+
+
+def _ending(error: BaseException) -> tuple[str, int] | None:
+    """Return the sentence and the exit code of an error that the user can do something about; None for others."""
+    if isinstance(error, InputError):
+        return f"error: {error}", USAGE_ERROR
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        return f"error: {explain(error)}", USAGE_ERROR
+    if isinstance(error, (NotADirectoryError, FileExistsError, PermissionError)):  # a folder that Hydra cannot make
+        return f"error: {error.filename} cannot be written to ({error.strerror})", USAGE_ERROR
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         name = f"{error.filename} cannot be written" if error.filename else "a file cannot be written"
-        _exit(f"error: {name} ({error.strerror}): records are kept; run the same command again to go on", FAILED)
-    except Interrupted as interrupted:
-        _exit("interrupted: progress is saved; run the same command again to continue", 128 + interrupted.signal)
-    except KeyboardInterrupt:
-        _exit("interrupted: finished cells are recorded; run the same command again to train the rest", INTERRUPTED)
+        return f"error: {name} ({error.strerror}): records are kept; run the same command again to go on", FAILED
+    if out_of_memory(error):
+        return f"error: {NO_MEMORY}", FAILED
+    if isinstance(error, Interrupted):
+        return "interrupted: progress is saved; run the same command again to continue", 128 + error.signal
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted: finished cells are recorded; run the same command again to train the rest", INTERRUPTED
+    return None
 
 
 def _exit(sentence: str, code: int) -> None:

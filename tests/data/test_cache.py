@@ -118,3 +118,20 @@ def test_images_in_memory_need_no_cache(tmp_path):
         warnings.simplefilter("error")
         decode(PixelCache(tmp_path / "cache", 10**6), [Sample("a", 0, np.zeros((9, 9), np.uint8))])
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("content", ["archive", "text", "nothing", "array of objects"])
+def test_a_file_of_the_cache_that_is_something_else_is_written_anew(samples, decodings, tmp_path, content):
+    cache = PixelCache(tmp_path / "cache", 10**6)
+    expected, _ = decode(cache, samples)
+    (path,) = (tmp_path / "cache").glob("*.npy")
+    with path.open("wb") as file:
+        if content == "archive":
+            np.savez(file, a=np.zeros(3))
+        elif content == "array of objects":
+            np.save(file, np.array([{}], dtype=object), allow_pickle=True)
+        elif content == "text":
+            file.write(b"PK no archive")
+    pixels, _ = decode(cache, samples)
+    assert np.array_equal(pixels, expected)
+    assert decodings == [5, 5]

@@ -4,6 +4,9 @@ import subprocess
 import sys
 import time
 
+import pytest
+
+from blockwise.errors import InputError
 from blockwise.results.locks import claim, wait
 
 HOLD = """
@@ -34,3 +37,14 @@ def test_what_another_process_holds_is_not_claimed_until_that_is_gone(tmp_path):
         assert time.monotonic() - since < 30
     with claim(paths) as mine:
         assert mine == [True, True, True]
+
+
+def test_something_else_in_place_of_a_lock_is_left_alone(tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("content")
+    (tmp_path / "link").symlink_to(precious)
+    (tmp_path / "folder").mkdir()
+    for name, message in (("link", "is a link: remove it"), ("folder", "cannot be locked")):
+        with pytest.raises(InputError, match=message), claim([tmp_path / name]):
+            pass
+    assert precious.read_text() == "content"

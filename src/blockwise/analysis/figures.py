@@ -11,7 +11,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
 from blockwise.analysis.summary import Row, Sweep
 
@@ -125,7 +125,7 @@ def accuracy_against_cost(sweeps: Sequence[Sweep], cost: Cost) -> Figure:
     axes.plot(*zip(*front, strict=True), color=PURPLE, lw=1.5, marker="o", mfc="none", ms=9, drawstyle="steps-post")
     axes.set(xscale="log", xlabel=COSTS[cost], ylabel="top-1 test accuracy, %")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_formatter(EngFormatter(sep="") if cost == "trainable" else StrMethodFormatter("{x:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     names = {"head only": ORANGE, **{f"block of quarter {q}": c for q, c in QUARTER_COLORS.items()}}
     names |= {"several blocks": GREY, "full fine-tuning": GREEN}

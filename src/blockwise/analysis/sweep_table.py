@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 from rich import box
 from rich.console import Console
 from rich.measure import Measurement
@@ -58,7 +60,7 @@ def _cells(row: Row, head: Row | None, full: Row | None) -> list[str]:
         percent(row, "test"),
         difference(row, head),
         difference(row, full),
-        f"{sum(record.seconds for record in row.records):.1f} s",
+        f"{fmean(record.seconds for record in row.records):.1f} s",
     ]
 
 

@@ -79,15 +79,20 @@ def explain(error: Exception) -> InputError:
     return InputError(" ".join(text.split("\nSee https")[0].split()))
 
 
-@cache
 def settings() -> tuple[str, ...]:
     """Return the dotted names of all groups and settings of the default config."""
-    names: list[str] = []
+    return tuple(defaults())
+
+
+@cache
+def defaults() -> dict[str, Any]:
+    """Return the groups and settings of the default config by their dotted names."""
+    found: dict[str, Any] = {}
 
     def walk(node: object, prefix: str) -> None:
         if isinstance(node, dict):
             for key, value in node.items():
-                names.append(f"{prefix}{key}")
+                found[f"{prefix}{key}"] = value
                 walk(value, f"{prefix}{key}.")
 
     # unlike `compose`, this also works while Hydra runs
@@ -96,7 +101,7 @@ def settings() -> tuple[str, ...]:
     OmegaConf.set_struct(cfg, False)  # noqa: FBT003 (OmegaConf's own)
     del cfg["hydra"]
     walk(OmegaConf.to_container(cfg), "")
-    return tuple(names)
+    return found
 
 
 def _unknown_option(group: str, name: str) -> str:

@@ -12,6 +12,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import PIL
@@ -97,9 +98,10 @@ def _load(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     """Return the pixels in a file; None if the file is missing, damaged or has the wrong shape."""
     try:
         pixels = np.load(path, mmap_mode="r")
-    except (FileNotFoundError, ValueError, EOFError):
+    except (FileNotFoundError, ValueError, EOFError, BadZipFile):
         return None
-    if pixels.shape != shape or pixels.dtype != np.uint8:
+    # an archive of several arrays is no array
+    if not isinstance(pixels, np.ndarray) or pixels.shape != shape or pixels.dtype != np.uint8:
         return None
     os.utime(path)
     return pixels

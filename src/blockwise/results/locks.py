@@ -8,12 +8,17 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from blockwise.errors import InputError
+
 
 @contextmanager
 def claim(paths: Sequence[Path]) -> Iterator[list[bool]]:
     """Lock the files that no other process has locked; yield one flag per file, True if this process has locked it.
 
     Deadlocks are impossible, since a process that waits holds no lock. The file system must support flock.
+
+    Raises:
+        InputError: There is something else in place of a lock.
     """
     with ExitStack() as locks:
         yield [_try(path, locks) for path in paths]
@@ -28,9 +33,13 @@ def wait(path: Path) -> None:
 def _try(path: Path, locks: ExitStack) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
+    if path.is_symlink():  # locking would empty the file that it links to
+        raise InputError(f"{path} is a link: remove it")
     try:
         lock.acquire(blocking=False)
     except Timeout:
         return False
+    except OSError as error:
+        raise InputError(f"{path} cannot be locked ({error.strerror}): remove it") from error
     locks.callback(lock.release)
     return True

@@ -69,7 +69,7 @@ def run_job(overrides: Sequence[str], folder: Path, cwd: str = ".", options: Seq
     # print a traceback on segmentation faults, too
     environment["PYTHONFAULTHANDLER"] = "1"
     command = [sys.executable, "-m", "blockwise.train", *options, "hydra.mode=RUN", *overrides]
-    with (folder / LOG).open("a") as log:
+    with (folder / LOG).open("a", encoding="utf-8") as log:
         # in its own session, the job receives Ctrl-C only once, from this process
         process = subprocess.Popen(command, stderr=log, env=environment, cwd=cwd, start_new_session=True)
         with _forward_signals(process) as received:
@@ -80,7 +80,7 @@ def run_job(overrides: Sequence[str], folder: Path, cwd: str = ".", options: Seq
     outcome = Outcome([*options, *overrides], code, _reason(code, log_path), _cells(folder), str(log_path))
     folder.mkdir(parents=True, exist_ok=True)  # the user may have removed it meanwhile
     with replacing(folder / OUTCOME) as temporary:
-        temporary.write_text(json.dumps(asdict(outcome), indent=2) + "\n")
+        temporary.write_text(json.dumps(asdict(outcome), indent=2) + "\n", encoding="utf-8")
     if outcome.reason:
         print(f"failed: {outcome.reason}", file=sys.stderr)
     return outcome
@@ -89,7 +89,7 @@ def run_job(overrides: Sequence[str], folder: Path, cwd: str = ".", options: Seq
 def read_outcomes(sweep_folder: Path) -> list[Outcome]:
     """Return the outcomes of the jobs of a multirun that have ended, in the order of the jobs."""
     paths = sorted(sweep_folder.glob(f"*/{OUTCOME}"), key=lambda path: (len(path.parent.name), path.parent.name))
-    return [Outcome(**json.loads(path.read_text())) for path in paths]
+    return [Outcome(**json.loads(path.read_text(encoding="utf-8"))) for path in paths]
 
 
 def ledger(sweep_folder: Path) -> list[str]:
@@ -159,7 +159,9 @@ def _reason(code: int, log: Path) -> str:
     try:
         if shutil.disk_usage(log.parent).free < ROOM:
             return f"no space left on the disk of {log.parent}"  # so the log may be incomplete
-        lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        lines = [
+            line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
+        ]
     except OSError:
         return f"exit code {code}; the log cannot be read"
     return lines[-1].removeprefix("error: ") if lines else f"exit code {code}"
@@ -167,6 +169,6 @@ def _reason(code: int, log: Path) -> str:
 
 def _cells(folder: Path) -> list[str]:
     try:
-        return list(json.loads((folder / CELLS).read_text()))
+        return list(json.loads((folder / CELLS).read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return []

@@ -187,7 +187,7 @@ def _sentence(costs: Costs) -> str:
 
 def total(sweep_folder: Path) -> str | None:
     """Return one sentence with the total of a multirun's planned jobs; None for a single job."""
-    plans = [json.loads(path.read_text()) for path in sweep_folder.glob(f"*/{PLAN}")]
+    plans = [json.loads(path.read_text(encoding="utf-8")) for path in sweep_folder.glob(f"*/{PLAN}")]
     if len(plans) < 2:
         return None
     sums = {key: sum(plan[key] for plan in plans) for key in ("cells", "recorded", "seconds", "disk_bytes")}

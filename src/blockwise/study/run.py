@@ -5,6 +5,8 @@ from __future__ import annotations
 from omegaconf import DictConfig
 from rich.console import Console
 
+from blockwise.config.compose import plain
+from blockwise.results.finished import mark_finished, run_key
 from blockwise.results.record import Record
 from blockwise.study.study import Study
 from blockwise.training.distributed import rank
@@ -19,11 +21,15 @@ def run(cfg: DictConfig, console: Console | None = None) -> list[Record]:
     Raises:
         InputError: A setting, the data or the weights are invalid.
     """
+    settings = plain(cfg)
+    key = run_key(settings)
     study = Study.from_config(cfg, console)
     if cfg.plan:
         study.plan()
         return []
     records = study.train()
     if rank() == 0:
+        if key is not None and len(records) == len(study.cells()):
+            mark_finished(settings, key, study.headline(len(records), len(records)), records)
         study.report()
     return records

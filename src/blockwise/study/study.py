@@ -172,6 +172,14 @@ class Study:
         """The study in one line: `backbone on data`."""
         return f"{self.backbone.name} on {self.data.name}"
 
+    def headline(self, cells: int, recorded: int) -> str:
+        """Return what a run says first: how many cells it has, and how many of them are recorded."""
+        partition = self.staged.partition
+        return (
+            f"{self.title}, partition {partition.name} of {len(partition)} blocks: "
+            f"{cells} cells, {recorded} of them already recorded"
+        )
+
     def cell_settings(self, cell: Cell) -> dict[str, Any]:
         """Return all settings that change a cell's result."""
         return {**self.settings, "scope": cell.scope.name, "blocks": list(cell.scope.blocks), "lr": cell.lr}
@@ -259,12 +267,7 @@ class Study:
         cells = self.cells(scopes)
         missing = [cell for cell in cells if retrain or not self.is_recorded(cell)]
         if cells:
-            partition = self.staged.partition
-            self.console.print(
-                f"{self.title}, partition {partition.name} of {len(partition)} blocks: "
-                f"{len(cells)} cells, {len(cells) - len(missing)} of them already recorded",
-                highlight=False,
-            )
+            self.console.print(self.headline(len(cells), len(cells) - len(missing)), highlight=False)
         report_cells(cell.key for cell in missing)
         # if the network cannot be cut, each cell needs a copy of the whole network: train one at a time
         for group in [[cell] for cell in missing] if self.staged.whole else [missing]:

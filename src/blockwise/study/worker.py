@@ -21,13 +21,13 @@ PLAN = "plan.json"
 def report_cells(missing: Iterable[str]) -> None:
     """Write the cells without a record to this job's folder, for the failure summary; outside a job, do nothing."""
     if folder := os.environ.get(FOLDER):
-        (Path(folder) / CELLS).write_text(json.dumps(list(missing)))
+        (Path(folder) / CELLS).write_text(json.dumps(list(missing)), encoding="utf-8")
 
 
 def report_plan(plan: dict[str, Any]) -> None:
     """Write the plan to this job's folder, for the total over all jobs; outside a job, do nothing."""
     if folder := os.environ.get(FOLDER):
-        (Path(folder) / PLAN).write_text(json.dumps(plan))
+        (Path(folder) / PLAN).write_text(json.dumps(plan), encoding="utf-8")
 
 
 def report_unreachable(source: str, reason: str) -> None:

@@ -229,9 +229,9 @@ def _page(
         settings=[(sweep.title, _settings(sweep)) for sweep in recorded],
         version=version("blockwise"),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        css=(assets / "report.css").read_text(),
-        script=(assets / "report.js").read_text(),
-        tables_css=(bundle / "dt_bundle.css").read_text(),
+        css=(assets / "report.css").read_text(encoding="utf-8"),
+        script=(assets / "report.js").read_text(encoding="utf-8"),
+        tables_css=(bundle / "dt_bundle.css").read_text(encoding="utf-8"),
         tables_script=b64encode((bundle / "dt_bundle.js").read_bytes()).decode(),
     )
 
