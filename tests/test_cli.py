@@ -186,6 +186,17 @@ def test_inspect_does_not_wait_for_wandb():
 
 
 @pytest.mark.slow
+def test_wheel_and_source_distribution_are_the_same_whenever_they_are_built(tmp_path):
+    built = []
+    for name in ("one", "two"):
+        command = [sys.executable, "-m", "build", "--outdir", str(tmp_path / name), str(CONFIG_DIR.parent)]
+        assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+        built.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
+    assert built[0] == built[1]
+    assert len(built[0]) == 2
+
+
+@pytest.mark.slow
 def test_the_wheel_carries_configs_and_sweeper(tmp_path):
     """Built, installed without the checkout, run: with the dependencies of this environment, and its code alone."""
     root = CONFIG_DIR.parent

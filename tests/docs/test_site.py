@@ -14,7 +14,7 @@ sys.path.insert(0, str(ROOT / "docs" / "_ext"))
 
 from notebook_pages import copy_notebooks  # noqa: E402 (the documentation's own module)
 
-COPIED = ("docs", "conf", "notebooks", "experiments", "README.md", "CHANGELOG.md", "CONTRIBUTING.md")
+COPIED = ("docs", "conf", "notebooks", "experiments", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 
 
 def test_the_copies_of_the_notebooks_are_kept_up_to_date(tmp_path):
