@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from io import TextIOWrapper
@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from blockwise import __version__
+from blockwise.config.checks import check_config
 from blockwise.config.compose import CONFIG_DIR, CONFIG_NAME, explain, groups, plain, settings
 from blockwise.config.help import train_help
 from blockwise.config.overrides import check_added, check_overrides
@@ -119,6 +120,8 @@ def train() -> None:
 def _job(cfg: DictConfig) -> Outcome | None:
     """Train the cells of a config; in a multirun, start a separate process for each job."""
     job = HydraConfig.get()
+    if job.mode == RunMode.RUN:  # the jobs of a multirun check themselves
+        _check(job.overrides.task, cfg)
     finished = None if cfg.plan or "RANK" in os.environ else recall_finished(plain(cfg))
     if finished is not None:
         _show(finished)
@@ -131,9 +134,7 @@ def _job(cfg: DictConfig) -> Outcome | None:
         except Interrupted:
             print(*ledger(folder.parent), sep="\n", file=sys.stderr)
             raise
-    # torch and timm take seconds to import: check the overrides first
     with _quick_imports():
-        from blockwise.config.checks import check_config
         from blockwise.fast.memory import keep_freed_memory
         from blockwise.study.run import run
         from blockwise.training.distributed import count_processes, launch, launched
@@ -142,15 +143,21 @@ def _job(cfg: DictConfig) -> Outcome | None:
     silence_libraries()  # again: libraries imported since the first call have set their own log levels
     keep_freed_memory()
     try:
-        check_added(job.overrides.task, cfg, settings())
-        check_config(plain(cfg))
         if count_processes(cfg.trainer.devices) > 1 and not cfg.plan and not launched():
             sys.exit(launch(cfg.trainer.devices, [*_config_options(job), "hydra.mode=RUN", *job.overrides.task]))
         run(cfg)
     except (InputError, HydraException, OmegaConfBaseException) as error:
-        # if Hydra caught this error, it would print the overrides above the message
         _exit(f"error: {error if isinstance(error, InputError) else explain(error)}", USAGE_ERROR)
     return None
+
+
+def _check(overrides: Sequence[str], cfg: DictConfig) -> None:
+    try:
+        check_added(overrides, cfg, settings())
+        check_config(plain(cfg))
+    except InputError as error:
+        # if Hydra caught this error, it would print the overrides above the message
+        _exit(f"error: {error}", USAGE_ERROR)
 
 
 def _show(finished: Finished) -> None:
@@ -314,6 +321,8 @@ def _ending(error: BaseException) -> tuple[str, int] | None:
         return f"error: {explain(error)}", USAGE_ERROR
     if isinstance(error, (NotADirectoryError, FileExistsError, PermissionError)):  # a folder that Hydra cannot make
         return f"error: {error.filename} cannot be written to ({error.strerror})", USAGE_ERROR
+    if isinstance(error, FileNotFoundError) and error.filename:
+        return f"error: {error.filename} does not exist, and cannot be made", USAGE_ERROR
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         name = f"{error.filename} cannot be written" if error.filename else "a file cannot be written"
         return f"error: {name} ({error.strerror}): records are kept; run the same command again to go on", FAILED

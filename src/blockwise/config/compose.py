@@ -58,7 +58,7 @@ def explain(error: Exception) -> InputError:
     if isinstance(error.__cause__, InputError):  # raised by an object that Hydra instantiated
         return error.__cause__
     text = str(error)
-    if match := re.search(r"Could not (?:find|load) '([^'/]+)/([^']+?)'", text):
+    if match := re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text):
         group, name = match.groups()
         return InputError(_unknown_option(group, name))
     if match := re.search(r"Could not override '([^']+)'", text):
@@ -67,6 +67,8 @@ def explain(error: Exception) -> InputError:
             group = key.split(".")[0]
             return InputError(f"there is no setting {key} here: it belongs to another config of the group {group}")
         return InputError(f"there is no setting {key}.{did_you_mean(key, choices)}")
+    if match := re.search(r"Multiple values for (\w+)", text):
+        return InputError(f"{match[1]} is chosen twice: write {match[1]}=<name> once, without +")
     if match := re.search(r"[Mm]issing mandatory value: (\S+)", text):
         return InputError(f"{match[1]} is missing: set {match[1]}=<value>")
     if "requires --multirun" in text or "Ambiguous value for argument" in text:

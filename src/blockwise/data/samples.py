@@ -170,7 +170,10 @@ def samples_in(
     for label, entry in enumerate(classes):
         files = sorted(_images_in(entry, folder))
         if not files:
-            raise InputError(f"{entry} contains no images: remove the folder or add images ({_suffixes()})")
+            raise InputError(
+                f"{entry} contains no images: every folder in {folder} must be a class and contain images "
+                f"({_suffixes()})"
+            )
         names = (decodable(file.relative_to(below or folder).as_posix()) for file in files)
         samples += [Sample(name, label, file) for name, file in zip(names, files, strict=True)]
     return samples, [decodable(entry.name) for entry in classes]
