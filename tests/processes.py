@@ -78,6 +78,7 @@ def _blockwise(arguments: list[str], folder: str, environment: dict[str, str], b
         file = os.open(Path(pipes, name), os.O_WRONLY | os.O_CREAT)
         os.dup2(file, number)
         os.close(file)
+    multiprocessing.set_start_method(None, force=True)  # the system's default, as in a new process
     # Python's own were made for the server's files
     sys.stdout = os.fdopen(1, "w", closefd=False)
     sys.stderr = os.fdopen(2, "w", 1, errors="backslashreplace", closefd=False)
