@@ -6,7 +6,7 @@ DATA ?= $(or $(BLOCKWISE_DATA),data)
 
 .DEFAULT_GOAL := help
 
-.PHONY: help demo report table-demo tables table-flowers102 table-caltech101 table-tf_flowers bench profile test test-all lint format docs clean
+.PHONY: help demo report table-demo tables table-flowers102 table-caltech101 table-tf_flowers bench profile test test-all fuzz lint format docs clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ test: .venv/.dev ## run the tests
 
 test-all: .venv/.dev ## run the slow tests too, with coverage
 	$(PYTEST) -m 'slow or not slow' --cov --cov-report=term-missing:skip-covered
+
+fuzz: .venv/.dev ## feed 114,000 damaged files, scopes and settings to what reads them (10 minutes)
+	BLOCKWISE_FUZZ_EXAMPLES=$(or $(EXAMPLES),6000) $(PYTEST) tests/fuzz $(ARGS)
 
 lint: .venv/.dev ## check style, formatting, types and which modules may import which
 	$(BIN)/ruff check

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from pickle import UnpicklingError
+from typing import Any
+from zipfile import ZipFile, is_zipfile
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from blockwise.errors import InputError
+from blockwise.io.names import printable
 
 StateDict = dict[str, Tensor]
 COUNTER = "num_batches_tracked"  # a batch norm's counter, which older files lack
+LONGEST = 100  # characters of a name in messages
 ROLES = {name: name for name in ("weight", "bias", "running_mean", "running_var", COUNTER)} | {
     "gamma": "weight",
     "kernel": "weight",
@@ -46,7 +49,7 @@ def load_checkpoint(network: nn.Module, path: Path, classifiers: tuple[str, ...]
     state = _strip_prefix(read_state_dict(path), own)
     matched, mapped = match_names(state, own, classifiers, str(path))
     for name, tensor in matched.items():
-        if own[name].is_floating_point() and not (tensor.is_floating_point() and tensor.isfinite().all()):
+        if not _is_finite(tensor, own[name]):
             raise InputError(f"the checkpoint {path} is damaged: {name} contains values other than finite real numbers")
     network.load_state_dict(matched, strict=False)
     return mapped
@@ -61,22 +64,23 @@ def read_state_dict(path: Path) -> StateDict:
     if not path.is_file():
         raise InputError(f"model.checkpoint={path} is not a file: give the path of a .safetensors or .pth file")
     try:
-        safe = path.suffix.lower() == ".safetensors"
-        loaded = load_file(path) if safe else torch.load(path, "cpu", weights_only=True)
-    except UnpicklingError as error:
+        loaded = load_file(path) if path.suffix.lower() == ".safetensors" else _torch_load(path)
+    except PermissionError as error:
+        raise InputError(f"model.checkpoint={path} cannot be read ({error.strerror})") from error
+    except Exception as error:  # torch's reasons are long, and advise to run the file's code
         raise InputError(
             f"model.checkpoint={path} cannot be read as weights: it is damaged, or it contains objects other than "
             "tensors, such as a whole model; save the model's state_dict() instead"
         ) from error
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise InputError(f"model.checkpoint={path} cannot be read as weights ({reason})") from error
     for key in ("state_dict", "model", "model_state_dict"):  # training scripts nest the state dict under these keys
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
-    state = {k: v for k, v in loaded.items() if isinstance(v, Tensor)} if isinstance(loaded, dict) else {}
+    entries = loaded.items() if isinstance(loaded, dict) else ()
+    state = {name: value for name, value in entries if isinstance(name, str) and isinstance(value, Tensor)}
     if not state:
-        raise InputError(f"model.checkpoint={path} contains no tensors: it must be a state dict")
+        raise InputError(f"model.checkpoint={path} contains no tensors with names: it must be a state dict")
+    if special := [name for name, tensor in state.items() if not _is_plain(tensor)]:
+        raise InputError(f"model.checkpoint={path} contains tensors that are not dense numbers: {_some(special)}")
     return state
 
 
@@ -124,6 +128,31 @@ def package_file(reference: str) -> Path:
     return Path(spec.origin).parent / file
 
 
+def _torch_load(path: Path) -> Any:
+    if is_zipfile(path):
+        with ZipFile(path) as archive:
+            # torch does not compress: a file that unpacks to more was made to fill the memory
+            if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
+                raise ValueError("the entries are compressed")
+    return torch.load(path, "cpu", weights_only=True)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    special = tensor.is_nested or tensor.is_meta or tensor.is_quantized
+    return tensor.layout is torch.strided and not special
+
+
+def _is_finite(tensor: Tensor, own: Tensor) -> bool:
+    """Return whether the values are finite real numbers, also once they have the type of the network's tensor."""
+    if own.is_floating_point() and not tensor.is_floating_point():
+        return False
+    try:
+        converted = tensor.to(own.dtype if own.is_floating_point() else torch.float64)
+    except RuntimeError:  # torch cannot convert all of its types, such as numbers of four bits
+        return False
+    return not tensor.is_complex() and bool(converted.isfinite().all())
+
+
 def _align(state: StateDict, wanted: StateDict) -> StateDict | None:
     without_counters = {name: tensor for name, tensor in wanted.items() if not name.endswith(COUNTER)}
     for names in (wanted, without_counters):
@@ -149,7 +178,8 @@ def _strip_prefix(state: StateDict, wanted: StateDict) -> StateDict:
 def _some(names: list[str], most: int = 5) -> str:
     if not names:
         return "none"
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    shown = printable(", ".join(name[:LONGEST] for name in names[:most]))
+    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _shape(tensor: Tensor) -> str:

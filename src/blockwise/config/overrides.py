@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from blockwise.errors import InputError, did_you_mean
+from blockwise.io.names import printable
 
 KEY = re.compile(r"(\+\+|\+|~)?[A-Za-z_][\w./@:-]*")
 # settings that are arguments of a class, which refuses those that it does not know
@@ -33,20 +34,23 @@ def check_overrides(overrides: Sequence[str], groups: Mapping[str, Sequence[str]
         if override.startswith("-"):
             continue
         key, equals, value = override.partition("=")
+        shown = printable(override)
         if key in groups and (not equals or value.lower() in ("", "null")):
             raise InputError(f"{override} chooses no config: choose from {', '.join(groups[key])}")
         if not KEY.fullmatch(key):
-            raise InputError(f"{override} cannot be read: {key!r} is not the name of a setting")
+            raise InputError(f"{shown} cannot be read: {key!r} is not the name of a setting")
         if key.startswith("~") and not key[1:].startswith(EXTENSIBLE):
-            raise InputError(f"{override} removes a setting that is needed: give it another value instead")
+            raise InputError(f"{shown} removes a setting that is needed: give it another value instead")
         if not equals and not key.startswith("~"):
             raise InputError(f"{override} has no value: write {override}=<value>")
         if equals and not value:
             raise InputError(
                 f"{override} has no value: is a variable of your shell unset? For an empty text, write '{key}=\"\"'"
             )
-        if _parse(override) is None:
-            raise InputError(f"{override} cannot be read{_quoted(key, value)}")
+        parsed = _parse(override)
+        if parsed is None:
+            raise InputError(f"{shown} cannot be read{_quoted(key, value)}")
+        _check_choice(parsed, groups)
 
 
 def check_added(overrides: Sequence[str], cfg: DictConfig, known: Sequence[str]) -> None:
@@ -69,15 +73,27 @@ def check_added(overrides: Sequence[str], cfg: DictConfig, known: Sequence[str])
             raise InputError(f"there is no setting {key}.{did_you_mean(key, known)}")
 
 
+def _check_choice(override: Override, groups: Mapping[str, Sequence[str]]) -> None:
+    group = override.key_or_group
+    value = override.value()
+    names = value if isinstance(value, list) else [value]
+    known = group in groups or group.startswith("hydra/")
+    # Hydra expects text, and null to choose none
+    if known and any(isinstance(name, (int, float, dict, list)) or (name is None and name != value) for name in names):
+        raise InputError(f"{printable(override.input_line or group)} chooses no config: write the name of one")
+
+
 def _parse(override: str) -> Override | None:
     try:
         return OverridesParser.create().parse_override(override)
-    except (HydraException, RecursionError):
+    except (HydraException, RecursionError, ValueError):  # Python refuses numbers of thousands of digits
         return None
 
 
 def _quoted(key: str, value: str) -> str:
     """Return which quotes to put around a value so that both shell and Hydra pass it on."""
+    if printable(value) != value:  # shown, it would be another value
+        return ""
     for quote in ('"', "'"):
         escaped = value.replace(quote, f"\\{quote}")
         candidate = f"{key}={quote}{escaped}{quote}"

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from blockwise.data.samples import Sample
 from blockwise.io.files import open_regular
+from blockwise.io.names import printable
 
 # Pillow would also open formats that start other programs, such as PostScript
 FORMATS = ("JPEG", "PNG", "GIF", "PPM", "BMP", "TIFF", "WEBP")
@@ -45,7 +46,7 @@ def decode_all(
         try:
             pixels[index] = decode(samples[index].image, size, interpolation)
         except Exception as error:  # damaged files make decoders raise errors of many types
-            broken[index] = str(error) or type(error).__name__
+            broken[index] = printable(str(error)) or type(error).__name__
         report()
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -84,7 +85,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):  # the value of white is unknown
         raise ValueError(f"mode {image.mode}: save it with 8 or 16 bits per channel")
     if image.mode.startswith("I;16"):  # Pillow would clip the values instead of scaling them
-        image = Image.fromarray((np.asarray(image) / 256).clip(0, 255).astype(np.uint8))
+        # not divided: a few bytes can claim an image of 100 million pixels, and floats take four times the memory
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode == "P":  # a palette may contain transparency
         image = image.convert("RGBA")
     return image.convert("RGB")

@@ -16,6 +16,7 @@ import pooch
 from filelock import FileLock
 
 from blockwise.errors import InputError
+from blockwise.io.names import printable
 
 # seconds without a byte after which a download fails
 PATIENCE = 30
@@ -64,17 +65,21 @@ def unpack(archive: Path, folder: Path) -> None:
                 opened.extractall(folder)  # noqa: S202 (zipfile keeps members inside the folder)
         else:
             raise InputError(f"{archive.name} is neither a tar nor a zip archive")
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{archive.name} cannot be unpacked ({error})") from error
+    except InputError:
+        raise
+    except Exception as error:  # tarfile, zipfile and what they decompress with raise errors of many types
+        reason = printable(str(error)) or type(error).__name__
+        raise InputError(f"{archive.name} cannot be unpacked ({reason})") from error
 
 
 def _unpack_tar(archive: Path, folder: Path) -> None:
     with tarfile.open(archive) as opened:
         size = 0
         for member in opened:
-            size += member.size
+            if member.size < 0:  # older versions of tarfile would read backwards, without an end
+                raise InputError(f"{archive.name} is damaged: {member.name!r} has a negative size")
+            # headers count too, or millions of empty files would be no size
+            size += tarfile.BLOCKSIZE + member.size
             # links are how archives write outside their folder in spite of filters
             if not (member.isfile() or member.isdir()):
                 raise InputError(f"{archive.name} contains {member.name!r}, which is a link or a device")

@@ -12,6 +12,8 @@ import unicodedata
 # longest name of a file, in bytes; most file systems allow 255, and a hash, a suffix or a temporary name is added
 LONGEST = 150
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+# halves of UTF-16 characters that stand for no byte; files of weights may contain them
+LONE = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")
 # what would start a column, HTML, code or a link; the rest is harmless within a word
 MARKDOWN = re.compile(r"([|<`]|\](?=[(\[])|!(?=\[))")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -21,6 +23,7 @@ SIGNED = re.compile(r"[+-][\d.]+( [^|!=]*)?")
 
 def decodable(name: str) -> str:
     """Return the name of a file as text that can be encoded: bytes that are no UTF-8 become escapes."""
+    name = LONE.sub(lambda match: f"\\u{ord(match[0]):x}", name)
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from blockwise.errors import InputError
+from blockwise.io.names import LONGEST, printable
 
 SCHEMA = 1
 SPLITS = ("train", "val", "test")
@@ -259,7 +260,7 @@ class Record:
             record: Record = _adapter().validate_json(text, strict=True)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            field = ".".join(str(part) for part in first["loc"])
+            field = printable(".".join(str(part) for part in first["loc"])[:LONGEST])
             reason = first["msg"].removeprefix("Value error, ")
             raise InputError(f"{source}: {field}: {reason}" if field else f"{source}: {reason}") from error
         return record

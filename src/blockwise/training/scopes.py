@@ -7,16 +7,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from blockwise.errors import InputError, did_you_mean
+from blockwise.io.names import printable
 
 WORDS = ("head", "full", "all")
 GRAMMAR = "head, full, all, a block (7 or -1), several blocks jointly (3+7), from7 or top3"
 _NUMBERS = re.compile(r"-?\d+(\+-?\d+)*", re.ASCII)
 _FROM = re.compile(r"from(-?\d+)", re.ASCII)
 _TOP = re.compile(r"top(\d+)", re.ASCII)
-# longest scope, in characters
-LONGEST = 1000
-# no network has so many blocks, and Python refuses to parse numbers of thousands of digits
-DIGITS = 10
+# longest name of a scope, in characters: what records and names of folders can hold
+LONGEST = 200
+# longest text that may be a typo
+LONGEST_TYPO = 20
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,22 @@ def parse_scopes(block: object, num_blocks: int, backbone: str) -> list[Scope]:
         raise InputError(f"block=[] trains nothing: choose {GRAMMAR}")
     scopes: dict[str, Scope] = {}
     for item in items:
-        for scope in _parse(str(item).strip()[:LONGEST], num_blocks, backbone):
-            scopes.setdefault(scope.name, scope)
+        for scope in _parse(_text(item), num_blocks, backbone):
+            scopes.setdefault(_short(scope.name), scope)
     return list(scopes.values())
+
+
+def _text(item: object) -> str:
+    try:
+        return _short(str(item).strip())
+    except ValueError as error:  # Python refuses to write numbers of thousands of digits
+        raise error if isinstance(error, InputError) else InputError("block has too many digits") from error
+
+
+def _short(text: str) -> str:
+    if len(text) > LONGEST:
+        raise InputError(f"block={printable(text[:LONGEST_TYPO])}... is longer than {LONGEST} characters")
+    return text
 
 
 def _parse(text: str, num_blocks: int, backbone: str) -> list[Scope]:
@@ -77,16 +91,17 @@ def _parse(text: str, num_blocks: int, backbone: str) -> list[Scope]:
         first = _block(text, match[1], num_blocks, backbone)
         return [Scope(f"from{first}", tuple(range(first, num_blocks)))]
     if match := _TOP.fullmatch(text):
-        top = int(match[1][:DIGITS])
+        top = int(match[1])
         if not 2 <= top <= num_blocks:
             raise InputError(f"block={text}: {backbone} has {num_blocks} blocks, so choose top2 to top{num_blocks}")
         return [Scope(f"top{top}", (), top)]
     names = [*WORDS, *(f"from{i}" for i in everything), *(f"top{i}" for i in everything[2:])]
-    raise InputError(f"block={text} is not a scope: choose {GRAMMAR}.{did_you_mean(text, names)}")
+    meant = did_you_mean(text, names) if len(text) <= LONGEST_TYPO else ""
+    raise InputError(f"block={printable(text)} is not a scope: choose {GRAMMAR}.{meant}")
 
 
 def _block(text: str, digits: str, num_blocks: int, backbone: str) -> int:
-    number = int(digits[:DIGITS])
+    number = int(digits)
     if not -num_blocks <= number < num_blocks:
         raise InputError(
             f"block={text} is out of range: {backbone} has {num_blocks} blocks, so choose 0 to {num_blocks - 1} "
