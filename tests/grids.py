@@ -25,7 +25,9 @@ def record(scope, accuracy, *, val=None, backbone="net00", data="flowers", seed=
     blocks = changes.pop("blocks", blocks)
     lr, finished = changes.pop("lr", 1e-3), changes.pop("finished", f"2026-01-01T00:00:0{seed}+00:00")
     values = {"train": 1.0, "val": accuracy if val is None else val, "test": accuracy}
-    metrics = {split: {**dict.fromkeys(METRICS, 0.5), "top1": float(value)} for split, value in values.items()}
+    metrics = {
+        split: {**dict.fromkeys(METRICS, 0.5), "top1": float(value), "top5": 1.0} for split, value in values.items()
+    }
     trained = changes.get("status", "finished") == "finished"
     content = {
         "schema": 1,

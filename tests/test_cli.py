@@ -150,6 +150,33 @@ def test_a_reader_that_has_enough_gets_no_traceback(tmp_path):
     assert (done.stdout, done.stderr) == ("x\n", "")
 
 
+@pytest.mark.parametrize(
+    ("command", "code", "message"),
+    [
+        (f"table {RESULTS} >&-", 0, ""),
+        ("train -m 'seed=range(0,0)'", 2, "error: seed=range(0,0) has no values"),
+        ("train -m 'seed=interval(0,1)'", 2, "error: seed=interval(0,1) has no end of values"),
+        ("train +trainer.limit_train_batches=0", 2, "limit_train_batches=0 must be a number greater than 0"),
+        ("train 'seed=${nope}'", 2, "Interpolation key 'nope' not found"),
+        (f"train results_dir={300 * 'x'}", 2, "cannot be written to (File name too long)"),
+        (f"report {RESULTS} --out ''", 2, "is empty: is a variable of your shell unset?"),
+    ],
+)
+def test_odd_shells_and_axes(tmp_path, command, code, message):
+    line = f"{sys.executable} -m blockwise {command}"
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False)
+    assert message in done.stderr
+    assert "Error executing" not in done.stderr
+
+
+def test_a_folder_that_was_removed(tmp_path):
+    line = f"mkdir gone; cd gone; rmdir ../gone; {sys.executable} -m blockwise train"
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.endswith("error: the current folder has been removed: change to another one\n")
+
+
 # sitecustomize.py, which Python runs at start: at the end it tells whether torch was imported
 TELL = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))"
 

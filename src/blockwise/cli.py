@@ -44,7 +44,7 @@ NO_MEMORY = (
     "memory ran out: records are kept; choose smaller images or batches, or fewer cells at a time "
     "(sweeper.cells_per_job with -m)"
 )
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
+DISK_ERRORS = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -74,13 +74,13 @@ def build_parser() -> argparse.ArgumentParser:
     table = commands.add_parser("table", parents=[results], help="print one table per recorded sweep")
     table.add_argument("--backbones", action="store_true", help="print one row per backbone, as in the paper")
     table.add_argument(
-        "--out", type=Path, action="append", default=[], help="with --backbones: also write to FILE.md or FILE.csv"
+        "--out", type=_path, action="append", default=[], help="with --backbones: also write to FILE.md or FILE.csv"
     )
     table.set_defaults(command=_table)
     report = commands.add_parser(
         "report", parents=[results], help="write an HTML page of tables, statistics and figures"
     )
-    report.add_argument("-o", "--out", type=Path, default=Path("report"), help="output folder (default: report)")
+    report.add_argument("-o", "--out", type=_path, default=Path("report"), help="output folder (default: report)")
     report.set_defaults(command=_report)
     claims = commands.add_parser("claims", parents=[results], help="test the paper's claims on recorded sweeps")
     claims.add_argument("--json", action="store_true", help="print JSON")
@@ -99,6 +99,12 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("is empty: is a variable of your shell unset?")
+    return Path(text)
+
+
 def train() -> None:
     """Run `blockwise train`: Hydra's main function around `study.run`."""
     if {"-h", "--help"} & set(sys.argv[1:]):
@@ -111,6 +117,10 @@ def train() -> None:
     silence_libraries()
 
     def command() -> None:
+        try:
+            Path.cwd()
+        except FileNotFoundError as error:
+            raise InputError("the current folder has been removed: change to another one") from error
         check_overrides(_overrides(sys.argv[1:]), groups())
         hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=CONFIG_NAME)(_job)()
 
@@ -155,9 +165,9 @@ def _check(overrides: Sequence[str], cfg: DictConfig) -> None:
     try:
         check_added(overrides, cfg, settings())
         check_config(plain(cfg))
-    except InputError as error:
+    except (InputError, OmegaConfBaseException) as error:
         # if Hydra caught this error, it would print the overrides above the message
-        _exit(f"error: {error}", USAGE_ERROR)
+        _exit(f"error: {error if isinstance(error, InputError) else explain(error)}", USAGE_ERROR)
 
 
 def _show(finished: Finished) -> None:
@@ -304,7 +314,8 @@ def _exit_on_error(command: Callable[[], Any]) -> None:
             stream.reconfigure(errors="replace")  # a terminal may lack Δ
     try:
         command()
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed
+            sys.stdout.flush()
     except BrokenPipeError:  # as in `blockwise inspect vgg16 | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (Exception, KeyboardInterrupt, Interrupted) as error:

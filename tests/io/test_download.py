@@ -9,8 +9,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from blockwise.data.sources.imagefolder import ImageFolder
 from blockwise.errors import InputError
-from blockwise.io.download import download, download_folder, making_folder, unpack
+from blockwise.io.download import DownloadError, download, download_folder, making_folder, unpack
 
 
 @pytest.fixture
@@ -133,6 +134,26 @@ def test_other_content_than_expected_is_refused(tmp_path, serve):
     with pytest.raises(InputError, match="hash"):
         download(serve(b"something else"), tmp_path / "file", sha256(b"flowers"))
     assert everything(tmp_path) == []
+
+
+def test_a_refused_archive_is_not_recommended(tmp_path, serve):
+    url = serve(tar(("../../outside.txt", b"x")))
+    source = ImageFolder(tmp_path / "photos", url=url, checksum=sha256(b"something else"))
+    with pytest.raises(InputError, match="has another hash than sha256") as caught:
+        source.splits()
+    assert "unpack it" not in str(caught.value)
+
+
+def test_passwords_are_not_shown(tmp_path, capsys):
+    with pytest.raises(DownloadError) as caught:
+        download("http://me:secret@127.0.0.1:9/a.tgz", tmp_path / "a", f"md5:{32 * '0'}")
+    assert "secret" not in str(caught.value) + capsys.readouterr().err
+
+
+@pytest.mark.parametrize("checksum", ["crc:12", "md5:00", "sha256:" + 64 * "x", "4c54"])
+def test_a_checksum_that_is_none_is_refused_before_the_download(tmp_path, checksum):
+    with pytest.raises(InputError, match="the checksum .* is none"):
+        download("https://example.org/a.tgz", tmp_path / "a", checksum)
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,16 @@ def test_impossible_values_are_refused_by_name(path, value, field):
         Record.from_json(json.dumps(changed(FULL, path, value)))
 
 
+def test_a_record_copied_over_that_of_another_cell_is_named(tmp_path, capsys):
+    store = ResultStore(tmp_path)
+    other = replace(WHOLE, settings={**SETTINGS, "seed": 4}, seed=4)
+    folders = [store.save(record, [], {}) for record in (WHOLE, other)]
+    (folders[1] / "record.json").write_bytes((folders[0] / "record.json").read_bytes())
+    assert store.find(other.settings) is None
+    assert find_records(tmp_path) == [replace(WHOLE, folder=str(folders[0]))]
+    assert "it is the record of another cell" in capsys.readouterr().err
+
+
 def test_settings_nested_too_deeply_are_refused():
     deep = json.dumps(FULL).replace('"x.png"', "[" * 10_000 + "]" * 10_000)
     with pytest.raises(InputError, match=r"record\.json: .*"):

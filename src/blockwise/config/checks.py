@@ -150,7 +150,8 @@ def _strategy(key: str, strategy: Any) -> None:
 
 
 # settings that only some configs of a group have
-OF_SOME = frozenset({"data.root", "data.url", "data.checksum"})
+LIMITS = tuple(f"trainer.limit_{split}_batches" for split in ("train", "val", "test"))
+OF_SOME = frozenset({"data.root", "data.url", "data.checksum", *LIMITS})
 CHECKS: dict[str, Callable[[str, Any], None]] = {
     "plan": _flag,
     "seed": partial(_whole, least=0, most=MAX_SEED),
@@ -167,6 +168,7 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "model.interpolation": partial(_choice, choices=INTERPOLATIONS, optional=True),
     "model.crop_pct": _share,
     "data.name": _name,
+    **dict.fromkeys(LIMITS, _number),
     "data.root": _text,
     "data.url": partial(_text, optional=True),
     "data.checksum": partial(_text, optional=True),

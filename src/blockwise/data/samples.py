@@ -180,6 +180,9 @@ def samples_in(
 
 
 def _check_links(folder: Path, classes: Sequence[Path]) -> None:
+    for entry in folder.iterdir():
+        if entry.is_symlink() and not entry.exists():
+            raise InputError(f"{entry} is a link to something that does not exist: remove it")
     named: dict[Path, Path] = {}
     for entry in classes:
         real = entry.resolve()

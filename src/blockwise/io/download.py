@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import tarfile
@@ -22,6 +23,12 @@ from blockwise.io.names import printable
 PATIENCE = 30
 # images hardly compress: an archive that unpacks to more than this many times its size is no archive of images
 MOST_EXPANSION = 100
+# digits of the hashes
+LENGTHS = {"sha256": 64, "sha512": 128, "sha1": 40, "md5": 32}
+
+
+class DownloadError(InputError):
+    """A file cannot be downloaded, for a reason that has nothing to do with its content."""
 
 
 def download(url: str, path: Path, checksum: str | None = None) -> None:
@@ -33,20 +40,36 @@ def download(url: str, path: Path, checksum: str | None = None) -> None:
         checksum: Expected hash of the content, such as `sha256:4c54...`; None checks nothing.
 
     Raises:
-        InputError: The address is refused, or the file cannot be downloaded or has another hash.
+        DownloadError: The file cannot be downloaded.
+        InputError: The address or the checksum is refused, or the file has another hash.
     """
-    scheme = urlsplit(url).scheme
-    if scheme not in ("https", "http"):
-        raise InputError(f"{url} is not an address of the web: it must start with https:")
-    if scheme == "http" and checksum is None:
-        raise InputError(f"{url} is not encrypted: use https:, or give the file's checksum")
-    print(f"downloading {url}", file=sys.stderr, flush=True)
+    parts = urlsplit(url)
+    shown = url.replace(f"{parts.netloc.rpartition('@')[0]}@", "", 1) if "@" in parts.netloc else url  # no passwords
+    if parts.scheme not in ("https", "http"):
+        raise InputError(f"{shown} is not an address of the web: it must start with https:")
+    if parts.scheme == "http" and checksum is None:
+        raise InputError(f"{shown} is not encrypted: use https:, or give the file's checksum")
+    if checksum is not None:
+        _check_checksum(checksum)
+    print(f"downloading {shown}", file=sys.stderr, flush=True)
     fetch = pooch.HTTPDownloader(timeout=PATIENCE, progressbar=sys.stderr.isatty())
     try:
         pooch.retrieve(url, checksum, fname=path.name, path=path.parent, downloader=fetch)
+    except ValueError as error:
+        if "hash" not in str(error):
+            raise DownloadError(f"{shown} could not be downloaded ({error})") from error
+        raise InputError(
+            f"{shown} has another hash than {checksum}: it is damaged, or not what it should be"
+        ) from error
     except Exception as error:  # requests and urllib3 raise errors of many types
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise InputError(f"{url} could not be downloaded ({reason})") from error
+        reason = str(error).strip().split("\n")[0].replace(url, shown) or type(error).__name__
+        raise DownloadError(f"{shown} could not be downloaded ({reason})") from error
+
+
+def _check_checksum(checksum: str) -> None:
+    name, _, digits = checksum.rpartition(":")
+    if name not in LENGTHS or not re.fullmatch(f"[0-9a-f]{{{LENGTHS[name]}}}", digits):
+        raise InputError(f"the checksum {checksum} is none: write {' or '.join(LENGTHS)}, a colon, and the hash")
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -124,5 +147,7 @@ def download_folder(url: str, folder: Path, checksum: str | None = None) -> None
         download(url, archive, checksum)
         unpack(archive, content)
         entries = list(content.iterdir())
+        if not entries:
+            raise InputError(f"{url} contains no files")
         only = entries[0] if len(entries) == 1 and entries[0].is_dir() else content
         only.rename(made)

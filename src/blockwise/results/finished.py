@@ -69,9 +69,9 @@ def mark_finished(cfg: Mapping[str, Any], key: str, headline: str, records: Sequ
 def recall_finished(cfg: Mapping[str, Any]) -> Finished | None:
     """Return the run with these settings if it has finished before and all its records are still there."""
     results = Path(str(cfg["results_dir"])).expanduser()
-    if not (results / FOLDER).is_dir() or (key := run_key(cfg)) is None:
-        return None
     try:
+        if not (results / FOLDER).is_dir() or (key := run_key(cfg)) is None:
+            return None
         kept = json.loads(read_regular(results / FOLDER / f"{key}.json"))
         return Finished(str(kept["headline"]), [read_record(results / path) for path in kept["records"]])
     except (OSError, InputError, ValueError, KeyError, TypeError):  # not finished, or a record is gone or damaged

@@ -45,6 +45,8 @@ def _check_metrics(metrics: Metrics) -> Metrics:
     for name in FRACTIONS:
         if not -ROUNDING <= metrics.get(name, 0.0) <= 1 + ROUNDING:
             raise ValueError(f"{name} must be between 0 and 1")
+    if metrics.get("top5", 1.0) < metrics["top1"] - ROUNDING:
+        raise ValueError("top5 must not be below top1")
     return metrics
 
 

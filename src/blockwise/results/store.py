@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -28,6 +29,8 @@ if TYPE_CHECKING:  # reading records must not import torch
 
 HISTORY = "history.csv"
 PREDICTIONS = "predictions.csv"
+# the folder of a cell
+CELL = re.compile(r"seed\d+-[0-9a-f]{10}", re.ASCII)
 PER_CELL = ("scope", "blocks", "lr", "seed")
 
 
@@ -85,7 +88,7 @@ class ResultStore:
         return self.folder / ".checkpoints" / f"{sweep_hash(settings)}-seed{settings['seed']}"
 
     def find(self, settings: Settings) -> Record | None:
-        """Return the record of the cell with these settings; None if it is missing or damaged."""
+        """Return the record of the cell with these settings; None if it is missing, damaged or that of another cell."""
         try:
             return read_record(self.cell_folder(settings) / "record.json")
         except (OSError, InputError):
@@ -154,10 +157,14 @@ def read_record(path: Path) -> Record:
     """Return the record in a file.
 
     Raises:
-        InputError: The file contains no valid record; the message names file and field.
+        InputError: The file contains no valid record, or that of another cell; the message names file and field.
         OSError: The file cannot be read.
     """
-    return replace(Record.from_json(read_regular(path), path), folder=str(path.parent))
+    record = replace(Record.from_json(read_regular(path), path), folder=str(path.parent))
+    name = path.parent.name
+    if CELL.fullmatch(name) and name.rpartition("-")[2] != settings_hash(record.settings):
+        raise InputError(f"{path}: it is the record of another cell, {record.cell.scope} of {record.backbone.name}")
+    return record
 
 
 def read_history(folder: str | Path) -> list[dict[str, Metrics]]:

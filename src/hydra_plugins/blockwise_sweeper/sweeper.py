@@ -61,7 +61,16 @@ class BlockAxisSweeper(BasicSweeper):
     def split_arguments(  # type: ignore[override]
         self, overrides: list[Override], max_batch_size: int | None
     ) -> list[list[list[str]]]:
-        """Return batches of jobs, each a list of overrides."""
+        """Return batches of jobs, each a list of overrides.
+
+        Raises:
+            InputError: An axis has no values.
+        """
+        for override in overrides:
+            if override.is_interval_sweep():
+                raise InputError(f"{override.input_line} has no end of values: list them, or use range(...)")
+            if override.is_sweep_override() and not any(True for _ in override.sweep_string_iterator()):
+                raise InputError(f"{override.input_line} has no values")
         (jobs,) = BasicSweeper.split_arguments([_together(override) for override in overrides], None)
         assert self.config is not None
         if (cells := self.config.sweeper.cells_per_job) is None:

@@ -13,6 +13,7 @@ from blockwise.data.sources.digits import Digits
 from blockwise.data.sources.flowers102 import Flowers102
 from blockwise.data.sources.imagefolder import ImageFolder
 from blockwise.errors import InputError
+from blockwise.io.download import DownloadError
 
 
 def fill(folder, counts):
@@ -51,7 +52,7 @@ def test_caltech101_defaults_are_thirty_and_five(tmp_path):
 @pytest.fixture
 def offline(monkeypatch):
     def refuse(*_, **__):
-        raise InputError("Network is unreachable")
+        raise DownloadError("Network is unreachable")
 
     for module in ("caltech101.download", "flowers102.download", "imagefolder.download_folder"):
         monkeypatch.setattr(f"blockwise.data.sources.{module}", refuse)
@@ -182,6 +183,13 @@ def test_a_class_that_links_to_its_data_set_or_another_class_is_refused(tmp_path
         (folder / "z").symlink_to(folder / target)
         with pytest.raises(InputError, match=message):
             ImageFolder(folder).splits()
+
+
+def test_a_class_that_links_to_nothing_is_refused(tmp_path):
+    fill(tmp_path, {"x": 10, "y": 10})
+    (tmp_path / "z").symlink_to("/nowhere")
+    with pytest.raises(InputError, match="z is a link to something that does not exist"):
+        ImageFolder(tmp_path).splits()
 
 
 def test_a_link_to_the_whole_disk_is_not_followed(tmp_path):

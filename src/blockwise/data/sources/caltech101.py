@@ -6,7 +6,7 @@ from pathlib import Path
 
 from blockwise.data.samples import Source, Splits, samples_in, split_by_seed
 from blockwise.errors import InputError
-from blockwise.io.download import download, making_folder, unpack
+from blockwise.io.download import DownloadError, download, making_folder, unpack
 
 BACKGROUND = "BACKGROUND_Google"
 URL = "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip"
@@ -57,7 +57,7 @@ class Caltech101(Source):
                 with making_folder(self.folder) as made:
                     if made is not None:
                         self._download(made)
-            except (InputError, OSError) as error:
+            except (DownloadError, OSError) as error:
                 reason = str(error)
         if not self.folder.is_dir():
             raise InputError(

@@ -9,7 +9,7 @@ from scipy.io import loadmat
 
 from blockwise.data.samples import Sample, Source, Splits, cap, fingerprint
 from blockwise.errors import InputError
-from blockwise.io.download import download, making_folder, unpack
+from blockwise.io.download import DownloadError, download, making_folder, unpack
 from blockwise.io.files import read_regular, replacing
 
 URL = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
@@ -72,7 +72,7 @@ class Flowers102(Source):
             try:
                 self._download(missing)
                 return
-            except (InputError, OSError) as error:
+            except (DownloadError, OSError) as error:
                 reason = str(error)
         if missing:
             raise InputError(

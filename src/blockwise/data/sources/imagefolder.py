@@ -7,7 +7,7 @@ from pathlib import Path
 
 from blockwise.data.samples import Sample, Source, Splits, cap, fingerprint, samples_in, split_by_seed
 from blockwise.errors import InputError
-from blockwise.io.download import download_folder
+from blockwise.io.download import DownloadError, download_folder
 
 SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 LAYOUT = "one folder of images per class, or the folders train, val (optional) and test with class folders inside"
@@ -127,7 +127,7 @@ class ImageFolder(Source):
         if self.url and self.download:
             try:
                 download_folder(self.url, self.root, self.checksum)
-            except (InputError, OSError) as error:
+            except (DownloadError, OSError) as error:
                 reason = f" ({error})"
         if not self.root.is_dir():
             fetch = f"download {self.url} and unpack it there, or " if self.url else ""
