@@ -36,16 +36,21 @@ def weights_of(cfg, record):
 
 # test_efficientnet has depthwise convolutions and clipping activations; test_resnet has residuals
 @pytest.mark.parametrize(
-    ("precision", "model"),
-    [("32-true", "test_resnet"), ("32-true", "test_efficientnet"), ("bf16-mixed", "test_efficientnet")],
+    ("precision", "model", "compared"),
+    [
+        ("32-true", "test_resnet", ["head", "0", "1", "2", "full", "0+2", "from1"]),
+        ("32-true", "test_efficientnet", ["0", "0+2"]),
+        ("bf16-mixed", "test_efficientnet", ["1", "full"]),
+    ],
 )
-def test_alone_equals_among_bit_for_bit(small, console, tmp_path, precision, model):
+def test_alone_equals_among_bit_for_bit(small, console, tmp_path, precision, model, compared):
     """Weights, metrics and history of a cell depend neither on other cells in the run nor on the number of workers."""
     options = (f"trainer.precision={precision}", f"model.name={model}", "early_stopping.patience=1")
     together = small("block=[all,0+2,from1]", *options, "trainer.max_epochs=3")
     among = {record["cell"]["scope"]: record for record in run(together, console)}
     assert list(among) == ["head", "0", "1", "2", "full", "0+2", "from1"]
-    for scope, record in among.items():
+    for scope in compared:
+        record = among[scope]
         alone = small(
             f"block={scope}",
             *options,

@@ -115,6 +115,7 @@ m.BlockwiseModule.training_step = step
 """
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_answer_leaves_training_alone(call, tmp_path):
     class Gone:
         address = "http://127.0.0.1:9"

@@ -68,7 +68,13 @@ def unbroken(tmp_path_factory):
     return get
 
 
-@pytest.mark.parametrize("step", range(1, STEPS + 1))
+# of the training and validation steps of two epochs: the first, one of each kind, and the last; all with the slow tests
+OFTEN = {1, 6, 8, STEPS}
+
+
+@pytest.mark.parametrize(
+    "step", [step if step in OFTEN else pytest.param(step, marks=pytest.mark.slow) for step in range(1, STEPS + 1)]
+)
 def test_stopped_at_any_step_it_ends_as_if_it_had_not_been(step, small, console, stop_at, unbroken, monkeypatch):
     expected = unbroken(small, console, BLOCKS)
     stop_at(step)

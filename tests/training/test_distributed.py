@@ -80,6 +80,7 @@ def test_stopped_it_goes_on_and_ends_as_if_it_had_not_been(small_overrides, tmp_
         assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
+@pytest.mark.slow
 def test_wrong_input_is_said_once(small_overrides, tmp_path):
     done = train(tmp_path, *DDP, *small_overrides, "block=99")
     assert done.returncode == 2
