@@ -76,5 +76,8 @@ def test_a_record_is_written_as_it_was_read():
     records = read_records(RESULTS)
     assert len(records) == 34
     for record in records:
-        written = json.dumps(record.to_json(), indent=2, allow_nan=False) + "\n"
+        # what the first versions wrote of norms was not true, so it is corrected
+        content = {**record.to_json(), "settings": {**record.settings, "freeze": {"norm": "train"}}}
+        written = json.dumps(content, indent=2, allow_nan=False) + "\n"
         assert written == Path(record.folder, "record.json").read_text()
+        assert record.settings["freeze"] == {"norm": "eval"}

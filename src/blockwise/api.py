@@ -37,6 +37,7 @@ from hydra.errors import InstantiationException
 from matplotlib.figure import Figure
 from rich.console import Console
 from torch import nn
+from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset  # noqa: F401 (the examples above)
 
 from blockwise import api_checks, results
@@ -52,7 +53,11 @@ from blockwise.config.model_names import model_overrides
 from blockwise.data.loaders import LoaderDataModule, check_data, check_loaders
 from blockwise.errors import InputError, did_you_mean
 from blockwise.fast.memory import freed_memory_kept
+from blockwise.policies import STATIC, Policy
 from blockwise.quiet import silenced_libraries
+from blockwise.recipe.parameter_groups import OptimizerFactory
+from blockwise.recipe.recipe import Loss, NormMode
+from blockwise.recipe.schedulers import Schedule
 from blockwise.results.record import Record
 from blockwise.results.store import ResultStore
 from blockwise.study.data import StudyData
@@ -60,11 +65,9 @@ from blockwise.study.prepare import make_stages
 from blockwise.study.python_trainer import trainer_factory
 from blockwise.study.run import run
 from blockwise.study.settings import python_settings
-from blockwise.study.study import Recipe, Study
+from blockwise.study.study import Study
 from blockwise.tracking.callback import OpenLog
-from blockwise.training.cells import NormMode
 from blockwise.training.distributed import rank
-from blockwise.training.module import OptimizerFactory
 from blockwise.training.scopes import parse_scopes
 
 if TYPE_CHECKING:
@@ -162,8 +165,16 @@ def train_scopes(
     data_version: str | None = None,
     lr: float | Sequence[float] = 1e-3,
     max_epochs: int = 10,
+    policy: str | Policy | Sequence[str] | Mapping[str, Policy] = STATIC,
     optimizer: OptimizerFactory = torch.optim.AdamW,
-    norm: NormMode = "train",
+    block_lr: float | None = None,
+    layer_decay: float | None = None,
+    no_decay: bool = False,
+    clip_norm: float | None = None,
+    scheduler: str | Schedule | None = None,
+    loss: Loss = cross_entropy,
+    select_by: str = "top1",
+    norm: NormMode = "eval",
     patience: int | None = None,
     seed: int = 0,
     results_dir: str | Path = "results",
@@ -195,8 +206,18 @@ def train_scopes(
         data_version: Version of data whose content the hash does not cover.
         lr: One or more learning rates; each scope is trained at each of them.
         max_epochs: Number of epochs, the same for all scopes.
+        policy: Which blocks train in an epoch: names under `conf/policy/` (`"lp_ft"`), a policy, or policies by name.
+            Each scope is trained under each of them.
         optimizer: Makes an optimizer from parameter groups, each with its own `lr`.
-        norm: Mode of the norms in trained blocks: `train` (batch statistics) or `eval`.
+        block_lr: Learning rate of the trained blocks; None uses that of the head.
+        layer_decay: Factor by which the rate falls per block away from the head, in scopes of several blocks.
+        no_decay: Apply no weight decay to norms and biases.
+        clip_norm: Largest norm of a scope's gradient; a larger one is scaled down to it.
+        scheduler: A name under `conf/scheduler/` (`"cosine"`), or a `blockwise.recipe.schedulers.Schedule`.
+        loss: The training loss, called with logits and labels: `torch.nn.CrossEntropyLoss(label_smoothing=0.1)`.
+        select_by: The validation metric that selects a scope's best epoch, its rate and the block: `top1`, `macro_f1`
+            or `loss`.
+        norm: Mode of the norms in trained blocks: `eval` (inference mode) or `train` (batch statistics).
         patience: Stop a scope after this many epochs without a better validation accuracy; None never stops.
         seed: Seed of the head's initial weights, of dropout and of the order of DataLoaders.
         results_dir: Folder of the records.
@@ -218,7 +239,18 @@ def train_scopes(
         max_epochs = api_checks.check("trainer.max_epochs", "max_epochs", max_epochs)
         patience = api_checks.check("early_stopping.patience", "patience", patience)
         seed = api_checks.check("seed", "seed", seed)
-        api_checks.check("freeze.norm", "norm", norm)
+        recipe = api_checks.recipe(
+            policy=policy,
+            scheduler=scheduler,
+            loss=loss,
+            select_by=api_checks.check("select_by", "select_by", select_by),
+            block_lr=api_checks.check("optimizer.block_lr", "block_lr", block_lr),
+            layer_decay=api_checks.check("optimizer.layer_decay", "layer_decay", layer_decay),
+            no_decay=api_checks.check("optimizer.no_decay", "no_decay", no_decay),
+            clip_norm=api_checks.check("optimizer.clip_norm", "clip_norm", clip_norm),
+            norm=api_checks.check("freeze.norm", "norm", norm),
+            patience=patience,
+        )
         api_checks.check("data.name", "data_name", data_name)
         api_checks.check("checkpoint.every_minutes", "checkpoint_minutes", checkpoint_minutes)
         api_checks.check_optimizer(optimizer)
@@ -246,14 +278,13 @@ def train_scopes(
                 data_name=data_name,
                 data_version=data_version,
                 classes=names,
-                norm=norm,
-                patience=patience,
+                recipe=recipe,
                 seed=seed,
                 trainer=options,
             ),
             store=ResultStore(results_dir),
             loggers=loggers if rank() == 0 else (),
-            recipe=Recipe(norm=norm, patience=patience),
+            recipe=recipe,
             checkpoint_minutes=checkpoint_minutes,
             console=console,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from blockwise.backbone.load import Backbone
 from blockwise.backbone.partition import Partition
 from blockwise.config.checks import CHECKS
+from blockwise.config.compose import compose_config, plain
 from blockwise.errors import InputError
+from blockwise.policies import STATIC, Policy, Static
+from blockwise.recipe.build import make_policies, make_schedule
+from blockwise.recipe.parameter_groups import check_optimizer as check_step
+from blockwise.recipe.recipe import Recipe
+from blockwise.recipe.schedulers import Schedule
 
 
 def check(key: str, name: str, value: Any) -> Any:
@@ -60,9 +66,47 @@ def check_optimizer(optimizer: Any) -> None:
         InputError: The call fails.
     """
     try:
-        optimizer([{"params": [nn.Parameter(torch.zeros(1))], "lr": 1e-3}])
+        check_step(optimizer)
     except (TypeError, ValueError) as error:
         raise InputError(f"optimizer={optimizer!r} cannot be called with parameter groups ({error})") from error
+
+
+def recipe(*, policy: Any, scheduler: Any, **options: Any) -> Recipe:
+    """Return the recipe of a study in Python.
+
+    Args:
+        policy: Names of policies, a policy, or policies by name.
+        scheduler: A name, a `Schedule`, or None.
+        options: Further attributes of the recipe.
+
+    Raises:
+        InputError: There is no such policy or schedule.
+    """
+    if isinstance(scheduler, str):
+        scheduler = make_schedule(plain(compose_config([f"scheduler={scheduler}"]))["scheduler"])
+    if scheduler is not None and not isinstance(scheduler, Schedule):
+        raise InputError(f"scheduler={scheduler!r} must be a name or a blockwise.recipe.schedulers.Schedule")
+    return Recipe(policies=_policies(policy), scheduler=scheduler, **options)
+
+
+def _policies(policy: Any) -> dict[str, Policy]:
+    if isinstance(policy, str) or (isinstance(policy, Sequence) and all(isinstance(name, str) for name in policy)):
+        names = [policy] if isinstance(policy, str) else list(policy)
+        return (
+            make_policies(plain(compose_config([f"policy=[{','.join(names)}]"]))["policy"]) if names else _no_policy()
+        )
+    if isinstance(policy, Mapping) and policy:
+        for name in policy:
+            CHECKS["data.name"]("policy", name)
+        return dict(policy)
+    if callable(policy):
+        name = getattr(policy, "__name__", type(policy).__name__)
+        return {STATIC if isinstance(policy, Static) else name.lower(): policy}
+    return _no_policy()
+
+
+def _no_policy() -> dict[str, Policy]:
+    raise InputError("policy must be a name, a policy, a list of names, or a dictionary of policies by name")
 
 
 def check_network(network: nn.Module, size: int) -> nn.Module:

@@ -5,13 +5,13 @@ import sys
 
 from blockwise.config import checks
 from blockwise.data import datamodule, decode
-from blockwise.training import cells
+from blockwise.recipe import recipe
 
 
 def test_the_choices_are_those_of_the_code():
     assert checks.AUGMENTATIONS == datamodule.AUGMENTATIONS
     assert tuple(decode.INTERPOLATIONS) == checks.INTERPOLATIONS
-    assert checks.NORM_MODES == cells.NORM_MODES
+    assert checks.NORM_MODES == recipe.NORM_MODES
 
 
 def test_values_are_checked_without_torch():

@@ -14,11 +14,11 @@ def resident():
 def faults():
     # 64 MB, again and again: without the setting, each time from the kernel; with it, until there is room enough
     rounds = []
-    for _ in range(8):
+    for _ in range(12):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         torch.ones(2**24)
         rounds.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    return sum(rounds[4:])
+    return sum(rounds[6:])
 
 default, before = faults(), resident()
 with freed_memory_kept():

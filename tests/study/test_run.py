@@ -13,7 +13,9 @@ from blockwise.backbone.load import load_backbone
 from blockwise.backbone.stages import CannotStageError
 from blockwise.errors import InputError
 from blockwise.fast.fusion import can_fuse
+from blockwise.recipe import Recipe
 from blockwise.results import METRICS
+from blockwise.results.store import settings_hash
 from blockwise.study.run import run
 from blockwise.study.study import Study
 from blockwise.training.cells import Cell
@@ -45,7 +47,13 @@ def weights_of(cfg, record):
 )
 def test_alone_equals_among_bit_for_bit(small, console, tmp_path, precision, model, compared):
     """Weights, metrics and history of a cell depend neither on other cells in the run nor on the number of workers."""
-    options = (f"trainer.precision={precision}", f"model.name={model}", "early_stopping.patience=1")
+    norm = "train" if model == "test_efficientnet" else "eval"
+    options = (
+        f"trainer.precision={precision}",
+        f"model.name={model}",
+        "early_stopping.patience=1",
+        f"freeze.norm={norm}",
+    )
     together = small("block=[all,0+2,from1]", *options, "trainer.max_epochs=3")
     among = {record["cell"]["scope"]: record for record in run(together, console)}
     assert list(among) == ["head", "0", "1", "2", "full", "0+2", "from1"]
@@ -67,6 +75,34 @@ def test_alone_equals_among_bit_for_bit(small, console, tmp_path, precision, mod
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
         histories = [(folder_of(c, r) / "history.csv").read_text() for c, r in ((alone, single), (together, record))]
         assert histories[0] == histories[1]
+
+
+def test_norms_of_trained_blocks_use_batch_statistics_if_asked_to(small, console):
+    """Lightning calls `train()` on no module, so this must come from blockwise."""
+    network = load_backbone(small().model, image_size=32, seed=0).network
+    for norm in ("eval", "train"):
+        (record,) = run(small("block=1", f"freeze.norm={norm}"), console)
+        weights = weights_of(small(), record)
+        means = [name for name in weights if name.endswith("running_mean")]
+        assert means
+        assert all(torch.equal(weights[name], network.state_dict()[name]) == (norm == "eval") for name in means)
+
+
+def test_records_of_the_first_versions_are_those_of_norms_in_inference_mode(small, console):
+    """They say `train`, which had no effect."""
+    cfg = small("block=head")
+    (record,) = run(cfg, console)
+    folder = Path(record.folder)
+    content = json.loads((folder / "record.json").read_text())
+    content["settings"]["freeze"] = {"norm": "train"}
+    old = folder.parent / f"seed0-{settings_hash(content['settings'])}"
+    folder.rename(old)
+    (old / "record.json").write_text(json.dumps(content))
+    (again,) = run(cfg, console)
+    assert again.folder == str(old)
+    assert again.settings == record.settings
+    (other,) = run(small("block=head", "freeze.norm=train"), console)
+    assert other.folder != str(old)
 
 
 def test_dropout_draws_the_same_numbers_alone_and_among(small, console, tmp_path):
@@ -204,7 +240,7 @@ def test_learning_rates_train_side_by_side(small, console):
 def test_block_lr_is_the_blocks_rate_alone(small, console):
     prepared = Study.from_config(small("block=0"), console)
     (cell,) = (Cell(scope, 1e-2) for scope in prepared.scopes)
-    module = BlockwiseModule(prepared.staged, [cell], 10, torch.optim.AdamW, block_lr=1e-5)
+    module = BlockwiseModule(prepared.staged, [cell], 10, torch.optim.AdamW, Recipe(block_lr=1e-5))
     (optimizer,) = module.configure_optimizers()
     assert [group["lr"] for group in optimizer.param_groups] == [1e-2, 1e-5]
     assert sum(len(group["params"]) for group in optimizer.param_groups) == sum(

@@ -21,7 +21,16 @@ def settings(cfg, console):
         "optimizer.weight_decay=0",
         "optimizer.block_lr=1e-4",
         "optimizer=sgd",
-        "freeze.norm=eval",
+        "freeze.norm=train",
+        "optimizer.layer_decay=0.5",
+        "optimizer.no_decay=true",
+        "optimizer.clip_norm=1",
+        "scheduler=cosine",
+        "scheduler.warmup=0.5",
+        "loss=focal",
+        "loss.label_smoothing=0.1",
+        "loss.class_weights=balanced",
+        "select_by=loss",
         "early_stopping.patience=3",
         "trainer.max_epochs=3",
         "trainer.precision=bf16-mixed",
@@ -31,7 +40,7 @@ def settings(cfg, console):
     ],
 )
 def test_what_changes_the_result_is_covered(small, console, override):
-    assert settings(small(), console) != settings(small(override), console)
+    assert settings(small(), console) != settings(small(*override.split()), console)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +52,10 @@ def test_what_changes_the_result_is_covered(small, console, override):
         "trainer.accelerator=auto",
         "optimizer.lr=[1e-4,1e-3]",
         "cache.folder=null",
+        "policy=static",
+        "scheduler=constant",
+        "loss=cross_entropy",
+        "select_by=top1",
     ],
 )
 def test_what_changes_nothing_is_not(small, console, override):

@@ -36,7 +36,7 @@ def test_exactly_the_scope_gets_gradients(backbone, scope):
     assert found == expected
     assert network.head.weight.grad is not None
     assert all(parameter.grad is None for parameter in backbone.parameters())
-    assert len(network.trained_parameters()) == len(expected)
+    assert sum(len(block.parameters) for block in network.block_parameters()) == len(expected)
 
 
 @pytest.mark.parametrize("scope", ["1", "0+2", "full"])
@@ -72,7 +72,7 @@ def test_all_cells_of_a_seed_begin_with_the_same_head(backbone):
 
 
 def test_trained_state_is_what_training_changes(backbone):
-    network = network_of(backbone, "1").train()
+    network = network_of(backbone, "1", norm="train").train()
     state = network.trained_state()
     assert set(state) == {
         "head.weight", "head.bias", "conv1.weight", "conv1.bias", "norm1.weight", "norm1.bias",

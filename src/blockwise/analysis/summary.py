@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from blockwise.io.names import printable
-from blockwise.results.record import Record
+from blockwise.results.record import Record, Settings
 from blockwise.results.store import sweep_hash
+
+STATIC = "static"
+# scopes that train a part of every block: baselines, as `head` and `full` are
+PARTS = re.compile(r"bias|norms|lora\d+", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,7 @@ class Row:
         scope: Name of the scope.
         blocks: The blocks of the scope, in ascending order.
         records: The finished records at the best learning rate, one per seed; empty if every rate diverged.
-        lr: The learning rate with the highest mean validation accuracy.
+        lr: The learning rate with the best mean validation score.
     """
 
     scope: str
@@ -36,6 +41,10 @@ class Row:
         """Return the mean of a metric over the given seeds, or over all seeds."""
         records = [record for record in self.records if seeds is None or record.seed in seeds]
         return fmean(record.score(split, metric) for record in records)
+
+    def selection_score(self, seeds: Set[int]) -> float:
+        """Return the mean over the given seeds of the value by which to select: higher is better."""
+        return fmean(record.selection_score for record in self.records if record.seed in seeds)
 
     def difference(self, other: Row, split: str = "test") -> float | None:
         """Return the accuracy minus another row's, over the seeds that both have; None if they have none in common."""
@@ -91,9 +100,20 @@ class Sweep:
         return printable(self.records[0].partition.name)
 
     @property
+    def policy(self) -> str:
+        """The name of the policy."""
+        return printable(self.records[0].policy)
+
+    @property
     def title(self) -> str:
-        """Return `backbone on data, partition`."""
-        return f"{self.backbone} on {self.data}, partition {self.partition}"
+        """Return `backbone on data, partition`, and the policy unless it is static."""
+        policy = "" if self.policy == STATIC else f", policy {self.policy}"
+        return f"{self.backbone} on {self.data}, partition {self.partition}{policy}"
+
+    @property
+    def select_by(self) -> str:
+        """The validation metric that selects epochs, rates and blocks."""
+        return self.records[0].select_by
 
     def row(self, scope: str) -> Row | None:
         """Return the row of a scope; None if it is missing or diverged."""
@@ -101,17 +121,17 @@ class Sweep:
 
     @property
     def single_blocks(self) -> list[Row]:
-        """The rows of single blocks, sorted by validation accuracy, best first; on a tie, the one closer to the head.
+        """The rows of single blocks, best first by validation; on a tie, the one closer to the head.
 
         They are compared over the seeds that all of them have, if there are any.
         """
         rows = [row for row in self.rows if row.records and row.scope.isdigit()]
         common = set.intersection(*(row.seeds for row in rows)) if rows else set()
-        return sorted(rows, key=lambda row: (-row.mean("val", seeds=common or row.seeds), -row.blocks[0]))
+        return sorted(rows, key=lambda row: (-row.selection_score(common or row.seeds), -row.blocks[0]))
 
     @property
     def best(self) -> Row | None:
-        """The best single block by validation accuracy."""
+        """The best single block by validation."""
         return next(iter(self.single_blocks), None)
 
 
@@ -127,12 +147,19 @@ def by_backbone_and_data(sweeps: Iterable[Sweep]) -> list[list[Sweep]]:
 
 
 def sweeps(records: Iterable[Record]) -> list[Sweep]:
-    """Group records into sweeps."""
+    """Group records into sweeps; `head` is the same under each policy and belongs to the sweeps of all."""
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
-        names = (record.data.name, record.backbone.name, record.partition.name)
-        groups.setdefault((*names, sweep_hash(record.settings)), []).append(record)
+        groups.setdefault(_place(record, record.settings), []).append(record)
+    for group in list(groups.values()):
+        if "policy" in (settings := group[0].settings):
+            static = {key: value for key, value in settings.items() if key != "policy"}
+            group += [r for r in groups.get(_place(group[0], static), ()) if r.cell.scope == "head"]
     return [Sweep(key[-1], group[0]["settings"], tuple(group), _rows(group)) for key, group in sorted(groups.items())]
+
+
+def _place(record: Record, settings: Settings) -> tuple[str, ...]:
+    return record.data.name, record.backbone.name, record.partition.name, sweep_hash(settings)
 
 
 def _rows(records: Sequence[Record]) -> tuple[Row, ...]:
@@ -160,11 +187,11 @@ def _best_rate(scope: str, records: Sequence[Record]) -> Row:
     # compare only rates with the same, highest number of seeds
     most = max(len(group) for group in sound.values())
     sound = {rate: group for rate, group in sound.items() if len(group) == most}
-    best = max(sound, key=lambda rate: fmean(record.score("val") for record in sound[rate]))
+    best = max(sound, key=lambda rate: fmean(record.selection_score for record in sound[rate]))
     return Row(scope, blocks, tuple(sound[best]), best)
 
 
 def _order(scope: str, blocks: Sequence[int]) -> tuple[int, tuple[int, ...], str]:
-    """Return a sort key: `head` first, then single blocks from the input on, then joint blocks, `full` last."""
-    kind = 0 if scope == "head" else 3 if scope == "full" else 1 if scope.isdigit() else 2
-    return (kind, tuple(blocks), scope)
+    """Return a sort key: `head` and parts of all blocks, single blocks from the input on, joint blocks, `full` last."""
+    kind = 0 if scope == "head" else 1 if PARTS.fullmatch(scope) else 4 if scope == "full" else 3
+    return (2 if scope.isdigit() else kind, () if kind == 1 else tuple(blocks), scope)

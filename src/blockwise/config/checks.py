@@ -10,14 +10,17 @@ from functools import partial
 from typing import Any
 
 from blockwise.errors import InputError, did_you_mean
+from blockwise.results.record import SELECTIONS
 
 GROUPS = frozenset(
-    "model data partition optimizer trainer logger freeze early_stopping sweeper checkpoint cache".split()
+    "model data partition policy optimizer scheduler loss trainer logger freeze early_stopping sweeper checkpoint "
+    "cache".split()
 )
 # as in `data.datamodule`, `data.decode` and `training.cells`, which import torch: values are checked before it is there
 AUGMENTATIONS = ("crop", "flip")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 NORM_MODES = ("train", "eval")
+UNITS = ("epoch", "step")
 # in mixed precision, trained weights stay in float32 and arithmetic is done in 16 bits
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 MAX_SEED = 2**32 - 1
@@ -37,6 +40,8 @@ def check_config(cfg: Mapping[str, Any]) -> None:
     Raises:
         InputError: A value is invalid.
     """
+    if cfg.get("policy") is None:
+        raise InputError("policy=[] trains nothing: choose one or more policies")
     for group in GROUPS:
         if not isinstance(cfg.get(group), dict) and not (group == "logger" and cfg.get(group) is None):  # logger=[]
             raise InputError(f"{group}={cfg.get(group)} is not a group of settings: choose a file of conf/{group}")
@@ -47,7 +52,31 @@ def check_config(cfg: Mapping[str, Any]) -> None:
         if value == "???":  # Hydra's mark for a mandatory value
             raise InputError(f"{key} is missing: set {key}=<value>")
         check(key, value)
-    trainer = cfg["trainer"]
+    _check_policies(cfg["policy"])
+    _check_together(cfg)
+
+
+def _check_policies(policies: Mapping[str, Any]) -> None:
+    for name, entry in policies.items():
+        _name("policy", name)
+        if not isinstance(entry, dict) or "_target_" not in entry:
+            raise InputError(f"policy.{name}={entry} is not a policy: it needs a _target_")
+
+
+def _check_together(cfg: Mapping[str, Any]) -> None:
+    trainer, scheduler = cfg["trainer"], cfg["scheduler"]
+    if scheduler["warmup_unit"] == "epoch" and scheduler["warmup"] >= trainer["max_epochs"]:
+        raise InputError(
+            f"scheduler.warmup={scheduler['warmup']} must be less than trainer.max_epochs={trainer['max_epochs']}"
+        )
+    if trainer.get("gradient_clip_val"):
+        value = trainer["gradient_clip_val"]
+        raise InputError(f"trainer.gradient_clip_val={value} does not reach the cells: use optimizer.clip_norm={value}")
+    if trainer.get("accumulate_grad_batches", 1) != 1:
+        raise InputError(
+            f"trainer.accumulate_grad_batches={trainer['accumulate_grad_batches']} does not reach the cells: use a "
+            "larger data.batch_size"
+        )
     if trainer["devices"] != 1 and not isinstance(trainer["devices"], list) and trainer.get("strategy") is None:
         raise InputError(f"trainer.devices={trainer['devices']}: to train one run on several devices, use trainer=ddp")
 
@@ -86,6 +115,12 @@ def _share(key: str, value: Any) -> None:
     _number(key, value, optional=True)
     if value is not None and not LEAST_CROP <= value <= 1:
         raise InputError(f"{key}={value} must be between {LEAST_CROP} and 1, the whole image")
+
+
+def _factor(key: str, value: Any) -> None:
+    _number(key, value, optional=True)
+    if value is not None and value > 1:
+        raise InputError(f"{key}={value} must be at most 1")
 
 
 def _rates(key: str, value: Any) -> None:
@@ -187,6 +222,13 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "optimizer.weight_decay": partial(_number, zero=True),
     "optimizer.nesterov": _flag,
     "optimizer.fused": _flag,
+    "optimizer.layer_decay": _factor,
+    "optimizer.no_decay": _flag,
+    "optimizer.clip_norm": partial(_number, optional=True),
+    "scheduler.warmup": partial(_number, zero=True),
+    "scheduler.warmup_unit": partial(_choice, choices=UNITS),
+    "scheduler.interval": partial(_choice, choices=UNITS),
+    "select_by": partial(_choice, choices=SELECTIONS),
     "freeze.norm": partial(_choice, choices=NORM_MODES),
     "early_stopping.patience": partial(_whole, least=1, optional=True),
     "sweeper.cells_per_job": partial(_whole, least=1, optional=True),

@@ -17,7 +17,9 @@ from blockwise.io.names import printable
 
 KEY = re.compile(r"(\+\+|\+|~)?[A-Za-z_][\w./@:-]*")
 # settings that are arguments of a class, which refuses those that it does not know
-EXTENSIBLE = ("optimizer.", "trainer.", "partition.", "logger.", "model.options.", "data.source.", "hydra.", "hydra/")
+EXTENSIBLE = tuple(
+    "optimizer. scheduler. loss. policy. trainer. partition. logger. model.options. data.source. hydra. hydra/".split()
+)
 
 
 def check_overrides(overrides: Sequence[str], groups: Mapping[str, Sequence[str]]) -> None:

@@ -135,6 +135,11 @@ class BlockwiseDataModule(ResumableDataModule):
         """Return the number of readable images per split."""
         return {split: len(pixels) for split, pixels in self._decoded.items()}
 
+    def class_counts(self) -> list[int]:
+        """Return the number of readable training images of each class."""
+        labels = self._decoded["train"].labels
+        return [int(count) for count in np.bincount(labels, minlength=len(self.splits.classes))]
+
     def batches(self) -> dict[str, int]:
         """Return the number of batches per split; images need not be decoded for it."""
         train = ShuffledBatches(len(self.splits.train), self.batch_size, self.seed)

@@ -37,6 +37,13 @@ MOST_BLOCKS = 10_000
 SCOPE = re.compile(r"[\w.+:@-]{1,200}", re.ASCII)
 Settings = Mapping[str, Any]
 Metrics = dict[str, float]
+# metrics by which epochs, learning rates and blocks are selected on validation
+SELECTIONS = ("top1", "macro_f1", "loss")
+
+
+def selection_score(val: Metrics, select_by: str) -> float:
+    """Return the value by which to select: a validation metric, with the opposite sign if a low one is good."""
+    return -val["loss"] if select_by == "loss" else val[select_by]
 
 
 def _check_metrics(metrics: Metrics) -> Metrics:
@@ -60,7 +67,13 @@ def _check_settings(settings: dict[str, Any]) -> dict[str, Any]:
     lr = settings.get("lr", 0.0)
     if isinstance(lr, bool) or not isinstance(lr, (int, float)) or not 0 <= lr < math.inf:
         raise ValueError("lr must be a finite number of at least 0")
-    return settings
+    policy = settings.get("policy", {"name": "static"})
+    if not isinstance(policy, dict) or not isinstance(policy.get("name"), str):
+        raise ValueError("policy must have a name")
+    if settings.get("select_by", "top1") not in SELECTIONS:
+        raise ValueError(f"select_by must be one of {', '.join(SELECTIONS)}")
+    # what it says of norms was not true at first; see `store.first_settings`
+    return {**settings, "freeze": {"norm": "eval"}} if settings.get("freeze") == {"norm": "train"} else settings
 
 
 def _check_provenance(provenance: dict[str, Any]) -> dict[str, Any]:
@@ -230,6 +243,22 @@ class Record:
         if metrics is None:
             raise KeyError(f"{self.cell.scope} has no {split} metrics")
         return metrics[metric]
+
+    @property
+    def select_by(self) -> str:
+        """The validation metric by which epochs, learning rates and blocks are selected."""
+        return str(self.settings.get("select_by", "top1"))
+
+    @property
+    def selection_score(self) -> float:
+        """The value by which to select: higher is better."""
+        assert self.metrics.val is not None
+        return selection_score(self.metrics.val, self.select_by)
+
+    @property
+    def policy(self) -> str:
+        """The name of the policy."""
+        return str(self.settings.get("policy", {}).get("name", "static"))
 
     @property
     def lr(self) -> float:

@@ -14,6 +14,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from io import TextIOWrapper
 from pathlib import Path
@@ -38,6 +39,15 @@ def settings_hash(settings: Settings) -> str:
     """Return a short hash of settings."""
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def first_settings(settings: Settings) -> Settings:
+    """Return the settings under which the first versions recorded a cell.
+
+    They wrote that norms of trained blocks use batch statistics, which was the default, but kept all norms in inference
+    mode: Lightning no longer calls `train()`. So their records are those of cells with norms in inference mode.
+    """
+    return {**settings, "freeze": {"norm": "train"}} if settings.get("freeze") == {"norm": "eval"} else settings
 
 
 def sweep_hash(settings: Settings) -> str:
@@ -89,10 +99,10 @@ class ResultStore:
 
     def find(self, settings: Settings) -> Record | None:
         """Return the record of the cell with these settings; None if it is missing, damaged or that of another cell."""
-        try:
-            return read_record(self.cell_folder(settings) / "record.json")
-        except (OSError, InputError):
-            return None
+        for recorded in (settings, first_settings(settings)):
+            with suppress(OSError, InputError):
+                return read_record(self.cell_folder(recorded) / "record.json")
+        return None
 
     def save(
         self,
@@ -162,7 +172,8 @@ def read_record(path: Path) -> Record:
     """
     record = replace(Record.from_json(read_regular(path), path), folder=str(path.parent))
     name = path.parent.name
-    if CELL.fullmatch(name) and name.rpartition("-")[2] != settings_hash(record.settings):
+    hashes = {settings_hash(settings) for settings in (record.settings, first_settings(record.settings))}
+    if CELL.fullmatch(name) and name.rpartition("-")[2] not in hashes:
         raise InputError(f"{path}: it is the record of another cell, {record.cell.scope} of {record.backbone.name}")
     return record
 

@@ -49,6 +49,15 @@ class StudyData:
             if skipped := self.module.skipped:
                 console.print(f"skipping images that cannot be read: {', '.join(skipped)}", highlight=False)
 
+    @property
+    def mixed(self) -> bool:
+        """Whether training batches mix images, so that their labels are probabilities."""
+        return bool(getattr(self.module, "mixed", False))
+
+    def class_counts(self) -> list[int] | None:
+        """Return the number of training images of each class, after `prepare`; None if it is unknown."""
+        return self.module.class_counts() if isinstance(self.module, BlockwiseDataModule) else None
+
     def callbacks(self) -> list[L.Callback]:
         """Return the callbacks that check data during training if it could not be checked up front."""
         return [] if self.ours else [FirstBatchCheck(len(self.classes), self.image_size)]

@@ -31,13 +31,15 @@ from blockwise.data import BlockwiseDataModule
 from blockwise.data.cache import PixelCache
 from blockwise.errors import InputError, out_of_memory
 from blockwise.fast.memory import has_bfloat16
+from blockwise.recipe.parameter_groups import OptimizerFactory, check_optimizer
 from blockwise.study.worker import known_unreachable, report_unreachable
 from blockwise.tracking.callback import OpenLog
-from blockwise.training.module import OptimizerFactory
 from blockwise.training.scopes import parse_scopes
 
 # loggers that need an extra of this package
 EXTRAS = ("tensorboard",)
+# settings of an optimizer that are blockwise's own, not arguments of its class
+RATES = ("lr", "block_lr", "layer_decay", "no_decay", "clip_norm")
 
 
 def make_backbone(cfg: DictConfig) -> Backbone:
@@ -146,10 +148,12 @@ def make_optimizer(cfg: DictConfig) -> OptimizerFactory:
     Raises:
         InputError: The optimizer refuses its settings.
     """
-    options = {key: value for key, value in plain(cfg)["optimizer"].items() if key not in ("lr", "block_lr")}
+    options = {key: value for key, value in plain(cfg)["optimizer"].items() if key not in RATES}
     try:
         factory: OptimizerFactory = hydra.utils.instantiate(options)
-        factory([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 1e-3}])
+        check_optimizer(factory)
+    except InputError:
+        raise
     except Exception as error:  # optimizers check little, and fail in many ways
         reason = " ".join(str(error).split("\n")[0].split())
         raise InputError(f"the optimizer cannot be created ({reason}): check the optimizer settings") from error

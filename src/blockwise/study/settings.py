@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import types
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
 from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
 from blockwise.backbone.load import Backbone
@@ -22,7 +24,10 @@ from blockwise.backbone.partition import Partition
 from blockwise.data import BlockwiseDataModule
 from blockwise.data.loaders import LoaderDataModule
 from blockwise.data.resumable import SPLITS
-from blockwise.training.module import OptimizerFactory
+from blockwise.policies import Policy
+from blockwise.recipe.parameter_groups import OptimizerFactory
+from blockwise.recipe.recipe import Loss, Recipe
+from blockwise.recipe.schedulers import Schedule
 
 DATA = ("name", "train_per_class", "val_per_class", "test_per_class", "batch_size", "augment", "skip_broken")
 # settings of a trainer that do not change the result
@@ -55,15 +60,72 @@ def config_settings(
             "crop_pct": images.crop_pct,
         },
         "partition": {"name": partition, **_without(cfg["partition"], {"_target_"})},
-        "optimizer": {
-            "name": cfg["optimizer"]["_target_"],
-            **_without(cfg["optimizer"], {"_target_", "_partial_", "lr"}),
-        },
-        "freeze": cfg["freeze"],
+        "optimizer": {"name": cfg["optimizer"]["_target_"], **_optimizer_options(cfg["optimizer"])},
+        "freeze": freeze_settings(cfg["freeze"]["norm"], backbone.network),
         "early_stopping": cfg["early_stopping"],
         "trainer": _without(cfg["trainer"], NO_EFFECT),
         "seed": cfg["seed"],
+        **recipe_settings(_component(cfg["scheduler"]), _component(cfg["loss"]), cfg["select_by"]),
     }
+
+
+def freeze_settings(norm: str, network: nn.Module) -> dict[str, Any]:
+    """Return the settings of what trained blocks do in training mode.
+
+    The first versions wrote that norms use batch statistics, although they did not; see `store.first_settings`. So what
+    differs from these versions has a key of its own.
+    """
+    rates = (getattr(module, "p", getattr(module, "drop_prob", 0)) for module in network.modules() if _drops(module))
+    return {
+        "norm": norm,
+        **({"batch_statistics": True} if norm == "train" else {}),
+        **({"dropout": True} if any(isinstance(rate, float) and rate > 0 for rate in rates) else {}),
+    }
+
+
+def _drops(module: nn.Module) -> bool:
+    name = type(module).__name__.lower()
+    return "drop" in name or "stochasticdepth" in name
+
+
+def _optimizer_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of an optimizer that change the result; newer ones only if they are not at their default."""
+    newer = {"layer_decay": None, "no_decay": False, "clip_norm": None}
+    kept = _without(options, {"_target_", "_partial_", "lr"})
+    return {key: value for key, value in kept.items() if key not in newer or value != newer[key]}
+
+
+def _component(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return name and options of a class or function in a config; the name of one of ours may move between files."""
+    target = str(config["_target_"])
+    name = target.rpartition(".")[2] if target.startswith("blockwise.") else target
+    return {"name": name, **_without(config, {"_target_", "_partial_"})}
+
+
+def recipe_settings(scheduler: Mapping[str, Any], loss: Mapping[str, Any], select_by: str) -> dict[str, Any]:
+    """Return the settings of a recipe that are not at their default, which records of earlier versions do not mention.
+
+    Args:
+        scheduler: Name and options of the learning rate schedule.
+        loss: Name and options of the loss.
+        select_by: The validation metric that selects.
+    """
+    constant = scheduler["name"] == "constant" and not scheduler["warmup"]
+    plain = loss["name"] == "CrossEntropy" and not loss.get("label_smoothing") and loss.get("class_weights") is None
+    return {
+        **({} if constant else {"scheduler": dict(scheduler)}),
+        **({} if plain else {"loss": dict(loss)}),
+        **({} if select_by == "top1" else {"select_by": select_by}),
+    }
+
+
+def describe_policy(name: str, policy: Policy) -> dict[str, Any]:
+    """Return the settings of a policy: its name and options, and its class if it is not one of ours."""
+    ours = type(policy).__module__.startswith("blockwise.")
+    if is_dataclass(policy):
+        options = {key: describe(value) for key, value in vars(policy).items()}
+        return {"name": name, **({} if ours else {"class": _name(type(policy))}), **options}
+    return {"name": name, "class": describe(policy)}
 
 
 def _without(settings: Mapping[str, Any], keys: set[str] | frozenset[str]) -> dict[str, Any]:
@@ -79,8 +141,7 @@ def python_settings(
     data_name: str,
     data_version: str | None,
     classes: Sequence[str],
-    norm: str,
-    patience: int | None,
+    recipe: Recipe,
     seed: int,
     trainer: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -97,16 +158,45 @@ def python_settings(
             **describe_data(data),
         },
         "partition": {"name": partition.name, "blocks": [[block.first, block.last] for block in partition.blocks]},
-        "optimizer": describe_optimizer(optimizer),
-        "freeze": {"norm": norm},
-        "early_stopping": {"patience": patience},
+        "optimizer": {**describe_optimizer(optimizer), **_rates(recipe)},
+        "freeze": freeze_settings(recipe.norm, backbone.network),
+        "early_stopping": {"patience": recipe.patience},
         "trainer": {
             "precision": "32-true",
             **describe(_without(trainer, NO_EFFECT)),
             **({"callbacks": describe(callbacks)} if callbacks else {}),
         },
         "seed": seed,
+        **recipe_settings(_describe_schedule(recipe.scheduler), _describe_loss(recipe.loss), recipe.select_by),
     }
+
+
+def _rates(recipe: Recipe) -> dict[str, Any]:
+    options = {key: getattr(recipe, key) for key in ("block_lr", "layer_decay", "no_decay", "clip_norm")}
+    return {key: value for key, value in options.items() if value}
+
+
+def _describe_schedule(schedule: Schedule | None) -> dict[str, Any]:
+    if schedule is None:
+        return {"name": "constant", "warmup": 0}
+    make = describe(schedule.make)
+    name, options = (make["name"], make.get("options", {})) if isinstance(make, dict) else (make, {})
+    code = {"code": make["code"]} if isinstance(make, dict) and "code" in make else {}
+    ours = name.startswith("blockwise.")
+    lengths = {key: getattr(schedule, key) for key in ("warmup", "warmup_unit", "interval")}
+    return {"name": name.rpartition(".")[2] if ours else name, **lengths, **options, **({} if ours else code)}
+
+
+def _describe_loss(loss: Loss) -> dict[str, Any]:
+    if loss is cross_entropy:
+        return {"name": "CrossEntropy"}
+    described = describe(loss)
+    if isinstance(loss, torch.nn.Module):  # PyTorch keeps class weights among the buffers
+        buffers = {name: _hash_tensor(buffer) for name, buffer in loss.named_buffers()}
+        described = {**described, **({"buffers": buffers} if buffers else {})}
+    if type(loss).__module__.startswith("blockwise."):
+        return {"name": type(loss).__name__, **{key: describe(value) for key, value in vars(loss).items()}}
+    return {"name": described} if isinstance(described, str) else dict(described)
 
 
 def describe_data(data: L.LightningDataModule) -> dict[str, Any]:

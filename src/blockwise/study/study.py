@@ -17,7 +17,6 @@ import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from rich.console import Console
-from torch.nn.functional import cross_entropy
 
 from blockwise.analysis.figures import accuracy_by_block
 from blockwise.analysis.summary import Sweep, sweeps
@@ -27,23 +26,28 @@ from blockwise.backbone.stages import StagedBackbone
 from blockwise.config.checks import as_list, check_config
 from blockwise.config.compose import plain
 from blockwise.errors import InputError
+from blockwise.policies import STATIC, Static, check_policy
+from blockwise.recipe.build import make_recipe
+from blockwise.recipe.losses import check_loss, with_class_counts
+from blockwise.recipe.parameter_groups import OptimizerFactory
+from blockwise.recipe.recipe import Recipe
 from blockwise.results.locks import claim, wait
 from blockwise.results.record import Record
 from blockwise.results.store import ResultStore, find_records, sweep_hash
 from blockwise.study import prepare
 from blockwise.study.data import StudyData
 from blockwise.study.plan import CellPlan, Costs, Stopwatch, describe, measure, show
-from blockwise.study.settings import config_settings
+from blockwise.study.settings import config_settings, describe_policy
 from blockwise.study.worker import report_cells
 from blockwise.tracking.callback import CellTracking, OpenLog
 from blockwise.tracking.progress import ProgressDisplay
-from blockwise.training.cells import Cell, NormMode, cell_key
+from blockwise.training.cells import Cell, cell_key
 from blockwise.training.checkpoints import AtomicCheckpointIO, CheckpointCallback, Checkpoints
 from blockwise.training.distributed import broadcast, init_process_group, rank
-from blockwise.training.metrics import compute_metrics
-from blockwise.training.module import BlockwiseModule, Loss, MetricsFunction, OptimizerFactory
+from blockwise.training.module import BlockwiseModule
 from blockwise.training.recorder import Recorder
 from blockwise.training.scopes import Scope, parse_scopes
+from blockwise.training.trainable import check_scope
 
 
 class TrainerFactory(Protocol):
@@ -51,25 +55,6 @@ class TrainerFactory(Protocol):
 
     def __call__(self, **options: Any) -> L.Trainer:
         """Return a new trainer; options override its settings."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The training recipe, the same for all cells of a study.
-
-    Attributes:
-        loss: The training loss.
-        metrics: Computes the metrics of a split.
-        block_lr: Learning rate of the trained blocks; None uses the head's.
-        norm: Mode of the norms in trained blocks: `train` (batch statistics) or `eval`.
-        patience: Stop a cell after this many epochs without a better validation accuracy; None never stops.
-    """
-
-    loss: Loss = cross_entropy
-    metrics: MetricsFunction = compute_metrics
-    block_lr: float | None = None
-    norm: NormMode = "train"
-    patience: int | None = None
 
 
 @dataclass
@@ -109,17 +94,26 @@ class Study:
     console: Console = field(default_factory=Console)
 
     def __post_init__(self) -> None:
-        """Check that every `top` scope will have enough single blocks to choose from.
+        """Check that every cell has something to train, now or when its blocks are chosen.
 
         Raises:
-            InputError: There are too few single blocks.
+            InputError: There are too few single blocks for a `top` scope; or a scope, a policy or the warm-up does not
+                fit.
         """
+        epochs = int(self.settings["trainer"]["max_epochs"])
+        for scope in self.scopes:
+            check_scope(scope, self.staged.partition, self.staged.stages, self.backbone.name)
+            for name, policy in self.recipe.policies.items():
+                check_policy(name, policy, scope.blocks, epochs)
+        classes = len(self.data.classes)
+        check_loss(with_class_counts(self.recipe.loss, [1] * classes), classes, mixed=self.data.mixed)
+        if self.recipe.scheduler is not None:
+            self.recipe.scheduler.check(self.optimizer, epochs, self.data.batches()["train"])
         top_scopes = [scope for scope in self.scopes if scope.top is not None]
         if not top_scopes:
             return
-        sweep = self.sweep()
-        single = {row.scope for row in sweep.single_blocks} if sweep else set()
-        single |= {scope.name for scope in self.scopes if scope.name.isdigit()}
+        own = {scope.name for scope in self.scopes if scope.name.isdigit()}
+        single = min((own | self._single_blocks(policy) for policy in self.recipe.policies), key=len)
         for scope in top_scopes:
             if len(single) < (scope.top or 0):
                 raise InputError(
@@ -141,6 +135,7 @@ class Study:
         init_process_group(trainer.strategy.root_device)
         prepare.hint_at_precision(console, trainer)
         optimizer = prepare.make_optimizer(cfg)
+        recipe = make_recipe(settings)
         loggers = prepare.open_loggers(cfg) if rank() == 0 and not cfg.plan else []
         store = ResultStore(cfg.results_dir)
         # what can be checked on this machine comes before a download
@@ -161,7 +156,7 @@ class Study:
             settings=config_settings(settings, backbone, data, partition.name),
             store=store,
             loggers=loggers,
-            recipe=Recipe(block_lr=cfg.optimizer.block_lr, norm=cfg.freeze.norm, patience=cfg.early_stopping.patience),
+            recipe=recipe,
             checkpoint_minutes=cfg.checkpoint.every_minutes,
             keep_bytes=int(1e9 * cfg.cache.activations_gb),
             console=console,
@@ -182,22 +177,38 @@ class Study:
 
     def cell_settings(self, cell: Cell) -> dict[str, Any]:
         """Return all settings that change a cell's result."""
-        return {**self.settings, "scope": cell.scope.name, "blocks": list(cell.scope.blocks), "lr": cell.lr}
+        own = {"scope": cell.scope.name, "blocks": list(cell.scope.blocks), "lr": cell.lr}
+        return {**self.settings, **self._policy_settings(cell.policy), **own}
 
-    def cells(self, scopes: Iterable[Scope] | None = None) -> list[Cell]:
-        """Return the cells of the given scopes, or of all scopes: each scope at each learning rate."""
-        return [Cell(scope, rate) for scope in (self.scopes if scopes is None else scopes) for rate in self.rates]
+    def _policy_settings(self, policy: str) -> dict[str, Any]:
+        """Return the settings of a policy; none of `static`, which records of earlier versions do not mention."""
+        own = self.recipe.policies.get(policy, Static())
+        return {} if isinstance(own, Static) else {"policy": describe_policy(policy, own)}
+
+    def cells(self, scopes: Iterable[Scope] | None = None, policies: Iterable[str] | None = None) -> list[Cell]:
+        """Return the cells of the given scopes, or of all scopes: each at each learning rate under each policy.
+
+        `head` has no blocks, so it is the same under each policy and trains once.
+        """
+        cells = [
+            Cell(scope, rate, policy if scope.blocks or scope.top else STATIC)
+            for policy in (self.recipe.policies if policies is None else policies)
+            for scope in (self.scopes if scopes is None else scopes)
+            for rate in self.rates
+        ]
+        return list(dict.fromkeys(cells))
 
     def is_recorded(self, cell: Cell) -> bool:
         """Return whether a cell has a record."""
         return self.store.find(self.cell_settings(cell)) is not None
 
-    def sweep(self, *, all_seeds: bool = False) -> Sweep | None:
-        """Return the records of this sweep; None if there are none."""
+    def sweep(self, policy: str = STATIC, *, all_seeds: bool = False) -> Sweep | None:
+        """Return the records of this sweep under a policy; None if there are none."""
         records = find_records(self.store.sweep_folder(self.settings))
         seed = self.settings["seed"]
         recorded = sweeps(record for record in records if all_seeds or record.seed == seed)
-        return next((sweep for sweep in recorded if sweep.key == sweep_hash(self.settings)), None)
+        key = sweep_hash({**self.settings, **self._policy_settings(policy)})
+        return next((sweep for sweep in recorded if sweep.key == key), None)
 
     def train(self, *, retrain: bool = False) -> list[Record]:
         """Train the cells without a record, and return the records of all cells.
@@ -213,23 +224,28 @@ class Study:
             Interrupted: A signal interrupted training; a checkpoint is saved.
         """
         records = self._train([scope for scope in self.scopes if scope.top is None], retrain=retrain)
-        for scope in self.scopes:
-            if scope.top is not None:
-                sweep = self.sweep()
+        for scope in (scope for scope in self.scopes if scope.top is not None):
+            for policy in self.recipe.policies:
+                sweep = self.sweep(policy)
                 best = [row.blocks[0] for row in sweep.single_blocks] if sweep else []
-                records += self._train([scope.resolve(best)], retrain=retrain)
+                records += self._train([scope.resolve(best)], [policy], retrain=retrain)
         return records
 
+    def _single_blocks(self, policy: str) -> set[str]:
+        """Return the names of the recorded single blocks."""
+        sweep = self.sweep(policy)
+        return {row.scope for row in sweep.single_blocks} if sweep else set()
+
     def report(self) -> None:
-        """Print the table of the sweep over all seeds, and save a plot of accuracy by block."""
-        sweep = self.sweep(all_seeds=True)
-        if sweep is None:
-            return
-        print_table(self.console, sweep_table(sweep))
-        if sweep.best is not None:
-            path = self.store.sweep_folder(self.settings) / f"accuracy-by-block-{sweep.key}.png"
-            accuracy_by_block([sweep]).savefig(path, dpi=150)
-            self.console.print(f"Accuracy by block: {path}", soft_wrap=True, highlight=False)
+        """Print the table of the sweep over all seeds, and save a plot of accuracy by block; for each policy."""
+        for policy in self.recipe.policies:
+            if (sweep := self.sweep(policy, all_seeds=True)) is None:
+                continue
+            print_table(self.console, sweep_table(sweep))
+            if sweep.best is not None:
+                path = self.store.sweep_folder(self.settings) / f"accuracy-by-block-{sweep.key}.png"
+                accuracy_by_block([sweep]).savefig(path, dpi=150)
+                self.console.print(f"Accuracy by block: {path}", soft_wrap=True, highlight=False)
 
     def plan(self) -> tuple[list[CellPlan], Costs]:
         """Print and return the cells that `train` would train and their estimated cost, timed on steps with noise."""
@@ -251,8 +267,10 @@ class Study:
         side_by_side = cells[:1] if self.staged.whole else cells
         trainer = self.trainer(logger=False, callbacks=[Stopwatch()], max_epochs=1, devices=1, strategy="auto")
         epochs = self.trainer(logger=False).max_epochs or 1
+        # the most expensive epoch of every policy; schedules need the real number of steps
+        recipe = replace(self.recipe, scheduler=None, policies={})
         costs = measure(
-            self._module(side_by_side),
+            self._module([replace(cell, policy=STATIC) for cell in side_by_side], recipe),
             trainer,
             self.data.image_size,
             self.data.batch_size(),
@@ -263,8 +281,8 @@ class Study:
             costs = replace(costs, seconds=len(cells) * costs.seconds, disk_bytes=len(cells) * costs.disk_bytes)
         return costs
 
-    def _train(self, scopes: list[Scope], *, retrain: bool) -> list[Record]:
-        cells = self.cells(scopes)
+    def _train(self, scopes: list[Scope], policies: Iterable[str] | None = None, *, retrain: bool) -> list[Record]:
+        cells = self.cells(scopes, policies)
         missing = [cell for cell in cells if retrain or not self.is_recorded(cell)]
         if cells:
             self.console.print(self.headline(len(cells), len(cells) - len(missing)), highlight=False)
@@ -298,6 +316,8 @@ class Study:
 
     def _train_side_by_side(self, cells: list[Cell]) -> None:
         self.data.prepare(self.console)
+        if (counts := self.data.class_counts()) is not None:
+            self.recipe = replace(self.recipe, loss=with_class_counts(self.recipe.loss, counts))
         module = self._module(cells)
         checkpoints = Checkpoints(self.store.checkpoints(self.settings))
         checkpoint = broadcast(checkpoints.find(cells))
@@ -318,25 +338,24 @@ class Study:
                 records = recorder.save(self.store, module)
                 checkpoints.drop(self._recorded_keys())
                 if self.loggers:
-                    tracking.finish(module, records, self.sweep())
+                    tracking.finish(module, records, {policy: self.sweep(policy) for policy in self._policies()})
 
     def _recorded_keys(self) -> set[str]:
         """Return the keys of all recorded cells of this sweep and seed, including those trained by other runs."""
-        sweep = self.sweep()
-        return {cell_key(record.cell.scope, record.lr) for record in (sweep.records if sweep else ())}
+        recorded = [sweep for policy in self._policies() if (sweep := self.sweep(policy))]
+        return {cell_key(r.cell.scope, r.lr, r.policy) for sweep in recorded for r in sweep.records}
 
-    def _module(self, cells: list[Cell]) -> BlockwiseModule:
-        recipe = self.recipe
+    def _policies(self) -> set[str]:
+        """Return the names of all policies of cells; `head` is always static."""
+        return {STATIC, *self.recipe.policies}
+
+    def _module(self, cells: list[Cell], recipe: Recipe | None = None) -> BlockwiseModule:
         return BlockwiseModule(
             self.staged,
             cells,
             num_classes=len(self.data.classes),
             optimizer=self.optimizer,
-            loss=recipe.loss,
-            metrics=recipe.metrics,
-            block_lr=recipe.block_lr,
-            norm=recipe.norm,
-            patience=recipe.patience,
+            recipe=recipe or self.recipe,
             seed=self.settings["seed"],
             keep_bytes=self.keep_bytes,
         )

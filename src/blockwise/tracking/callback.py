@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Protocol
@@ -78,16 +78,18 @@ class CellTracking(L.Callback):
         assert isinstance(pl_module, BlockwiseModule)
         self._update(pl_module)
 
-    def finish(self, module: BlockwiseModule, records: Sequence[Record], sweep: Sweep | None) -> None:
+    def finish(self, module: BlockwiseModule, records: Sequence[Record], sweeps: Mapping[str, Sweep | None]) -> None:
         """End the runs of recorded cells.
 
         Args:
             module: The module that trained the cells.
             records: The cells' records, in the same order.
-            sweep: All records of the sweep, for the gains over the baselines.
+            sweeps: All records of the sweep by the name of their policy, for the gains over the baselines.
         """
         self._update(module)
-        self._finish_all([record.status for record in records], [final_metrics(r, sweep) for r in records])
+        self._finish_all(
+            [record.status for record in records], [final_metrics(r, sweeps.get(r.policy)) for r in records]
+        )
 
     def _update(self, module: BlockwiseModule) -> None:
         """Log the epochs that are not logged yet; open the runs first if necessary."""

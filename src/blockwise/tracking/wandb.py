@@ -167,7 +167,13 @@ def sync(records: Sequence[Record], project: str, entity: str | None, console: C
             run.finish(record.status, final_metrics(record, sweep))
             bar.advance(task)
 
-        uploads = [pool.submit(send, record, sweep) for sweep in sweeps(records) for record in sweep.records]
+        uploads = [
+            pool.submit(send, record, sweep)
+            for sweep in sweeps(records)
+            for record in sweep.records
+            # `head` belongs to the sweeps of all policies
+            if record.policy == sweep.policy
+        ]
         for upload in uploads:
             upload.result()
 

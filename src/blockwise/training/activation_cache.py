@@ -20,13 +20,15 @@ class ActivationCache:
         """Return the activations of a batch at a boundary, from the cache or computed.
 
         Args:
-            boundary: The first boundary from which any cell continues; never lower than in an earlier call.
+            boundary: The first boundary from which any cell continues.
             batch: Index of the batch; the same index must stand for the same images.
             backbone: Computes activations that are not in the cache.
             images: The activations at boundary 0.
         """
         start, activations = self._cached.pop(batch, (0, images))
         self._room += _bytes(activations) if start else 0
+        if start > boundary:  # a policy has begun to train an earlier stage
+            start, activations = 0, images
         ((_, activations),) = backbone.onward(start, activations, {boundary})
         if boundary and _bytes(activations) <= self._room:
             self._room -= _bytes(activations)

@@ -8,99 +8,140 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
-from blockwise.backbone.layers import Layer, is_norm
+from blockwise.backbone.layers import is_norm
+from blockwise.backbone.lora import add_lora
 from blockwise.backbone.stages import Activations, StagedBackbone
-from blockwise.results.record import Metrics, Status
+from blockwise.data.batches import derive_seed
+from blockwise.policies import STATIC, Phase
+from blockwise.recipe.parameter_groups import BlockParameters
+from blockwise.recipe.recipe import NormMode
+from blockwise.results.record import Metrics, Status, selection_score
 from blockwise.training.scopes import Scope
-
-NormMode = Literal["train", "eval"]
-NORM_MODES: tuple[NormMode, ...] = ("train", "eval")
+from blockwise.training.trainable import trainable
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training run of a sweep: a scope at a learning rate."""
+    """One training run of a sweep: a scope at a learning rate, under a policy."""
 
     scope: Scope
     lr: float
+    policy: str = STATIC
 
     @property
     def key(self) -> str:
         """The cell's name, unique within a sweep."""
-        return cell_key(self.scope.name, self.lr)
+        return cell_key(self.scope.name, self.lr, self.policy)
 
 
-def cell_key(scope: str, lr: float) -> str:
-    """Return the name of the cell of a scope and a learning rate."""
-    return f"{scope}@{lr:g}"
+def cell_key(scope: str, lr: float, policy: str = STATIC) -> str:
+    """Return the name of the cell of a scope, a learning rate and a policy."""
+    return f"{scope}@{lr:g}" + ("" if policy == STATIC else f"@{policy}")
 
 
 class CellNetwork(nn.Module):
     """A cell's head and its copies of the stages that it trains; all other stages are frozen and shared.
 
+    What trains may change from epoch to epoch; see `begin`.
+
     Attributes:
-        start: The boundary from which the cell continues: before its first trained stage, or at the features.
+        scope: The scope of the cell.
+        start: The boundary from which the cell continues: before the first stage that trains or has been trained, or at
+            the features.
         own: The cell's stages, by index.
         head: The new classifier.
     """
 
     def __init__(
-        self, backbone: StagedBackbone, scope: Scope, num_classes: int, *, norm: NormMode = "train", seed: int = 0
+        self, backbone: StagedBackbone, scope: Scope, num_classes: int, *, norm: NormMode = "eval", seed: int = 0
     ) -> None:
         super().__init__()
         partition = backbone.partition
-        if backbone.whole:
-            stages = [0] if scope.blocks else []
-        else:
-            stages = sorted({stage for block in scope.blocks for stage in partition.stages_of(block)})
-        trained = [layer for block in scope.blocks for layer in partition.layers_of(block)]
-        self.start = stages[0] if stages else len(backbone)
+        self._num_blocks, self._end = len(partition), len(backbone)
+        self.scope = scope
+        self._stages = {b: [0] if backbone.whole else list(partition.stages_of(b)) for b in scope.blocks}
+        self._trainable = {block: trainable(partition, block, scope.part) for block in scope.blocks}
+        stages = sorted({stage for stages in self._stages.values() for stage in stages})
         self.own = nn.ModuleDict({str(stage): copy.deepcopy(backbone.stages[stage]) for stage in stages})
-        for module in self.own.values():
-            freeze_except(module, trained)
         self.head = _new_head(backbone.num_features, num_classes, seed)
-        self._trained = frozenset(layer.name for layer in trained)
         self._norm = norm
+        if scope.part == "lora":
+            self._add_lora(seed)
+        self.begin(Phase(scope.blocks), scope.blocks)
+
+    def _add_lora(self, seed: int) -> None:
+        """Add low-rank updates; from then on, they are what trains in a block."""
+        names = {name for part in self._trainable.values() for name in part.parameters}
+        for stage, module in self.own.items():
+            own = names & {name for name, _ in module.named_parameters()}
+            add_lora(module, own, self.scope.rank or 1, derive_seed(seed, int(stage)))
+        updates = {name for module in self.own.values() for name, p in module.named_parameters() if p.requires_grad}
+        for block, part in self._trainable.items():
+            layers = tuple(f"{name.removesuffix('.weight')}.lora_" for name in part.parameters)
+            names = {name for name in updates if name.startswith(layers)}
+            self._trainable[block] = replace(part, parameters=frozenset(names))
+
+    def begin(self, phase: Phase, changed: Collection[int]) -> None:
+        """Begin an epoch: set what trains in it.
+
+        Args:
+            phase: The blocks that train, and whether the head does.
+            changed: These blocks, and all that have trained before.
+        """
+        parts = [self._trainable[block] for block in phase.blocks]
+        names = {name for part in parts for name in part.parameters}
+        self._layers = frozenset(name for part in parts for name in part.layers)
+        self._used = frozenset(str(stage) for block in changed for stage in self._stages[block])
+        self.start = min(map(int, self._used), default=self._end)
+        for module in self.own.values():
+            for name, parameter in module.named_parameters():
+                parameter.requires_grad_(name in names)
+        self.head.requires_grad_(phase.head)
+        self.train(self.training)
 
     def train(self, mode: bool = True) -> CellNetwork:  # noqa: FBT001, FBT002 (torch's signature)
-        """Set the trained layers to training mode; frozen layers of the same stages stay in inference mode."""
+        """Set the layers that train to training mode; frozen layers of the same stages stay in inference mode."""
         self.training = self.own.training = mode
         self.head.train(mode)
         for module in self.own.values():
-            set_mode(module, self._trained, training=mode, norm=self._norm)
+            set_mode(module, self._layers, training=mode, norm=self._norm)
         return self
 
     def forward(self, backbone: StagedBackbone, activations: Activations) -> Tensor:
         """Return logits, shape (batch, classes), in float32, from the activations at the boundary `start`."""
         for stage in range(self.start, len(backbone)):
-            module = self.own[str(stage)] if str(stage) in self.own else None  # noqa: SIM401 (a ModuleDict has no get)
+            module = self.own[str(stage)] if str(stage) in self._used else None
             activations = backbone.run(stage, activations, module)
         with torch.autocast(next(self.head.parameters()).device.type, enabled=False):
             return self.head(backbone.features(activations).float())
 
     def trainable(self) -> list[nn.Parameter]:
-        """Return all parameters that train, the head's last."""
-        return [*self.trained_parameters(), *self.head.parameters()]
+        """Return all parameters that train in this epoch, the head's last."""
+        blocks = [parameter for parameter in self.own.parameters() if parameter.requires_grad]
+        return blocks + [parameter for parameter in self.head.parameters() if parameter.requires_grad]
 
-    def trained_parameters(self) -> list[nn.Parameter]:
-        """Return the parameters of the blocks that train, without the head's."""
-        return [parameter for parameter in self.own.parameters() if parameter.requires_grad]
+    def block_parameters(self) -> list[BlockParameters]:
+        """Return the parameters of each block that ever train; one in several blocks is in the last of them."""
+        left = {name: parameter for module in self.own.values() for name, parameter in module.named_parameters()}
+        blocks = []
+        for block in reversed(self.scope.blocks):
+            names = [name for name in left if name in self._trainable[block].parameters]
+            blocks.append(BlockParameters(self._num_blocks - block, [left.pop(name) for name in names]))
+        return [block for block in reversed(blocks) if block.parameters]
 
     def trained_state(self) -> dict[str, Tensor]:
         """Return the tensors that training changes, norm buffers included, by the backbone's names and `head.*`."""
         state = {f"head.{name}": tensor for name, tensor in self.head.state_dict().items()}
+        parameters = {name for part in self._trainable.values() for name in part.parameters}
+        layers = tuple(f"{name}." for part in self._trainable.values() for name in part.layers)
         for module in self.own.values():
-            layers = tuple(f"{name}." for name in self._trained)
-            parameters = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
-            changed = {k: v for k, v in module.state_dict().items() if k in parameters or k.startswith(layers)}
-            state.update(changed)
+            state.update({k: v for k, v in module.state_dict().items() if k in parameters or k.startswith(layers)})
         return state
 
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
@@ -116,13 +157,6 @@ def _new_head(num_features: int, num_classes: int, seed: int) -> nn.Linear:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return nn.Linear(num_features, num_classes)
-
-
-def freeze_except(module: nn.Module, trained: Sequence[Layer]) -> None:
-    """Freeze all parameters except those of the trained layers."""
-    names = {parameter for layer in trained for parameter in layer.parameters}
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_(name in names)
 
 
 def set_mode(module: nn.Module, trained: Collection[str], *, training: bool, norm: NormMode = "train") -> None:
@@ -150,7 +184,7 @@ class Progress:
     Attributes:
         status: `running`, `stopped` early, `diverged`, or `finished` (trained and tested).
         history: `train` and `val` metrics of each epoch.
-        best_epoch: The epoch with the highest validation accuracy, counted from 0 (the first one on a tie), or None.
+        best_epoch: The epoch with the best validation score, counted from 0 (the first one on a tie), or None.
         best_state: The trained tensors after that epoch.
         test: Metrics on the test images, after testing.
         predictions: True and predicted class of every test image, after testing.
@@ -175,13 +209,13 @@ class Progress:
         """Train and val metrics of the best epoch."""
         return None if self.best_epoch is None else self.history[self.best_epoch]
 
-    def end_epoch(self, train: Metrics, val: Metrics, patience: int | None) -> bool:
+    def end_epoch(self, train: Metrics, val: Metrics, patience: int | None, select_by: str = "top1") -> bool:
         """Add the metrics of an epoch and return whether it is the best one so far."""
         self.history.append({"train": train, "val": val})
         if not (math.isfinite(train["loss"]) and math.isfinite(val["loss"])):
             self.status = "diverged"
             return False
-        improved = self.best is None or val["top1"] > self.best["val"]["top1"]
+        improved = self.best is None or selection_score(val, select_by) > selection_score(self.best["val"], select_by)
         if improved:
             self.best_epoch = len(self.history) - 1
         elif patience is not None and len(self.history) - 1 - (self.best_epoch or 0) >= patience:

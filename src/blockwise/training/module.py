@@ -3,48 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from blockwise.backbone.stages import Activations, StagedBackbone
 from blockwise.data.batches import derive_seed
 from blockwise.data.datamodule import Batch
 from blockwise.fast.fusion import can_fuse
+from blockwise.policies import Phase, Static, phases
+from blockwise.recipe.parameter_groups import OptimizerFactory, parameter_groups
+from blockwise.recipe.recipe import Recipe
 from blockwise.results.record import Metrics
 from blockwise.training.activation_cache import ActivationCache
-from blockwise.training.cells import Cell, CellNetwork, NormMode, Progress
+from blockwise.training.cells import Cell, CellNetwork, Progress
 from blockwise.training.distributed import batch_fraction, rank, sum_gradients
-from blockwise.training.metrics import compute_metrics
 from blockwise.training.outputs import Clock, EpochOutputs
 
 # Lightning's mixed precisions
 HALF: dict[Any, torch.dtype] = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-
-
-class OptimizerFactory(Protocol):
-    """Makes the optimizer of a cell, such as `torch.optim.AdamW`."""
-
-    def __call__(self, params: list[dict[str, Any]], /) -> Optimizer:
-        """Return an optimizer for parameter groups, each with `params` and `lr`."""
-
-
-class Loss(Protocol):
-    """The loss of a batch, such as `torch.nn.functional.cross_entropy`."""
-
-    def __call__(self, logits: Tensor, labels: Tensor, /) -> Tensor:
-        """Return the mean loss, a scalar, of logits, shape (batch, classes), and labels, shape (batch,)."""
-
-
-class MetricsFunction(Protocol):
-    """The metrics of a split, such as `blockwise.training.metrics.compute_metrics`."""
-
-    def __call__(self, logits: Tensor, labels: Tensor, /) -> Metrics:
-        """Return metrics by name. They must include `loss` and `top1`, by which epochs and blocks are selected."""
 
 
 class BlockwiseModule(L.LightningModule):
@@ -59,11 +41,7 @@ class BlockwiseModule(L.LightningModule):
         cells: The cells to train.
         num_classes: Number of classes, the length of the logits.
         optimizer: Makes an optimizer from parameter groups, each with its own `lr`.
-        loss: The training loss.
-        metrics: Computes the metrics of a split.
-        block_lr: Learning rate of the trained blocks; None uses the head's.
-        norm: Mode of the norms in trained blocks.
-        patience: Stop a cell after this many epochs without a better validation accuracy; None never stops.
+        recipe: How the cells train.
         seed: Seed of the head's initial weights and of dropout.
         keep_bytes: Size of the cache of the frozen stages' output on validation images, in bytes; 0 caches nothing. The
             validation batches must be the same in every epoch.
@@ -83,12 +61,8 @@ class BlockwiseModule(L.LightningModule):
         cells: Sequence[Cell],
         num_classes: int,
         optimizer: OptimizerFactory,
+        recipe: Recipe | None = None,
         *,
-        loss: Loss = cross_entropy,
-        metrics: MetricsFunction = compute_metrics,
-        block_lr: float | None = None,
-        norm: NormMode = "train",
-        patience: int | None = None,
         seed: int = 0,
         keep_bytes: int = 0,
     ) -> None:
@@ -96,19 +70,21 @@ class BlockwiseModule(L.LightningModule):
         self.automatic_optimization = False
         self.backbone = backbone
         self.cells = list(cells)
+        self.recipe = recipe or Recipe()
+        norm = self.recipe.norm
         networks = [CellNetwork(backbone, cell.scope, num_classes, norm=norm, seed=seed) for cell in cells]
         self.networks: Sequence[CellNetwork] = nn.ModuleList(networks)  # type: ignore[assignment]
         self.progress = [Progress() for _ in cells]
         self.clock = Clock()
         self._make_optimizer = optimizer
-        self._loss = loss
-        self._compute_metrics = metrics
-        self._block_lr = block_lr
-        self._patience = patience
         self._seed = seed
         self._keep_bytes = keep_bytes
         self._cache = ActivationCache(0)
         self._outputs = {split: EpochOutputs(len(self.cells)) for split in ("train", "val", "test")}
+        self._phases: list[list[Phase]] = []
+        self._epoch: int | None = None
+        self._schedulers: list[LRScheduler] = []
+        self._scheduler_states: list[dict[str, Any]] = []
 
     def setup(self, stage: str) -> None:
         """Prepare the frozen stages for the device and the precision of the trainer."""
@@ -117,33 +93,71 @@ class BlockwiseModule(L.LightningModule):
         self.backbone.freeze(HALF.get(self.trainer.precision, torch.float32), fuse=on_cpu and can_fuse())
         self.to(memory_format=torch.channels_last)
         self._cache = ActivationCache(self._keep_bytes)
+        epochs = max(1, self.trainer.max_epochs or 1)
+        policies = [self.recipe.policies.get(cell.policy, Static()) for cell in self.cells]
+        self._phases = [phases(p, c.scope.blocks, epochs) for p, c in zip(policies, self.cells, strict=True)]
+        self._begin(0)
+
+    def _begin(self, epoch: int) -> None:
+        """Begin an epoch: set what trains in it."""
+        self._epoch = epoch
+        for index in self._active():
+            self._begin_cell(index, epoch)
+
+    def _begin_cell(self, index: int, epoch: int) -> None:
+        until_now = self._phases[index][: epoch + 1]
+        self.networks[index].begin(until_now[-1], {block for phase in until_now for block in phase.blocks})
 
     def configure_optimizers(self) -> list[Optimizer]:
         """Return one optimizer per cell, over the parameters that the cell trains and no others."""
-        return [self._cell_optimizer(cell, network) for cell, network in zip(self.cells, self.networks, strict=True)]
-
-    def _cell_optimizer(self, cell: Cell, network: CellNetwork) -> Optimizer:
-        groups = [{"params": list(network.head.parameters()), "lr": cell.lr}]
-        if blocks := network.trained_parameters():
-            groups.append({"params": blocks, "lr": cell.lr if self._block_lr is None else self._block_lr})
-        return self._make_optimizer(groups)
+        recipe, optimizers = self.recipe, []
+        for cell, network in zip(self.cells, self.networks, strict=True):
+            groups = parameter_groups(
+                network.head.parameters(),
+                network.block_parameters(),
+                lr=cell.lr,
+                block_lr=recipe.block_lr,
+                layer_decay=recipe.layer_decay,
+                no_decay=recipe.no_decay,
+            )
+            optimizers.append(self._make_optimizer(groups))
+        if recipe.scheduler is not None:
+            epochs = max(1, self.trainer.max_epochs or 1)
+            steps = int(self.trainer.estimated_stepping_batches) // epochs
+            self._schedulers = [recipe.scheduler(optimizer, epochs, steps) for optimizer in optimizers]
+        return optimizers
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Train every active cell on one batch."""
+        if self.current_epoch != self._epoch:  # not in a hook: Lightning calls none if training resumes within an epoch
+            self._begin(self.current_epoch)
         images, labels = batch
-        optimizers = self._optimizers()
-        self._outputs["train"].add_labels(labels)
+        self._outputs["train"].add_labels(labels if labels.ndim == 1 else labels.argmax(1))
         fraction = batch_fraction(len(labels), labels.device)
+        optimizers = self._optimizers()
         for index, activations in self._cells_at_boundaries(images):
             if fraction:
                 # each cell draws the same random numbers whether it trains alone or beside others
                 torch.manual_seed(derive_seed(self._seed, self.current_epoch, batch_idx, rank()))
                 logits = self.networks[index](self.backbone, activations)
-                self.manual_backward(fraction * self._loss(logits, labels))
+                self.manual_backward(fraction * self.recipe.loss(logits, labels))
                 self._outputs["train"].add_logits(index, logits.detach())
-            sum_gradients(self.networks[index].trainable())
-            optimizers[index].step()
-            optimizers[index].zero_grad()
+            self._step(index, optimizers[index], batch_idx)
+
+    def _step(self, index: int, optimizer: Any, batch_idx: int) -> None:
+        """Update a cell's weights and its learning rate."""
+        parameters = self.networks[index].trainable()
+        sum_gradients(parameters)
+        if self.recipe.clip_norm is not None:
+            scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+            # with float16, gradients are scaled until the optimizer's step
+            clip_grad_norm_(parameters, self.recipe.clip_norm * (1.0 if scaler is None else scaler.get_scale()))
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule = self.recipe.scheduler
+        last_batch = batch_idx + 1 == self.trainer.num_training_batches
+        if schedule is not None and (schedule.interval == "step" or last_batch):
+            self._schedulers[index].step()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Evaluate every active cell on one validation batch."""
@@ -169,7 +183,7 @@ class BlockwiseModule(L.LightningModule):
         train, val = self._metrics("train"), self._metrics("val")
         for index in self._active():
             progress, network = self.progress[index], self.networks[index]
-            if progress.end_epoch(train[index], val[index], self._patience):
+            if progress.end_epoch(train[index], val[index], self.recipe.patience, self.recipe.select_by):
                 progress.best_state = {name: t.detach().cpu().clone() for name, t in network.trained_state().items()}
             values = {"train": train[index], "val": val[index]}
             row = {f"{self.cells[index].key}/{split}_{k}": v for split, m in values.items() for k, v in m.items()}
@@ -179,23 +193,28 @@ class BlockwiseModule(L.LightningModule):
             self.trainer.should_stop = True
 
     def on_train_start(self) -> None:
-        """Stop at once if all cells in the checkpoint have stopped early."""
+        """Set training mode, restore the schedules; stop at once if all cells in the checkpoint have stopped early."""
+        for network in self.networks:
+            network.train()  # Lightning calls this no more
+        for scheduler, state in zip(self._schedulers, self._scheduler_states, strict=False):
+            scheduler.load_state_dict(state)
         if not self._active():
             self.trainer.should_stop = True
 
     def on_test_start(self) -> None:
         """Restore the weights of every cell's best epoch."""
-        for network, progress in zip(self.networks, self.progress, strict=True):
+        for index, (network, progress) in enumerate(zip(self.networks, self.progress, strict=True)):
             if progress.status in ("running", "stopped"):
                 network.load_trained_state(progress.best_state)
                 progress.status = "running"
+                self._begin_cell(index, progress.best_epoch or 0)
 
     def on_test_epoch_end(self) -> None:
         """Store the test metrics and predictions of each cell."""
         logits, labels = self._outputs["test"].pop(self._active())
         for index, values in logits.items():
             progress = self.progress[index]
-            progress.test = self._compute_metrics(values, labels)
+            progress.test = self.recipe.metrics(values, labels)
             progress.predictions = torch.stack([labels, values.argmax(1)], dim=1).tolist()
             progress.status = "finished"
 
@@ -209,6 +228,8 @@ class BlockwiseModule(L.LightningModule):
             cell.key: {"trained": network.trained_state(), "progress": vars(progress), "logits": values}
             for cell, network, progress, values in zip(self.cells, self.networks, self.progress, logits, strict=True)
         }
+        for cell, scheduler in zip(self.cells, self._schedulers, strict=False):
+            checkpoint["cells"][cell.key]["scheduler"] = scheduler.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the cells; the checkpoint may contain other cells as well."""
@@ -216,6 +237,7 @@ class BlockwiseModule(L.LightningModule):
         own = [saved[cell.key] for cell in self.cells]
         order = list(saved)
         checkpoint["optimizer_states"] = [optimizers[order.index(cell.key)] for cell in self.cells]
+        self._scheduler_states = [state["scheduler"] for state in own if "scheduler" in state]
         self.clock.seconds_before = checkpoint["seconds"]
         self._outputs["train"].load_state([state["logits"] for state in own], checkpoint["labels"])
         for index, state in enumerate(own):
@@ -232,7 +254,7 @@ class BlockwiseModule(L.LightningModule):
     def _metrics(self, split: str) -> dict[int, Metrics]:
         """Return the metrics of every active cell on a split, computed from all outputs since the last call."""
         logits, labels = self._outputs[split].pop(self._active())
-        return {index: self._compute_metrics(values, labels) for index, values in logits.items()}
+        return {index: self.recipe.metrics(values, labels) for index, values in logits.items()}
 
     def _cells_at_boundaries(
         self, images: Tensor, cached_batch: int | None = None

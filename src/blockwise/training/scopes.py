@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal, cast
 
 from blockwise.errors import InputError, did_you_mean
 from blockwise.io.names import printable
 
-WORDS = ("head", "full", "all")
-GRAMMAR = "head, full, all, a block (7 or -1), several blocks jointly (3+7), from7 or top3"
+WORDS = ("head", "full", "all", "norms", "bias", "lora8")
+GRAMMAR = (
+    "head, full, all, a block (7 or -1), several blocks jointly (3+7), from7, top3, norms, bias or lora8 (of all "
+    "blocks), or these of some blocks (norms:3+7)"
+)
+_PARTS = re.compile(r"(norms|bias|lora([1-9]\d{0,3}))(?::(.+))?", re.ASCII)
 _NUMBERS = re.compile(r"-?\d+(\+-?\d+)*", re.ASCII)
 _FROM = re.compile(r"from(-?\d+)", re.ASCII)
 _TOP = re.compile(r"top(\d+)", re.ASCII)
+Part = Literal["all", "norms", "bias", "lora"]
 # longest name of a scope, in characters: what records and names of folders can hold
 LONGEST = 200
 # longest text that may be a typo
@@ -28,11 +34,16 @@ class Scope:
         name: Canonical name: with twelve blocks, `-1` becomes `11`, and `7+3` becomes `3+7`.
         blocks: The blocks in ascending order; empty for `head` and for an unresolved `top` scope.
         top: N of an unresolved `topN` scope, else None.
+        part: What trains in each block: `all`, `norms` (their weights and biases), `bias` (of all layers), or `lora`
+            (low-rank updates of convolutions and linear layers).
+        rank: The rank of `lora`.
     """
 
     name: str
     blocks: tuple[int, ...]
     top: int | None = None
+    part: Part = "all"
+    rank: int | None = None
 
     def resolve(self, best: Sequence[int]) -> Scope:
         """Return a `top` scope with its blocks: the first N of `best`, blocks ranked by validation accuracy."""
@@ -81,15 +92,15 @@ def _parse(text: str, num_blocks: int, backbone: str) -> list[Scope]:
         return [Scope("full", everything)]
     if text == "all":
         return [Scope("head", ()), *(Scope(str(i), (i,)) for i in everything), Scope("full", everything)]
-    if _NUMBERS.fullmatch(text):
-        numbers = [_block(text, number, num_blocks, backbone) for number in text.split("+")]
-        if len(set(numbers)) < len(numbers):
-            raise InputError(f"block={text} lists a block of {backbone} twice")
-        blocks = tuple(sorted(numbers))
-        return [Scope("+".join(map(str, blocks)), blocks)]
-    if match := _FROM.fullmatch(text):
-        first = _block(text, match[1], num_blocks, backbone)
-        return [Scope(f"from{first}", tuple(range(first, num_blocks)))]
+    if match := _PARTS.fullmatch(text):
+        part, rank, blocks = match.groups()
+        within = Scope("", everything) if blocks is None else _joint(text, blocks, num_blocks, backbone)
+        if within is not None:
+            name = part if blocks is None else f"{part}:{within.name}"
+            kind = cast("Part", "lora" if rank else part)
+            return [replace(within, name=name, part=kind, rank=int(rank) if rank else None)]
+    if (joint := _joint(text, text, num_blocks, backbone)) is not None:
+        return [joint]
     if match := _TOP.fullmatch(text):
         top = int(match[1])
         if not 2 <= top <= num_blocks:
@@ -98,6 +109,20 @@ def _parse(text: str, num_blocks: int, backbone: str) -> list[Scope]:
     names = [*WORDS, *(f"from{i}" for i in everything), *(f"top{i}" for i in everything[2:])]
     meant = did_you_mean(text, names) if len(text) <= LONGEST_TYPO else ""
     raise InputError(f"block={printable(text)} is not a scope: choose {GRAMMAR}.{meant}")
+
+
+def _joint(text: str, blocks: str, num_blocks: int, backbone: str) -> Scope | None:
+    """Parse the blocks of a scope, such as `7`, `3+7` or `from7`; None if they are something else."""
+    if match := _FROM.fullmatch(blocks):
+        first = _block(text, match[1], num_blocks, backbone)
+        return Scope(f"from{first}", tuple(range(first, num_blocks)))
+    if not _NUMBERS.fullmatch(blocks):
+        return None
+    numbers = [_block(text, number, num_blocks, backbone) for number in blocks.split("+")]
+    if len(set(numbers)) < len(numbers):
+        raise InputError(f"block={text} lists a block of {backbone} twice")
+    ordered = tuple(sorted(numbers))
+    return Scope("+".join(map(str, ordered)), ordered)
 
 
 def _block(text: str, digits: str, num_blocks: int, backbone: str) -> int:

@@ -109,7 +109,7 @@ class BlockAxisSweeper(BasicSweeper):
             place = scopes.index("all")
             every = ["head", *map(str, range(number_of_blocks(cfg))), "full"]
             scopes[place : place + 1] = [scope for scope in every if scope not in scopes]
-        size = max(1, cells // len(rates))
+        size = max(1, cells // (len(rates) * max(1, len(cfg.policy))))
         others = [override for override in job if not override.startswith(f"{TOGETHER}=")]
         kinds = ([s for s in scopes if not s.startswith(TOP)], [s for s in scopes if s.startswith(TOP)])
         parts = [kind[first : first + size] for kind in kinds for first in range(0, len(kind), size)]

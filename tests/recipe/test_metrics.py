@@ -7,8 +7,8 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score, f1_score, log_loss, top_k_accuracy_score
 
+from blockwise.recipe.metrics import compute_metrics
 from blockwise.results.store import METRICS
-from blockwise.training.metrics import compute_metrics
 
 
 @pytest.mark.parametrize("classes", [2, 3, 12])

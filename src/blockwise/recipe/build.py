@@ -1,0 +1,80 @@
+"""Build a recipe from a config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import hydra
+from hydra.errors import InstantiationException
+
+from blockwise.errors import InputError
+from blockwise.policies import Policy
+from blockwise.recipe.recipe import Loss, Recipe
+from blockwise.recipe.schedulers import Schedule, constant
+
+# settings of a schedule that are not arguments of its scheduler
+LENGTHS = ("warmup", "warmup_unit", "interval")
+
+
+def make_recipe(cfg: Mapping[str, Any]) -> Recipe:
+    """Return the recipe of a config, given as plain data.
+
+    Raises:
+        InputError: A part refuses its settings.
+    """
+    optimizer = cfg["optimizer"]
+    return Recipe(
+        policies=make_policies(cfg["policy"]),
+        loss=make_loss(cfg["loss"]),
+        select_by=cfg["select_by"],
+        block_lr=optimizer["block_lr"],
+        layer_decay=optimizer["layer_decay"],
+        no_decay=optimizer["no_decay"],
+        clip_norm=optimizer["clip_norm"],
+        scheduler=make_schedule(cfg["scheduler"]),
+        norm=cfg["freeze"]["norm"],
+        patience=cfg["early_stopping"]["patience"],
+    )
+
+
+def make_policies(settings: Mapping[str, Any]) -> dict[str, Policy]:
+    """Return the policies of a config by their names.
+
+    Raises:
+        InputError: A policy refuses its settings.
+    """
+    return {name: _instantiate(f"policy={name}", entry) for name, entry in settings.items()}
+
+
+def make_loss(settings: Mapping[str, Any]) -> Loss:
+    """Return the loss of a config.
+
+    Raises:
+        InputError: The loss refuses its settings.
+    """
+    loss: Loss = _instantiate("the loss", settings)
+    return loss
+
+
+def make_schedule(settings: Mapping[str, Any]) -> Schedule | None:
+    """Return the learning rate schedule of a config; None if the rates are constant.
+
+    Raises:
+        InputError: The schedule refuses its settings.
+    """
+    options = {key: value for key, value in settings.items() if key not in LENGTHS}
+    make = _instantiate("the scheduler", {**options, "_partial_": True})
+    if make.func is constant and not settings["warmup"]:
+        return None
+    return Schedule(make, **{key: settings[key] for key in LENGTHS})
+
+
+def _instantiate(what: str, settings: Any) -> Any:
+    try:
+        return hydra.utils.instantiate(settings, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, InputError):
+            raise error.__cause__ from error
+        reason = " ".join(str(error.__cause__ or error).split("\n")[0].split())
+        raise InputError(f"{what} cannot be created ({reason}): check its settings") from error

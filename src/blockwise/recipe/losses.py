@@ -1,0 +1,141 @@
+"""Training losses; labels are classes, or probabilities if images are mixed.
+
+Each returns the mean over the images of a batch, so that several devices which share a batch train as one does.
+PyTorch divides by the sum of the class weights in the batch instead, which would depend on how a batch is shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from blockwise.errors import InputError
+
+BALANCED = "balanced"
+Weights = Sequence[float] | str | None
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """Cross entropy.
+
+    Attributes:
+        label_smoothing: Share of each label that is spread over all classes (Szegedy et al., 2016, section 7).
+        class_weights: One weight per class, or `balanced`: images / (classes x images of the class).
+
+    Raises:
+        InputError: A value is invalid.
+    """
+
+    label_smoothing: float = 0.0
+    class_weights: Weights = None
+
+    def __post_init__(self) -> None:
+        _check_number("loss.label_smoothing", self.label_smoothing, most=1)
+        _check_weights(self.class_weights)
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean loss, a scalar, of logits, shape (batch, classes)."""
+        weights = _tensor(self.class_weights, logits)
+        if weights is None:
+            return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+        losses = F.cross_entropy(logits, labels, weights, reduction="none", label_smoothing=self.label_smoothing)
+        return losses.mean()
+
+
+@dataclass(frozen=True)
+class Focal:
+    """Focal loss, which counts images less the better they are classified (Lin et al., 2017, section 3.2).
+
+    Attributes:
+        gamma: How much less; 0 is cross entropy.
+        class_weights: One weight per class, or `balanced`: images / (classes x images of the class).
+
+    Raises:
+        InputError: A value is invalid.
+    """
+
+    gamma: float = 2.0
+    class_weights: Weights = None
+
+    def __post_init__(self) -> None:
+        _check_number("loss.gamma", self.gamma)
+        _check_weights(self.class_weights)
+
+    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean loss, a scalar, of logits, shape (batch, classes)."""
+        log_p = logits.log_softmax(1)
+        losses = -((1 - log_p.exp()) ** self.gamma) * log_p
+        if (weights := _tensor(self.class_weights, logits)) is not None:
+            losses = losses * weights
+        if labels.ndim == 1:
+            return losses.gather(1, labels[:, None]).mean()
+        return (losses * labels).sum(1).mean()
+
+
+Own = TypeVar("Own")
+
+
+def with_class_counts(loss: Own, counts: Sequence[int]) -> Own:
+    """Return a loss with `balanced` class weights as numbers; any other loss as it is.
+
+    Args:
+        loss: The loss.
+        counts: Training images of each class.
+
+    Raises:
+        InputError: There are more or fewer class weights than classes.
+    """
+    if not isinstance(loss, (CrossEntropy, Focal)) or loss.class_weights is None:
+        return loss
+    if loss.class_weights == BALANCED:
+        return replace(loss, class_weights=[sum(counts) / (len(counts) * count) for count in counts])
+    if len(loss.class_weights) != len(counts):
+        raise InputError(f"loss.class_weights has {len(loss.class_weights)} weights for {len(counts)} classes")
+    return loss
+
+
+def check_loss(loss: object, classes: int, *, mixed: bool = False) -> None:
+    """Check a loss on two images.
+
+    Raises:
+        InputError: It cannot be called with logits and labels, or does not return a scalar with a gradient.
+    """
+    logits = torch.zeros(2, classes, requires_grad=True)
+    labels = torch.full((2, classes), 1 / classes) if mixed else torch.zeros(2, dtype=torch.long)
+    kind = "probabilities of mixed labels" if mixed else "labels"
+    try:
+        value = loss(logits, labels)  # type: ignore[operator]
+    except Exception as error:  # a loss may be the user's own
+        reason = " ".join(str(error).split("\n")[0].split())
+        raise InputError(f"the loss cannot be called with logits and {kind} ({reason}): check the loss") from error
+    if not isinstance(value, Tensor) or value.ndim or not value.requires_grad:
+        raise InputError("the loss must return a scalar tensor that depends on the logits")
+
+
+def _tensor(weights: Weights, like: Tensor) -> Tensor | None:
+    if weights is None:
+        return None
+    if isinstance(weights, str):
+        raise InputError("loss.class_weights=balanced needs to know the training images: give one weight per class")
+    return torch.tensor(weights, dtype=torch.float32, device=like.device)
+
+
+def _check_number(name: str, value: object, most: float | None = None) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not value >= 0 or (most is not None and value >= most):  # type: ignore[operator]
+        valid = "a number of at least 0" if most is None else f"a number of at least 0 and below {most}"
+        raise InputError(f"{name}={value} must be {valid}")
+
+
+def _check_weights(weights: object) -> None:
+    if weights is None or weights == BALANCED:
+        return
+    numbers = not isinstance(weights, str) and isinstance(weights, Sequence)
+    if not numbers or not all(isinstance(w, (int, float)) and 0 <= w < float("inf") for w in weights):  # type: ignore[attr-defined]
+        raise InputError(f"loss.class_weights={weights} must be {BALANCED}, one number per class, or null")

@@ -1,0 +1,85 @@
+"""Parameter groups of an optimizer: learning rates of head and blocks, and what has no weight decay."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from blockwise.errors import InputError
+
+
+class OptimizerFactory(Protocol):
+    """Makes the optimizer of a cell, such as `torch.optim.AdamW`."""
+
+    def __call__(self, params: list[dict[str, Any]], /) -> Optimizer:
+        """Return an optimizer for parameter groups, each with `params` and `lr`."""
+
+
+def check_optimizer(make: OptimizerFactory) -> None:
+    """Make an optimizer of one parameter, to see that it can be made and that its step needs no loss.
+
+    Raises:
+        InputError: Its step needs a closure that computes the loss again.
+    """
+    optimizer = make([{"params": [nn.Parameter(torch.zeros(1))], "lr": 1e-3}])
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if isinstance(optimizer, torch.optim.LBFGS) or (closure is not None and closure.default is inspect.Parameter.empty):
+        raise InputError(
+            f"optimizer: {type(optimizer).__name__} computes the loss several times per step, which cells side by side "
+            "cannot do: choose another"
+        )
+
+
+@dataclass(frozen=True)
+class BlockParameters:
+    """The trained parameters of one block.
+
+    Attributes:
+        height: Number of blocks from the head, which is at 0; the last block is at 1.
+        parameters: The parameters.
+    """
+
+    height: int
+    parameters: list[nn.Parameter]
+
+
+def parameter_groups(
+    head: Iterable[nn.Parameter],
+    blocks: list[BlockParameters],
+    *,
+    lr: float,
+    block_lr: float | None = None,
+    layer_decay: float | None = None,
+    no_decay: bool = False,
+) -> list[dict[str, Any]]:
+    """Return the parameter groups of a cell, the head's first.
+
+    Args:
+        head: Parameters of the head.
+        blocks: Trained parameters of each block.
+        lr: Learning rate of the head.
+        block_lr: Learning rate of the blocks; None uses the head's.
+        layer_decay: Factor by which the rate falls per block away from the head, if there are several blocks (Clark et
+            al., 2020, "ELECTRA", appendix A; Bao et al., 2022, "BEiT", section 3.2).
+        no_decay: Exclude norms and biases from weight decay: everything with a single dimension.
+    """
+    base = lr if block_lr is None else block_lr
+    groups: list[dict[str, Any]] = [{"params": list(head), "lr": lr}]
+    if layer_decay is None or len(blocks) < 2:
+        groups.append({"params": [p for block in blocks for p in block.parameters], "lr": base})
+    else:
+        groups += [{"params": b.parameters, "lr": base * layer_decay**b.height} for b in blocks]
+    groups = [group for group in groups if group["params"]]
+    return [part for group in groups for part in _by_dimensions(group)] if no_decay else groups
+
+
+def _by_dimensions(group: Mapping[str, Any]) -> list[dict[str, Any]]:
+    matrices = {**group, "params": [p for p in group["params"] if p.ndim > 1]}
+    vectors = {**group, "params": [p for p in group["params"] if p.ndim <= 1], "weight_decay": 0.0}
+    return [part for part in (matrices, vectors) if part["params"]]
