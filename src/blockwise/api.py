@@ -47,7 +47,7 @@ from blockwise.backbone import load
 from blockwise.backbone.layers import record_layers
 from blockwise.backbone.load import Backbone, ImageSpec
 from blockwise.backbone.partition import Partition
-from blockwise.config.compose import compose_config, explain
+from blockwise.config.compose import compose_config, explain, plain
 from blockwise.config.compose import options as config_options
 from blockwise.config.model_names import model_overrides
 from blockwise.data.loaders import LoaderDataModule, check_data, check_loaders
@@ -93,6 +93,7 @@ def load_backbone(
     checkpoint: str | Path | None = None,
     image_size: int | None = None,
     seed: int = 0,
+    options: Mapping[str, Any] | None = None,
 ) -> Backbone:
     """Load a network without its classifier, together with the size and normalisation of its input images.
 
@@ -104,9 +105,10 @@ def load_backbone(
         checkpoint: A `.safetensors` or `.pth` file to load weights from instead.
         image_size: Side of the images in pixels; None uses the model's default.
         seed: Seed of random weights.
+        options: Arguments for the builder of timm or torchvision, such as `{"drop_path_rate": 0.1}`.
 
     Raises:
-        InputError: The model is unknown, or the weights are missing or do not fit.
+        InputError: The model is unknown, or does not take an option, or the weights are missing or do not fit.
     """
     image_size = api_checks.check("data.image_size", "image_size", image_size)
     seed = api_checks.check("seed", "seed", seed)
@@ -115,6 +117,8 @@ def load_backbone(
     if isinstance(model, nn.Module):
         if name is None or image_size is None:
             raise InputError("your own network needs name= and image_size=")
+        if options is not None:
+            raise InputError("options= are for networks of timm and torchvision: set those of your own yourself")
         images = ImageSpec(image_size, IMAGENET_MEAN, IMAGENET_STD, "bicubic", 0.875)
         return Backbone(name, api_checks.check_network(model, image_size), "own", images)
     if not isinstance(model, str):
@@ -122,7 +126,8 @@ def load_backbone(
     overrides = [f"model.pretrained={str(pretrained).lower()}"]
     cfg = compose_config([*model_overrides(model), *overrides]).model
     cfg.checkpoint = None if checkpoint is None else str(checkpoint)
-    backbone = load.load_backbone(cfg, image_size=image_size, seed=seed)
+    settings = {**plain(cfg), **({} if options is None else {"options": api_checks.check_options(options)})}
+    backbone = load.load_backbone(settings, image_size=image_size, seed=seed)
     backbone.name = name or backbone.name
     return backbone
 

@@ -33,6 +33,17 @@ def check(key: str, name: str, value: Any) -> Any:
     return value
 
 
+def check_options(options: Any) -> dict[str, Any]:
+    """Check arguments for a network's builder, and return them as a dictionary.
+
+    Raises:
+        InputError: They are not names and values, or blockwise sets one of them itself.
+    """
+    options = dict(options) if isinstance(options, Mapping) else options
+    CHECKS["model.options"]("options", options)
+    return dict(options)
+
+
 def check_rates(lr: Any) -> list[float]:
     """Return one or more learning rates as a list.
 

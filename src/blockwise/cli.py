@@ -67,7 +67,10 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser("train", help="train cells: blockwise train model=vgg16 block=all (--help: all settings)")
     inspect = commands.add_parser("inspect", help="show the partition of a model, without downloading its weights")
-    inspect.add_argument("model", help="model name: a file in conf/model, a timm model or a torchvision model")
+    inspect.add_argument(
+        "model",
+        help="model name: a file in conf/model, a timm model (also hf-hub:..., local-dir:...) or a torchvision model",
+    )
     inspect.add_argument("overrides", nargs="*", help="settings, such as partition=window partition.length=4")
     inspect.add_argument("--json", action="store_true", help="print JSON")
     inspect.set_defaults(command=_inspect)

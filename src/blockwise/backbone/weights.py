@@ -55,21 +55,26 @@ def load_checkpoint(network: nn.Module, path: Path, classifiers: tuple[str, ...]
     return mapped
 
 
-def read_state_dict(path: Path) -> StateDict:
+def read_state_dict(path: Path, shown: str | None = None) -> StateDict:
     """Read a state dict without running code from the file.
+
+    Args:
+        path: The file.
+        shown: What messages call the file; None: the setting `model.checkpoint`.
 
     Raises:
         InputError: There is no such file, or it contains no state dict.
     """
+    shown = shown or f"model.checkpoint={path}"
     if not path.is_file():
-        raise InputError(f"model.checkpoint={path} is not a file: give the path of a .safetensors or .pth file")
+        raise InputError(f"{shown} is not a file: give the path of a .safetensors or .pth file")
     try:
         loaded = load_file(path) if path.suffix.lower() == ".safetensors" else _torch_load(path)
     except PermissionError as error:
-        raise InputError(f"model.checkpoint={path} cannot be read ({error.strerror})") from error
+        raise InputError(f"{shown} cannot be read ({error.strerror})") from error
     except Exception as error:  # torch's reasons are long, and advise to run the file's code
         raise InputError(
-            f"model.checkpoint={path} cannot be read as weights: it is damaged, or it contains objects other than "
+            f"{shown} cannot be read as weights: it is damaged, or it contains objects other than "
             "tensors, such as a whole model; save the model's state_dict() instead"
         ) from error
     for key in ("state_dict", "model", "model_state_dict"):  # training scripts nest the state dict under these keys
@@ -78,9 +83,9 @@ def read_state_dict(path: Path) -> StateDict:
     entries = loaded.items() if isinstance(loaded, dict) else ()
     state = {name: value for name, value in entries if isinstance(name, str) and isinstance(value, Tensor)}
     if not state:
-        raise InputError(f"model.checkpoint={path} contains no tensors with names: it must be a state dict")
+        raise InputError(f"{shown} contains no tensors with names: it must be a state dict")
     if special := [name for name, tensor in state.items() if not _is_plain(tensor)]:
-        raise InputError(f"model.checkpoint={path} contains tensors that are not dense numbers: {_some(special)}")
+        raise InputError(f"{shown} contains tensors that are not dense numbers: {_some(special)}")
     return state
 
 

@@ -10,6 +10,8 @@ from functools import partial
 from typing import Any
 
 from blockwise.errors import InputError, did_you_mean
+from blockwise.io.model_options import check_options
+from blockwise.io.origins import check_origin, has_origin
 from blockwise.results.record import SELECTIONS
 
 GROUPS = frozenset(
@@ -155,6 +157,15 @@ def _name(key: str, value: Any) -> None:
         raise InputError(f"{key} has {len(value)} characters: choose a name of at most {LONGEST_NAME}")
 
 
+def _model_name(key: str, value: Any) -> None:
+    if isinstance(value, str) and has_origin(value):
+        check_origin(value)
+    elif isinstance(value, str) and ":" in value:
+        raise InputError(f"{key}={value} is unknown: write a name, hf-hub:<org>/<name> or local-dir:<folder>")
+    else:
+        _name(key, value)
+
+
 def _text(key: str, value: Any, *, optional: bool = False) -> None:
     if not (isinstance(value, str) and value) and not (value is None and optional):
         raise InputError(f"{key}={value} must be text" + (", or null" if optional else ""))
@@ -192,7 +203,7 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "seed": partial(_whole, least=0, most=MAX_SEED),
     "results_dir": _text,
     "model.source": partial(_choice, choices=("timm", "torchvision")),
-    "model.name": _name,
+    "model.name": _model_name,
     "model.architecture": partial(_text, optional=True),
     "model.weights": partial(_text, optional=True),
     "model.checkpoint": partial(_text, optional=True),
@@ -202,6 +213,7 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "model.std": partial(_channels, positive=True),
     "model.interpolation": partial(_choice, choices=INTERPOLATIONS, optional=True),
     "model.crop_pct": _share,
+    "model.options": check_options,
     "data.name": _name,
     **dict.fromkeys(LIMITS, _number),
     "data.root": _text,

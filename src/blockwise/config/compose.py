@@ -58,6 +58,8 @@ def explain(error: Exception) -> InputError:
     if isinstance(error.__cause__, InputError):  # raised by an object that Hydra instantiated
         return error.__cause__
     text = str(error)
+    if match := re.search(r"(Could not override '|Error merging override )(model\.options[\w.]*)", text):
+        return InputError(_unread_options(match[2], new=match[1].startswith("Could")))
     if match := re.search(r"Could not (?:find|load) '([^']+)/([^'/]+)'", text):
         group, name = match.groups()
         return InputError(_unknown_option(group, name))
@@ -104,6 +106,13 @@ def defaults() -> dict[str, Any]:
     del cfg["hydra"]
     walk(OmegaConf.to_container(cfg), "")
     return found
+
+
+def _unread_options(key: str, *, new: bool) -> str:
+    """Return why Hydra does not take `model.options`: there is no such entry yet, or it is no dictionary."""
+    if new:
+        return f"{key} adds to the options of this model: write +{key}=<value>, with a plus"
+    return f"{key} must be names and values, such as model.options={{drop_path_rate: 0.1}}"
 
 
 def _unknown_option(group: str, name: str) -> str:

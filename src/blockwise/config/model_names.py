@@ -6,18 +6,24 @@ import timm
 import torchvision
 
 from blockwise.config.compose import options
+from blockwise.config.overrides import quoted
 from blockwise.errors import InputError, did_you_mean
+from blockwise.io.origins import check_origin, has_origin
 
 
 def model_overrides(model: str) -> list[str]:
     """Return the settings that choose a model by its name in `conf/model/`, timm or torchvision.
 
     Args:
-        model: The name; a prefix chooses the library: `timm:resnet18`, `torchvision:resnet18`.
+        model: The name; a prefix chooses the library: `timm:resnet18`, `torchvision:resnet18`. timm also knows
+            `hf-hub:<org>/<name>` and `local-dir:<folder>`, with or without `timm:` in front.
 
     Raises:
         InputError: There is no model of that name.
     """
+    if has_origin(name := model.removeprefix("timm:")):
+        check_origin(name)
+        return ["model=timm", f"model.name={quoted(name)}", "data.image_size=null"]
     source, _, name = model.rpartition(":")
     files = [name for name in options("model") if name not in ("timm", "torchvision")]
     if not source and name in files:

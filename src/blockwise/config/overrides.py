@@ -71,8 +71,19 @@ def check_added(overrides: Sequence[str], cfg: DictConfig, known: Sequence[str])
             continue
         key = parsed.get_key_element().lstrip("+")
         chosen = "." not in key and key not in cfg  # a group of configs, such as +study=mine
-        if not (chosen or key.startswith(EXTENSIBLE)):
+        entries = "." in key and f"{key}." in EXTENSIBLE  # several at once, such as +model.options={a: 1}
+        if not (chosen or entries or key.startswith(EXTENSIBLE)):
             raise InputError(f"there is no setting {key}.{did_you_mean(key, known)}")
+
+
+def quoted(value: str) -> str:
+    r"""Return a text in quotes, as Hydra reads it back.
+
+    >>> print(quoted('a "b"'))
+    "a \"b\""
+    """
+    escaped = re.sub(r'(\\*)("|$)', lambda match: 2 * match[1] + (match[2] and f"\\{match[2]}"), value)
+    return f'"{escaped}"'
 
 
 def _check_choice(override: Override, groups: Mapping[str, Sequence[str]]) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from blockwise.errors import InputError
+from blockwise.io import origins
 from blockwise.io.files import read_regular, replacing
 from blockwise.results.provenance import versions
 from blockwise.results.record import Record
@@ -116,6 +117,25 @@ def _paths(cfg: Mapping[str, Any]) -> Iterator[Path]:
         if spec is None or spec.origin is None:
             raise ImportError(name)
         yield Path(spec.origin).parent / file
+    yield from _origin(str(model.get("architecture") or model["name"]))
+
+
+def _origin(name: str) -> Iterator[Path]:
+    """Yield the files of a network with a config of its own; for one of the hub, those of its commit in the cache.
+
+    Raises:
+        OSError: It is not on this machine.
+    """
+    if name.startswith(origins.FOLDER):
+        yield from sorted(path for path in origins.folder(name).iterdir() if path.is_file())
+    elif name.startswith(origins.HUB):
+        from huggingface_hub import try_to_load_from_cache
+
+        repository, revision = origins.repository(name)
+        found = try_to_load_from_cache(repository, "config.json", revision=revision)
+        if not isinstance(found, str):
+            raise FileNotFoundError(name)
+        yield from sorted(Path(found).parent.iterdir())
 
 
 def _state(path: Path) -> tuple[str, int, int]:

@@ -49,6 +49,7 @@ def config_settings(
             "source": model["source"],
             "architecture": model["architecture"] or model["name"],
             "weights": backbone.weights,
+            **backbone.settings,
         },
         "data": {
             **{key: cfg["data"][key] for key in DATA},
@@ -149,7 +150,7 @@ def python_settings(
     callbacks = trainer.get("callbacks") or []
     callbacks = [callbacks] if isinstance(callbacks, L.Callback) else callbacks
     return {
-        "model": {"name": backbone.name, "weights": backbone.weights},
+        "model": {"name": backbone.name, "weights": backbone.weights, **describe(backbone.settings)},
         "data": {
             "name": data_name,
             "version": data_version,
