@@ -191,7 +191,9 @@ def normalise(pixels: Tensor, images: ImageSpec) -> Tensor:
     """Return normalised images, float32 in channels-last format, from uint8 pixels, shape (batch, 3, size, size)."""
     mean = torch.tensor(images.mean, device=pixels.device).view(1, -1, 1, 1)
     std = torch.tensor(images.std, device=pixels.device).view(1, -1, 1, 1)
-    return ((pixels.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+    # in place: a batch of floats is large, and new memory for each step took half of the time
+    floats = pixels.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std)
+    return floats.contiguous(memory_format=torch.channels_last)
 
 
 class _Pixels(Dataset[Drawn]):
