@@ -4,12 +4,14 @@ import subprocess
 import sys
 
 from blockwise.config import checks
-from blockwise.data import datamodule, decode
+from blockwise.data import augment, datamodule, decode
 from blockwise.recipe import recipe
 
 
 def test_the_choices_are_those_of_the_code():
-    assert checks.AUGMENTATIONS == datamodule.AUGMENTATIONS
+    assert tuple(augment.NAMED) == checks.AUGMENTATIONS
+    assert tuple(augment.PRESETS) == checks.PRESETS
+    assert datamodule.SAMPLERS == checks.SAMPLERS
     assert tuple(decode.INTERPOLATIONS) == checks.INTERPOLATIONS
     assert checks.NORM_MODES == recipe.NORM_MODES
 

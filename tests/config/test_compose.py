@@ -57,6 +57,10 @@ def test_the_keys_of_the_contract_are_there():
         (["logger=[csv,bogus]"], "logger=bogus is unknown: choose from csv, none, tensorboard, wandb"),
         (["partition=layer", "partition.num_blocks=4"], "partition.num_blocks here: it belongs to another config of"),
         (["optimizer=null"], "optimizer=null chooses no config: choose from adamw, sgd"),
+        (
+            ["data.augment={_target_:x.Y}"],
+            r"is a mapping in place of a list: write data.augment=\[\{_target_:x.Y\}\]",
+        ),
         (["block"], "block has no value: write block=<value>"),
     ],
 )
@@ -89,6 +93,19 @@ def test_overrides_that_do_not_compose(overrides, message):
         ("data.train_per_class=1", "data.train_per_class=1 must be an integer of at least 2, or null"),
         ("data.crop_pct=2", "data.crop_pct=2 must be between 0.1 and 1"),
         ("data.augment=[flop]", r"data.augment=flop is unknown.*Did you mean 'flip'"),
+        ("data.augment=ligth", r"data.augment=ligth is unknown.*Did you mean 'light'"),
+        ("data.augment=null", r"data.augment=None is unknown: choose none or light"),
+        ("data.augment=[crop,3]", r"data.augment=3 is unknown"),
+        (
+            "data.augment=[crop,light]",
+            "light is a preset and no part of a list: write data.augment=light",
+        ),
+        ("data.augment=[crop,flip,crop]", r"data.augment lists crop twice"),
+        ("data.augment=[[crop,flip]]", r"data.augment has a list in its list, \['crop', 'flip'\]: write all names"),
+        ("data.augment=[{brightness:1}]", r"data.augment: {'brightness': 1} has no _target_: name a transform"),
+        ("data.mixup=-0.2", "data.mixup=-0.2 must be a number of at least 0"),
+        ("data.cutmix=on", "data.cutmix=on must be a number of at least 0"),
+        ("data.sampler=balance", r"data.sampler=balance is unknown: choose shuffle or balanced.*'balanced'"),
         ("freeze.norm=frozen", "freeze.norm=frozen is unknown: choose train or eval"),
         ("seed=18446744073709551615", "is too large: choose 0 to 4294967295"),
         ("data.skip_broken=no", "data.skip_broken=no must be true or false"),
@@ -110,6 +127,20 @@ def test_values_that_cannot_be_right(override, message):
     with pytest.raises(InputError, match=message) as caught:
         check_config(plain(compose_config([override])))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "augment", ["light", "crop", "[]", "[crop,{_target_:torchvision.transforms.v2.GaussianBlur,kernel_size:3}]"]
+)
+def test_presets_names_and_transforms_compose(augment):
+    check_config(plain(compose_config([f"data.augment={augment}", "data.mixup=0.2", "data.sampler=balanced"])))
+
+
+def test_a_data_set_of_before_has_no_newer_settings():
+    cfg = plain(compose_config([]))
+    for key in ("mixup", "cutmix", "sampler"):
+        del cfg["data"][key]
+    check_config(cfg)
 
 
 def test_zero_is_a_value():

@@ -104,6 +104,72 @@ def test_without_augmentation_training_sees_what_evaluation_sees():
     assert torch.equal(training, data.on_after_batch_transfer((pixels, labels, []), 0)[0])
 
 
+def digits(**options):
+    made = BlockwiseDataModule(Digits(seed=0), SPEC, **{"batch_size": 15, "augment": "light", **options})
+    made.setup("fit")
+    return made
+
+
+def training_batches(data):
+    return [data.on_after_batch_transfer(batch, 0) for batch in data.train_dataloader()]
+
+
+def test_light_is_the_default_and_none_is_the_empty_list():
+    assert module().augment == module(augment="light").augment == ("crop", "flip")
+    assert module(augment="none").augment == ()
+    assert module(augment="flip").augment == ("flip",)
+
+
+@pytest.mark.parametrize(
+    "options", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.2, "cutmix": 1.0, "augment": "colour"}]
+)
+def test_processes_that_share_a_batch_train_on_the_same_mixed_images(options, monkeypatch):
+    whole = training_batches(digits(**options))
+    assert whole[0][1].shape == (15, 10)
+    assert whole[0][1].dtype == torch.float32
+    assert torch.allclose(whole[0][1].sum(1), torch.ones(15))
+    for part in range(2):
+        data = digits(**options)
+        monkeypatch.setattr(data, "part", lambda part=part: (part, 2))
+        for (images, labels), (own_images, own_labels) in zip(whole, training_batches(data), strict=True):
+            assert torch.equal(own_images, images[part::2])
+            assert torch.equal(own_labels, labels[part::2])
+
+
+def test_partners_are_augmented_with_their_own_seeds():
+    plain, mixed = digits(), digits(mixup=1.0)
+    for (images, labels), (blended, probabilities) in zip(
+        training_batches(plain), training_batches(mixed), strict=True
+    ):
+        pair = labels.unsqueeze(1), labels.flip(0).unsqueeze(1)
+        differ = labels != labels.flip(0)
+        share = probabilities.gather(1, pair[0])[differ][0].item()
+        assert torch.allclose(probabilities.gather(1, pair[1])[differ], torch.tensor(1 - share))
+        assert torch.allclose(blended, share * images + (1 - share) * images.flip(0), atol=1e-6)
+
+
+def test_mixing_resumes_and_is_the_same_with_workers():
+    whole = training_batches(digits(mixup=0.4, cutmix=0.4))
+    resumed = digits(mixup=0.4, cutmix=0.4, num_workers=1)
+    resumed.load_state_dict({"epoch": 0, "batch": 3})
+    for one, other in zip(whole[3:], training_batches(resumed), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_only_training_batches_are_mixed():
+    data = digits(mixup=0.4)
+    for loader in (data.val_dataloader(), data.test_dataloader()):
+        assert data.on_after_batch_transfer(next(iter(loader)), 0)[1].dtype == torch.int64
+    assert training_batches(digits())[0][1].dtype == torch.int64
+
+
+def test_balanced_epochs_are_as_long_and_draw_with_replacement():
+    data = module(sampler="balanced")
+    numbers = list(chain(*epoch(data)))
+    assert len(numbers) == 32
+    assert len(set(numbers)) < 32
+
+
 def test_normalise_agrees_with_torchvision():
     from torchvision.transforms.v2.functional import normalize, to_dtype
 
@@ -141,6 +207,10 @@ def test_too_few_left_is_an_error():
         (Fake((20, 0, 4)), {}, "fake has no images in its val split"),
         (Fake(classes=1), {}, "only one class"),
         (Fake(), {"augment": ["rotate"]}, "data.augment=rotate is unknown"),
+        (Fake(), {"augment": "rotate"}, "data.augment=rotate is unknown"),
+        (Fake(), {"mixup": -1}, "data.mixup=-1.0 must be a number of at least 0"),
+        (Fake(), {"cutmix": float("nan")}, "data.cutmix=nan must be a number of at least 0"),
+        (Fake(), {"sampler": "balance"}, r"data.sampler=balance is unknown: .*Did you mean 'balanced'\?"),
     ],
 )
 def test_what_cannot_be_trained_on_is_refused(source, options, message):

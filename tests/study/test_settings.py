@@ -1,6 +1,16 @@
 import pytest
+import torch
+from torchvision.transforms import v2
 
+from blockwise.backbone.load import ImageSpec
+from blockwise.data import BlockwiseDataModule, Digits
+from blockwise.results.finished import run_key
+from blockwise.results.store import settings_hash
+from blockwise.study.settings import describe_data
 from blockwise.study.study import Study
+
+BLUR = "{_target_:torchvision.transforms.v2.GaussianBlur,kernel_size:3}"
+SPEC = ImageSpec(size=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), interpolation="bilinear", crop_pct=0.8)
 
 
 def settings(cfg, console):
@@ -13,6 +23,10 @@ def settings(cfg, console):
         "seed=1",
         "data.batch_size=8",
         "data.augment=[flip]",
+        f"data.augment=[crop,{BLUR}]",
+        "data.mixup=0.2",
+        "data.cutmix=1",
+        "data.sampler=balanced",
         "data.image_size=40",
         "data.crop_pct=0.9",
         "data.test_per_class=4",
@@ -60,3 +74,59 @@ def test_what_changes_the_result_is_covered(small, console, override):
 )
 def test_what_changes_nothing_is_not(small, console, override):
     assert settings(small(), console) == settings(small(override), console)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "stored"),
+    [
+        ("light", "[crop,flip]", ["crop", "flip"]),
+        ("none", "[]", []),
+        ("colour", "[crop,flip,colour]", ["crop", "flip", "colour"]),
+        (f"[{BLUR}]", f"[{BLUR}]", [{"_target_": "torchvision.transforms.v2.GaussianBlur", "kernel_size": 3}]),
+    ],
+)
+def test_a_preset_is_stored_as_its_list(small, console, one, other, stored):
+    augment = [settings(small(f"data.augment={text}"), console)["data"]["augment"] for text in (one, other)]
+    assert augment == [stored, stored]
+
+
+def test_newer_settings_at_their_default_leave_the_hash_as_it_was(small, console):
+    found = settings(small("data.mixup=0.0"), console)
+    assert set(found["data"]) == set(
+        "name train_per_class val_per_class test_per_class batch_size augment skip_broken fingerprint image_size "
+        "mean std interpolation crop_pct".split()
+    )
+    assert settings(small("data.mixup=1"), console)["data"]["mixup"] == 1.0
+
+
+def described(**options):
+    return describe_data(BlockwiseDataModule(Digits(), SPEC, **options))
+
+
+def test_a_module_made_in_python_is_described_as_before():
+    assert described() == described(augment=["crop", "flip"]) == described(augment="light")
+    assert not {"mixup", "cutmix", "sampler"} & set(described())
+    assert described(mixup=0.1)["mixup"] == 0.1
+    assert described(sampler="balanced")["sampler"] == "balanced"
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (v2.ColorJitter(0.1), v2.ColorJitter(0.2)),
+        (v2.RandomApply([v2.GaussianBlur(3)]), v2.RandomApply([v2.GaussianBlur(5)])),
+        (v2.Compose([v2.ToDtype(torch.uint8)]), v2.Compose([v2.ToDtype(torch.uint8, scale=True)])),
+        (v2.RandomRotation(9, v2.InterpolationMode.NEAREST), v2.RandomRotation(9, v2.InterpolationMode.BILINEAR)),
+        (v2.Lambda(lambda image: image // 2), v2.Lambda(lambda image: image // 3)),
+    ],
+)
+def test_transforms_of_python_are_told_apart_by_their_options(one, other):
+    hashes = [settings_hash(described(augment=[transform])) for transform in (one, other, one)]
+    assert hashes[0] == hashes[2] != hashes[1]
+
+
+def test_a_finished_run_with_a_transform_of_torchvision_is_recalled(small):
+    settings = {"data": {"augment": [{"_target_": "torchvision.transforms.v2.GaussianBlur"}]}, "model": {}}
+    assert run_key(settings) is not None
+    settings["data"]["augment"][0]["_target_"] = "mine.Blur"
+    assert run_key(settings) is None

@@ -18,8 +18,12 @@ GROUPS = frozenset(
     "model data partition policy optimizer scheduler loss trainer logger freeze early_stopping sweeper checkpoint "
     "cache".split()
 )
-# as in `data.datamodule`, `data.decode` and `training.cells`, which import torch: values are checked before it is there
-AUGMENTATIONS = ("crop", "flip")
+# as in `data.augment`, `data.datamodule`, `data.decode` and `training.cells`, which import torch: values are checked
+# before it is there
+AUGMENTATIONS = ("crop", "flip", "trivialaugment", "randaugment", "colour")
+PRESETS = ("none", "light", "trivialaugment", "randaugment", "colour")
+SAMPLERS = ("shuffle", "balanced")
+TRANSFORM = "{_target_: torchvision.transforms.v2.GaussianBlur, kernel_size: 3}"
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 NORM_MODES = ("train", "eval")
 UNITS = ("epoch", "step")
@@ -140,9 +144,28 @@ def _choice(key: str, value: Any, choices: tuple[str, ...], *, optional: bool = 
         raise InputError(f"{key}={value} is unknown: choose {' or '.join(choices)}.{did_you_mean(value, choices)}")
 
 
-def _choices(key: str, values: Any, choices: tuple[str, ...]) -> None:
-    for value in as_list(values):
-        _choice(key, value, choices)
+def _augment(key: str, value: Any) -> None:
+    if not isinstance(value, (list, dict)):
+        _choice(key, value, (*PRESETS, *(name for name in AUGMENTATIONS if name not in PRESETS)))
+        return
+    elements = value if isinstance(value, list) else [value]
+    for element in elements:
+        _augment_element(key, element)
+    names = [element for element in elements if isinstance(element, str)]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"{key} lists {twice[0]} twice: each name is applied once")
+
+
+def _augment_element(key: str, element: Any) -> None:
+    if isinstance(element, dict):
+        if not isinstance(element.get("_target_"), str):
+            raise InputError(f"{key}: {element} has no _target_: name a transform, such as {TRANSFORM}")
+    elif isinstance(element, list):
+        raise InputError(f"{key} has a list in its list, {element}: write all names and transforms in one list")
+    elif element in PRESETS and element not in AUGMENTATIONS:
+        raise InputError(f"{key}: {element} is a preset and no part of a list: write {key}={element}")
+    else:
+        _choice(key, element, AUGMENTATIONS)
 
 
 def _flag(key: str, value: Any) -> None:
@@ -195,9 +218,9 @@ def _strategy(key: str, strategy: Any) -> None:
         )
 
 
-# settings that only some configs of a group have
+# settings that only some configs of a group have, or that files from before they were there lack
 LIMITS = tuple(f"trainer.limit_{split}_batches" for split in ("train", "val", "test"))
-OF_SOME = frozenset({"data.root", "data.url", "data.checksum", *LIMITS})
+OF_SOME = frozenset({"data.root", "data.url", "data.checksum", "data.mixup", "data.cutmix", "data.sampler", *LIMITS})
 CHECKS: dict[str, Callable[[str, Any], None]] = {
     "plan": _flag,
     "seed": partial(_whole, least=0, most=MAX_SEED),
@@ -222,7 +245,10 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "data.image_size": partial(_whole, least=1, most=LARGEST_IMAGE, optional=True),
     "data.crop_pct": _share,
     "data.batch_size": partial(_whole, least=2),
-    "data.augment": partial(_choices, choices=AUGMENTATIONS),
+    "data.augment": _augment,
+    "data.mixup": partial(_number, zero=True),
+    "data.cutmix": partial(_number, zero=True),
+    "data.sampler": partial(_choice, choices=SAMPLERS),
     "data.num_workers": partial(_whole, least=0, most=MOST_WORKERS),
     "data.skip_broken": _flag,
     "data.download": _flag,

@@ -71,6 +71,9 @@ def explain(error: Exception) -> InputError:
         return InputError(f"there is no setting {key}.{did_you_mean(key, choices)}")
     if match := re.search(r"Multiple values for (\w+)", text):
         return InputError(f"{match[1]} is chosen twice: write {match[1]}=<name> once, without +")
+    if match := re.search(r"Error merging override (\S+?)=(\{.*)", text):
+        key, value = match.groups()
+        return InputError(f"{key}={value} is a mapping in place of a list: write {key}=[{value}]")
     if match := re.search(r"[Mm]issing mandatory value: (\S+)", text):
         return InputError(f"{match[1]} is missing: set {match[1]}=<value>")
     if "requires --multirun" in text or "Ambiguous value for argument" in text:

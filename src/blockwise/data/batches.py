@@ -10,6 +10,9 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.data import Sampler
 
+# sets the seeds of mixing apart from the seeds of dropout, whose last number is the rank of a process
+MIXING = 0x6D697865
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -18,14 +21,21 @@ class Draw:
     Attributes:
         positions: Positions of the images in the split.
         seeds: One seed per image for its random augmentation; the seed does not depend on the process.
+        partners: If images are mixed, the index in `positions` of each image's partner. The images of this process come
+            first; partners that belong to other processes follow.
+        mix_seed: Seed of how the batch is mixed, the same in all processes; None mixes nothing.
     """
 
     positions: Sequence[int]
     seeds: Sequence[int]
+    partners: Sequence[int] = ()
+    mix_seed: int | None = None
 
 
 class ShuffledBatches(Sampler[Draw]):
-    """Batches of all images in a new random order for each epoch; a last batch of a single image is dropped.
+    """Batches in a new random order for each epoch; a last batch of a single image is dropped.
+
+    An epoch has every image once, or with weights as many images as there are, drawn with replacement.
 
     Args:
         count: Number of images in the split.
@@ -34,6 +44,8 @@ class ShuffledBatches(Sampler[Draw]):
         part: Rank of this process.
         parts: Number of processes that share each batch.
         resume_at: Epoch and index of the first batch, if training resumes from a checkpoint.
+        weights: Weight of each image when images are drawn with replacement, shape (count,).
+        mix: Give each image a partner: image i of a batch of n, over all processes, gets image n - 1 - i.
 
     Attributes:
         epoch: The next epoch; Lightning sets it.
@@ -48,6 +60,8 @@ class ShuffledBatches(Sampler[Draw]):
         parts: int = 1,
         *,
         resume_at: tuple[int, int] = (0, 0),
+        weights: Tensor | None = None,
+        mix: bool = False,
     ) -> None:
         self.count = count
         self.batch_size = batch_size
@@ -55,6 +69,8 @@ class ShuffledBatches(Sampler[Draw]):
         self.part = part
         self.parts = parts
         self.resume_at = resume_at
+        self.weights = weights
+        self.mix = mix
         self.epoch = resume_at[0]
 
     def set_epoch(self, epoch: int) -> None:
@@ -66,14 +82,34 @@ class ShuffledBatches(Sampler[Draw]):
         return whole + (rest > 1)  # batch norm needs two images
 
     def __iter__(self) -> Iterator[Draw]:
-        generator = Generator().manual_seed(derive_seed(self.seed, self.epoch))
-        order = torch.randperm(self.count, generator=generator)
+        epoch = self.epoch
+        generator = Generator().manual_seed(derive_seed(self.seed, epoch))
+        order = self._order(generator)
         seeds = torch.randint(2**62, (self.count,), generator=generator)
-        done = self.resume_at[1] if self.epoch == self.resume_at[0] else 0
+        done = self.resume_at[1] if epoch == self.resume_at[0] else 0
         self.epoch += 1
         for batch in range(done, len(self)):
-            own = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
-            yield Draw(*(part_of(values[own], self.part, self.parts).tolist() for values in (order, seeds)))
+            whole_batch = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
+            if self.mix:
+                mix_seed = derive_seed(self.seed, epoch, batch, MIXING)
+                yield self._with_partners(order[whole_batch], seeds[whole_batch], mix_seed)
+            else:
+                positions, own_seeds = (part_of(v[whole_batch], self.part, self.parts) for v in (order, seeds))
+                yield Draw(positions.tolist(), own_seeds.tolist())
+
+    def _order(self, generator: Generator) -> Tensor:
+        if self.weights is None:
+            return torch.randperm(self.count, generator=generator)
+        return torch.multinomial(self.weights, self.count, replacement=True, generator=generator)
+
+    def _with_partners(self, positions: Tensor, seeds: Tensor, mix_seed: int) -> Draw:
+        """Return this process's part of a batch and the partners of its images, each image once."""
+        indices = torch.arange(len(positions))
+        own, partners = (part_of(order, self.part, self.parts).tolist() for order in (indices, indices.flip(0)))
+        needed = list(dict.fromkeys(own + partners))
+        places = {index: place for place, index in enumerate(needed)}
+        loaded = torch.tensor(needed, dtype=torch.long)
+        return Draw(positions[loaded].tolist(), seeds[loaded].tolist(), [places[i] for i in partners], mix_seed)
 
 
 class OrderedBatches(Sampler[Draw]):
@@ -96,6 +132,15 @@ class OrderedBatches(Sampler[Draw]):
 def part_of(batch: Tensor, part: int, parts: int) -> Tensor:
     """Return the images of a batch that process `part` gets: every `parts`-th one."""
     return batch[part::parts]
+
+
+def balancing_weights(labels: np.ndarray) -> Tensor:
+    """Return a weight for each image that makes every class equally likely, float64, shape (images,).
+
+    >>> balancing_weights(np.array([0, 1, 0, 0])).tolist()
+    [0.3333333333333333, 1.0, 0.3333333333333333, 0.3333333333333333]
+    """
+    return torch.from_numpy(1 / np.bincount(labels)[labels])
 
 
 def derive_seed(*numbers: int) -> int:

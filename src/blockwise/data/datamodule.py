@@ -2,43 +2,53 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.transforms import v2
 
 from blockwise.backbone.load import ImageSpec
-from blockwise.data.batches import Draw, OrderedBatches, ShuffledBatches
+from blockwise.data.augment import LIGHT, Augmentation, Element, expand
+from blockwise.data.batches import Draw, OrderedBatches, ShuffledBatches, balancing_weights
 from blockwise.data.cache import Decoded, PixelCache
 from blockwise.data.decode import decode_all
+from blockwise.data.mixing import draw_mix, mix_batch
 from blockwise.data.resumable import ResumableDataModule
 from blockwise.data.samples import Sample, Source
-from blockwise.errors import InputError
+from blockwise.errors import InputError, did_you_mean
 
 Batch = tuple[Tensor, Tensor]
-# pixels, labels, and the seeds of the images' augmentation
-Drawn = tuple[Tensor, Tensor, Sequence[int]]
-AUGMENTATIONS = ("crop", "flip")
+# pixels, labels, and the seeds of the images' augmentation; if images are mixed, also the seed of it and the partners
+Drawn = tuple[Tensor, Tensor, Sequence[int]] | tuple[Tensor, Tensor, Sequence[int], tuple[int, Sequence[int]]]
+SAMPLERS = ("shuffle", "balanced")
 
 
 class BlockwiseDataModule(ResumableDataModule):
     """Batches of normalised images, shape (batch, 3, size, size), and their labels, shape (batch,).
 
+    With `mixup` or `cutmix`, labels of training batches are probabilities, float32, shape (batch, classes).
+
     Args:
         source: The data set.
         images: Size and normalisation of the images, from the backbone.
         batch_size: Images per batch.
-        augment: Random augmentation of training images: `crop` (from the resized image), `flip` (left to right).
+        augment: Random augmentation of training images: a preset (`none`, `light`, `trivialaugment`, `randaugment`,
+            `colour`), or a list of names (`crop`, `flip`, `trivialaugment`, `randaugment`, `colour`), of mappings with
+            `_target_`, and of transforms of uint8 images, shape (3, height, width).
+        mixup: Alpha of MixUp's Beta distribution; 0 is off.
+        cutmix: Alpha of CutMix's Beta distribution; 0 is off. If both are on, each batch uses one of them.
+        sampler: `shuffle` takes each training image once per epoch; `balanced` draws classes with equal probability.
         seed: Seed of order and augmentation.
         num_workers: Number of worker processes; decoded images are in memory, so 0 is fast.
         skip_broken: Skip images that cannot be read.
         cache: Disk cache of decoded images for later runs; None caches nothing.
 
     Raises:
-        InputError: A split is empty, there is only one class, or the batch size or an augmentation is invalid.
+        InputError: A split is empty, there is only one class, or the batch size, the augmentation, the mixing or the
+            sampler is invalid.
     """
 
     def __init__(
@@ -47,7 +57,10 @@ class BlockwiseDataModule(ResumableDataModule):
         images: ImageSpec,
         *,
         batch_size: int = 32,
-        augment: Sequence[str] = AUGMENTATIONS,
+        augment: Element | Sequence[Element] = LIGHT,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        sampler: str = "shuffle",
         seed: int = 0,
         num_workers: int = 0,
         skip_broken: bool = False,
@@ -63,23 +76,35 @@ class BlockwiseDataModule(ResumableDataModule):
         self.skipped: list[str] = []
         self._decoded: dict[str, _Pixels] = {}
         self.seed = seed
-        self.augment = tuple(augment)
-        transforms = {"crop": v2.RandomCrop(images.size), "flip": v2.RandomHorizontalFlip()}
-        for name in augment:
-            if name not in transforms:
-                raise InputError(f"data.augment={name} is unknown: choose from {', '.join(transforms)}, or [] for none")
-        self._augment = v2.Compose([transforms[name] for name in augment] + [v2.CenterCrop(images.size)])
-        self._centre = v2.CenterCrop(images.size)
+        self.augment = tuple(expand(augment))
+        self._augment = Augmentation(self.augment, images.size, self._side())
+        self.mixup, self.cutmix, self.sampler = float(mixup), float(cutmix), sampler
+        self._check_settings(source.name)
+
+    def _check_settings(self, name: str) -> None:
         for split in ("train", "val", "test"):
             if not getattr(self.splits, split):
-                raise InputError(f"the data set {source.name} has no images in its {split} split")
+                raise InputError(f"the data set {name} has no images in its {split} split")
         if len(self.splits.classes) < 2:
-            raise InputError(f"the data set {source.name} has only one class ({self.splits.classes[0]!r})")
-        if not 2 <= batch_size <= len(self.splits.train):
+            raise InputError(f"the data set {name} has only one class ({self.splits.classes[0]!r})")
+        most = len(self.splits.train)
+        if not 2 <= self.batch_size <= most:
             raise InputError(
-                f"data.batch_size={batch_size} does not fit the {len(self.splits.train)} training images of "
-                f"{source.name}: choose 2 to {len(self.splits.train)}"
+                f"data.batch_size={self.batch_size} does not fit the {most} training images of {name}: "
+                f"choose 2 to {most}"
             )
+        for key, alpha in (("mixup", self.mixup), ("cutmix", self.cutmix)):
+            if not 0 <= alpha < math.inf:
+                raise InputError(f"data.{key}={alpha} must be a number of at least 0")
+        if self.sampler not in SAMPLERS:
+            raise InputError(
+                f"data.sampler={self.sampler} is unknown: choose {' or '.join(SAMPLERS)}."
+                f"{did_you_mean(self.sampler, SAMPLERS)}"
+            )
+
+    def _side(self) -> int:
+        """Return the side of the decoded images."""
+        return round(self.images.size / self.images.crop_pct)
 
     def setup(self, stage: str | None = None) -> None:
         """Decode all images, unless `decode` has been called already."""
@@ -98,7 +123,7 @@ class BlockwiseDataModule(ResumableDataModule):
         if self._decoded:
             return
         parts: dict[str, Sequence[Sample]] = {s: getattr(self.splits, s) for s in ("train", "val", "test")}
-        side = round(self.images.size / self.images.crop_pct)
+        side = self._side()
         report = begin(sum(len(part) for part in parts.values()))
         broken: list[tuple[str, str]] = []
         for split, samples in parts.items():
@@ -147,9 +172,17 @@ class BlockwiseDataModule(ResumableDataModule):
         return {"train": len(train), **{split: len(batches) for split, batches in rest.items()}}
 
     def train_dataloader(self) -> DataLoader[Drawn]:
-        """Return the training batches, reshuffled in each epoch; several processes share each batch."""
-        count = len(self._decoded["train"])
-        batches = ShuffledBatches(count, self.batch_size, self.seed, *self.part(), resume_at=self.resume_at)
+        """Return the training batches, drawn anew in each epoch; several processes share each batch."""
+        train = self._decoded["train"]
+        batches = ShuffledBatches(
+            len(train),
+            self.batch_size,
+            self.seed,
+            *self.part(),
+            resume_at=self.resume_at,
+            weights=balancing_weights(train.labels) if self.sampler == "balanced" else None,
+            mix=self.mixup > 0 or self.cutmix > 0,
+        )
         return self._loader("train", batches)
 
     def val_dataloader(self) -> DataLoader[Drawn]:
@@ -171,20 +204,15 @@ class BlockwiseDataModule(ResumableDataModule):
         )
 
     def on_after_batch_transfer(self, batch: Drawn, dataloader_idx: int) -> Batch:
-        """Crop, flip and normalise a batch after it was moved to the device as uint8."""
+        """Augment, normalise and mix a batch after it was moved to the device as uint8."""
         del dataloader_idx
-        pixels, labels, seeds = batch
-        cropped = self._augmented(pixels, seeds) if seeds else self._centre(pixels)
-        return normalise(cropped, self.images), labels
-
-    def _augmented(self, pixels: Tensor, seeds: Sequence[int]) -> Tensor:
-        # one seed per image: augmentation depends neither on the process or worker nor on the other images
-        with torch.random.fork_rng(devices=[]):
-            augmented = []
-            for image, seed in zip(pixels, seeds, strict=True):
-                torch.default_generator.manual_seed(seed)
-                augmented.append(self._augment(image))
-            return torch.stack(augmented)
+        pixels, labels, seeds, *mixing = batch
+        images = normalise(self._augment(pixels, seeds), self.images)
+        if not mixing:
+            return images, labels
+        seed, partners = mixing[0]
+        mix = draw_mix(seed, self.mixup, self.cutmix, self.images.size)
+        return mix_batch(images, labels, partners, len(self.splits.classes), mix)
 
 
 def normalise(pixels: Tensor, images: ImageSpec) -> Tensor:
@@ -208,4 +236,5 @@ class _Pixels(Dataset[Drawn]):
 
     def __getitem__(self, draw: Draw) -> Drawn:
         positions = list(draw.positions)
-        return torch.from_numpy(self.pixels[positions]), torch.from_numpy(self.labels[positions]), list(draw.seeds)
+        drawn = torch.from_numpy(self.pixels[positions]), torch.from_numpy(self.labels[positions]), list(draw.seeds)
+        return drawn if draw.mix_seed is None else (*drawn, (draw.mix_seed, list(draw.partners)))

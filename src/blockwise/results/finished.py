@@ -26,7 +26,7 @@ FOLDER = ".finished"
 # settings that change neither a record nor which records there are
 NO_EFFECT = ("plan", "checkpoint", "cache", "logger", "sweeper")
 # classes whose code does not change between runs; of others, this cannot be known
-KNOWN = ("blockwise.", "torch.", "lightning.", "hydra.")
+KNOWN = ("blockwise.", "torch.", "torchvision.", "lightning.", "hydra.")
 
 
 @dataclass(frozen=True)

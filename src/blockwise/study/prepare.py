@@ -25,7 +25,6 @@ from blockwise.backbone.load import (
 )
 from blockwise.backbone.partition import Partition
 from blockwise.backbone.stages import CannotStageError, StagedBackbone, stage_backbone, whole_backbone
-from blockwise.config.checks import as_list
 from blockwise.config.compose import plain
 from blockwise.data import BlockwiseDataModule
 from blockwise.data.cache import PixelCache
@@ -128,13 +127,17 @@ def make_data(cfg: DictConfig, images: ImageSpec) -> BlockwiseDataModule:
     """Return the data module of a config; images are not decoded yet.
 
     Raises:
-        InputError: The data set is missing or too small.
+        InputError: The data set is missing or too small, or a transform cannot be used.
     """
+    settings = plain(cfg)["data"]
+    # a data set's own file may lack the newer settings
+    newer = {key: settings[key] for key in ("mixup", "cutmix", "sampler") if key in settings}
     return BlockwiseDataModule(
         hydra.utils.instantiate(cfg.data.source),
         images,
         batch_size=cfg.data.batch_size,
-        augment=as_list(plain(cfg)["data"]["augment"]),
+        augment=settings["augment"],
+        **newer,
         seed=cfg.seed,
         num_workers=cfg.data.num_workers,
         skip_broken=cfg.data.skip_broken,

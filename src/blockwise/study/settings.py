@@ -10,10 +10,12 @@ import hashlib
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import is_dataclass
+from enum import Enum
 from functools import partial
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -29,7 +31,9 @@ from blockwise.recipe.parameter_groups import OptimizerFactory
 from blockwise.recipe.recipe import Loss, Recipe
 from blockwise.recipe.schedulers import Schedule
 
-DATA = ("name", "train_per_class", "val_per_class", "test_per_class", "batch_size", "augment", "skip_broken")
+DATA = ("name", "train_per_class", "val_per_class", "test_per_class", "batch_size", "skip_broken")
+# left out of the settings at their default, so that records from before they were there keep their hash
+NEWER = {"mixup": 0.0, "cutmix": 0.0, "sampler": "shuffle"}
 # settings of a trainer that do not change the result
 NO_EFFECT = frozenset(
     "_target_ accelerator devices num_nodes strategy use_distributed_sampler logger callbacks default_root_dir "
@@ -53,6 +57,7 @@ def config_settings(
         },
         "data": {
             **{key: cfg["data"][key] for key in DATA},
+            **_training_batches(data),
             "fingerprint": data.splits.fingerprint,
             "image_size": images.size,
             "mean": list(images.mean),
@@ -214,7 +219,7 @@ def describe_data(data: L.LightningDataModule) -> dict[str, Any]:
             "fingerprint": data.splits.fingerprint,
             "splits": _hash(names),
             "batch_size": data.batch_size,
-            "augment": list(data.augment),
+            **_training_batches(data),
             "skip_broken": data.skip_broken,
             "seed": data.seed,
             "mean": list(images.mean),
@@ -225,6 +230,36 @@ def describe_data(data: L.LightningDataModule) -> dict[str, Any]:
     if isinstance(data, LoaderDataModule):
         return {split: _describe_loader(data.loaders[split]) for split in SPLITS}
     return {"module": describe(data), "hyperparameters": describe(dict(data.hparams))}
+
+
+def _training_batches(data: BlockwiseDataModule) -> dict[str, Any]:
+    newer = {key: getattr(data, key) for key, default in NEWER.items() if getattr(data, key) != default}
+    return {"augment": [describe_transform(element) for element in data.augment], **newer}
+
+
+def describe_transform(value: Any) -> Any:
+    """Convert a transform to plain JSON data: like `describe`, but with all its public attributes and its tensors.
+
+    >>> from torchvision.transforms import v2
+    >>> describe_transform(v2.RandomApply([v2.GaussianNoise(sigma=0.2)], p=0.1))["options"]["transforms"][0]["options"]
+    {'mean': 0.0, 'sigma': 0.2, 'clip': True}
+    """
+    if isinstance(value, Mapping):
+        return {str(key): describe_transform(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [describe_transform(entry) for entry in value]
+    if isinstance(value, (Enum, torch.dtype)):
+        return str(value)
+    if isinstance(value, np.ndarray):
+        return _hash_tensor(torch.from_numpy(value))
+    # of what is no transform itself, such as a logger, not all attributes matter
+    if isinstance(value, partial) or hasattr(value, "__qualname__") or not callable(value):
+        return describe(value)
+    options = {key: entry for key, entry in getattr(value, "__dict__", {}).items() if key[0] != "_"}
+    if isinstance(value, nn.Module):
+        options.pop("training", None)
+        options |= {**dict(value.named_children()), **dict(value.named_parameters()), **dict(value.named_buffers())}
+    return {"name": _name(type(value)), **({"options": describe_transform(options)} if options else {})}
 
 
 def describe_optimizer(optimizer: OptimizerFactory) -> dict[str, Any]:
