@@ -64,11 +64,7 @@ def explain(error: Exception) -> InputError:
         group, name = match.groups()
         return InputError(_unknown_option(group, name))
     if match := re.search(r"Could not override '([^']+)'", text):
-        key, choices = match[1], settings()
-        if key in choices:
-            group = key.split(".")[0]
-            return InputError(f"there is no setting {key} here: it belongs to another config of the group {group}")
-        return InputError(f"there is no setting {key}.{did_you_mean(key, choices)}")
+        return InputError(_unknown_setting(match[1]))
     if match := re.search(r"Multiple values for (\w+)", text):
         return InputError(f"{match[1]} is chosen twice: write {match[1]}=<name> once, without +")
     if match := re.search(r"Error merging override (\S+?)=(\{.*)", text):
@@ -77,13 +73,23 @@ def explain(error: Exception) -> InputError:
     if match := re.search(r"[Mm]issing mandatory value: (\S+)", text):
         return InputError(f"{match[1]} is missing: set {match[1]}=<value>")
     if "requires --multirun" in text or "Ambiguous value for argument" in text:
-        shown = text.partition("'")[2].partition("'")[0]
-        key = shown.partition("=")[0]
-        return InputError(
-            f"{shown} has several values: add -m to sweep over them, or write a list, {key}=[...]; a comma inside "
-            f"one value needs quotes: '{key}=\"{shown.partition('=')[2]}\"'"
-        )
+        return InputError(_several_values(text.partition("'")[2].partition("'")[0]))
     return InputError(" ".join(text.split("\nSee https")[0].split()))
+
+
+def _unknown_setting(key: str) -> str:
+    choices = settings()
+    if key in choices:
+        return f"there is no setting {key} here: it belongs to another config of the group {key.split('.')[0]}"
+    return f"there is no setting {key}.{did_you_mean(key, choices)}"
+
+
+def _several_values(override: str) -> str:
+    key, _, value = override.partition("=")
+    return (
+        f"{override} has several values: add -m to sweep over them, or write a list, {key}=[...]; a comma inside one "
+        f"value needs quotes: '{key}=\"{value}\"'"
+    )
 
 
 def settings() -> tuple[str, ...]:

@@ -160,6 +160,11 @@ class BlockwiseDataModule(ResumableDataModule):
         """Return the number of readable images per split."""
         return {split: len(pixels) for split, pixels in self._decoded.items()}
 
+    @property
+    def mixed(self) -> bool:
+        """Whether training images are mixed, so that their labels are probabilities."""
+        return self.mixup > 0 or self.cutmix > 0
+
     def class_counts(self) -> list[int]:
         """Return the number of readable training images of each class."""
         labels = self._decoded["train"].labels
@@ -181,7 +186,7 @@ class BlockwiseDataModule(ResumableDataModule):
             *self.part(),
             resume_at=self.resume_at,
             weights=balancing_weights(train.labels) if self.sampler == "balanced" else None,
-            mix=self.mixup > 0 or self.cutmix > 0,
+            mix=self.mixed,
         )
         return self._loader("train", batches)
 

@@ -102,7 +102,7 @@ class Study:
         """
         epochs = int(self.settings["trainer"]["max_epochs"])
         for scope in self.scopes:
-            check_scope(scope, self.staged.partition, self.staged.stages, self.backbone.name)
+            check_scope(scope, self.staged.partition, self.backbone.network, self.backbone.name)
             for name, policy in self.recipe.policies.items():
                 check_policy(name, policy, scope.blocks, epochs)
         classes = len(self.data.classes)

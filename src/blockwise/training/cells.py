@@ -135,6 +135,11 @@ class CellNetwork(nn.Module):
             blocks.append(BlockParameters(self._num_blocks - block, [left.pop(name) for name in names]))
         return [block for block in reversed(blocks) if block.parameters]
 
+    def num_trainable(self) -> int:
+        """Return the number of all parameters that ever train."""
+        blocks = [parameter for block in self.block_parameters() for parameter in block.parameters]
+        return sum(parameter.numel() for parameter in (*blocks, *self.head.parameters()))
+
     def trained_state(self) -> dict[str, Tensor]:
         """Return the tensors that training changes, norm buffers included, by the backbone's names and `head.*`."""
         state = {f"head.{name}": tensor for name, tensor in self.head.state_dict().items()}

@@ -78,7 +78,7 @@ class Recorder:
             backbone=BackboneEntry(name=self.backbone.name, weights=self.backbone.weights, parameters=parameters),
             data=data,
             partition=PartitionEntry(name=partition.name, num_blocks=len(partition)),
-            cell=_cell_entry(partition, cell, sum(p.numel() for p in network.parameters() if p.requires_grad)),
+            cell=_cell_entry(partition, cell, network.num_trainable()),
             seed=settings["seed"],
             settings=settings,
             metrics=MetricsEntry(train=best["train"], val=best["val"], test=progress.test) if best else MetricsEntry(),
@@ -109,5 +109,5 @@ def _cell_entry(partition: Partition, cell: Cell, trainable_parameters: int) -> 
         first_layer=names[0],
         last_layer=names[1],
         layers=(first, last),
-        quarter=partition.quarter(blocks[0].index) if len(blocks) == 1 else None,
+        quarter=partition.quarter(blocks[0].index) if len(blocks) == 1 and scope.part == "all" else None,
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from blockwise.backbone.lora import adaptable, check_installed
 from blockwise.backbone.partition import Partition
 from blockwise.errors import InputError
 from blockwise.training.scopes import Part, Scope
@@ -47,12 +48,12 @@ def check_scope(scope: Scope, partition: Partition, network: nn.Module, backbone
     """Check that the blocks of a scope have what it trains.
 
     Raises:
-        InputError: They do not.
+        InputError: They do not, or the package for low-rank updates is missing.
     """
-    from blockwise.backbone.lora import adaptable
-
     if scope.part == "all" or not scope.blocks:
         return
+    if scope.part == "lora":
+        check_installed(scope.rank)
     names = {name for block in scope.blocks for name in trainable(partition, block, scope.part).parameters}
     if not (adaptable(network, names) if scope.part == "lora" else names):
         raise InputError(f"block={scope.name}: these blocks of {backbone} have no {NAMES[scope.part]} to train")
