@@ -26,6 +26,7 @@ import copy
 import tempfile  # noqa: F401 (the examples above)
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,7 @@ from blockwise.analysis.summary import sweeps
 from blockwise.backbone import load
 from blockwise.backbone.layers import record_layers
 from blockwise.backbone.load import Backbone, ImageSpec
+from blockwise.backbone.lora import merge_lora
 from blockwise.backbone.partition import Partition
 from blockwise.config.compose import compose_config, explain, plain
 from blockwise.config.compose import options as config_options
@@ -325,6 +327,8 @@ def fine_tuned(backbone: Backbone, record: Record) -> nn.Module:
         raise InputError(f"the weights in {record.folder} have no head: the file is damaged") from error
     network = copy.deepcopy(backbone.network)
     own = network.state_dict()
+    with suppress(KeyError, RuntimeError):  # what does not fit is told below
+        trained = merge_lora(own, trained)
     if foreign := [name for name, tensor in trained.items() if name not in own or own[name].shape != tensor.shape]:
         raise InputError(
             f"{record.folder} was trained on a network other than {backbone.name}: {foreign[0]} does not fit"

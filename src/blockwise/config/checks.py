@@ -220,7 +220,18 @@ def _strategy(key: str, strategy: Any) -> None:
 
 # settings that only some configs of a group have, or that files from before they were there lack
 LIMITS = tuple(f"trainer.limit_{split}_batches" for split in ("train", "val", "test"))
-OF_SOME = frozenset({"data.root", "data.url", "data.checksum", "data.mixup", "data.cutmix", "data.sampler", *LIMITS})
+OF_SOME = frozenset(
+    {
+        "optimizer.weight_decay",
+        "data.root",
+        "data.url",
+        "data.checksum",
+        "data.mixup",
+        "data.cutmix",
+        "data.sampler",
+        *LIMITS,
+    }
+)
 CHECKS: dict[str, Callable[[str, Any], None]] = {
     "plan": _flag,
     "seed": partial(_whole, least=0, most=MAX_SEED),

@@ -48,12 +48,12 @@ def make_policies(settings: Mapping[str, Any]) -> dict[str, Policy]:
 
 
 def make_loss(settings: Mapping[str, Any]) -> Loss:
-    """Return the loss of a config.
+    """Return the loss of a config; null settings count as not given, since the command line cannot remove them.
 
     Raises:
         InputError: The loss refuses its settings.
     """
-    loss: Loss = _instantiate("the loss", settings)
+    loss: Loss = _instantiate("the loss", {key: value for key, value in settings.items() if value is not None})
     return loss
 
 

@@ -120,7 +120,7 @@ def recipe_settings(scheduler: Mapping[str, Any], loss: Mapping[str, Any], selec
     plain = loss["name"] == "CrossEntropy" and not loss.get("label_smoothing") and loss.get("class_weights") is None
     return {
         **({} if constant else {"scheduler": dict(scheduler)}),
-        **({} if plain else {"loss": dict(loss)}),
+        **({} if plain else {"loss": {key: value for key, value in loss.items() if value is not None}}),
         **({} if select_by == "top1" else {"select_by": select_by}),
     }
 
@@ -185,12 +185,15 @@ def _rates(recipe: Recipe) -> dict[str, Any]:
 def _describe_schedule(schedule: Schedule | None) -> dict[str, Any]:
     if schedule is None:
         return {"name": "constant", "warmup": 0}
-    make = describe(schedule.make)
-    name, options = (make["name"], make.get("options", {})) if isinstance(make, dict) else (make, {})
-    code = {"code": make["code"]} if isinstance(make, dict) and "code" in make else {}
-    ours = name.startswith("blockwise.")
+    make = schedule.make
+    options = describe(make.keywords) if isinstance(make, partial) else {}
+    made = describe(make.func if isinstance(make, partial) else make)
+    name = made["name"] if isinstance(made, dict) else made
+    if name.startswith("blockwise."):
+        name, made = name.rpartition(".")[2], name
+    code = {"code": made["code"]} if isinstance(made, dict) and "code" in made else {}
     lengths = {key: getattr(schedule, key) for key in ("warmup", "warmup_unit", "interval")}
-    return {"name": name.rpartition(".")[2] if ours else name, **lengths, **options, **({} if ours else code)}
+    return {"name": name, **lengths, **options, **code}
 
 
 def _describe_loss(loss: Loss) -> dict[str, Any]:

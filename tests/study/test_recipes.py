@@ -1,0 +1,212 @@
+"""Recipes in training: schedules, clipping, losses and mixing keep cells exact, alone and when resumed."""
+
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from processes import blockwise
+from safetensors.torch import load_file
+
+from blockwise.api import train_scopes
+from blockwise.config.compose import compose_config
+from blockwise.errors import InputError, Interrupted
+from blockwise.results import read_records
+from blockwise.study.run import run
+from blockwise.study.study import Study
+from blockwise.training.module import BlockwiseModule
+
+EVERYTHING = [
+    "trainer.max_epochs=3",
+    "optimizer.lr=0.01",
+    "scheduler=cosine",
+    "scheduler.warmup=0.5",
+    "optimizer.layer_decay=0.8",
+    "optimizer.no_decay=true",
+    "optimizer.clip_norm=0.5",
+    "loss=focal",
+    "loss.class_weights=balanced",
+    "select_by=macro_f1",
+    "early_stopping.patience=1",
+    "data.mixup=0.4",
+    "data.sampler=balanced",
+    "freeze.norm=train",
+    "policy=lp_ft",
+    "policy.lp_ft.head_epochs=1",
+]
+
+
+def assert_same(one, other):
+    for key in ("settings", "metrics", "best_epoch", "epochs"):
+        assert one[key] == other[key], key
+    mine, theirs = (load_file(f"{record.folder}/weights.safetensors") for record in (one, other))
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())
+    histories = [Path(record.folder, "history.csv").read_text() for record in (one, other)]
+    assert histories[0] == histories[1]
+
+
+def test_with_everything_alone_equals_among_also_when_resumed(small, console, tmp_path, monkeypatch):
+    among = run(small("block=[head,1,0+2,full,bias]", *EVERYTHING), console)
+    kept = {record.cell.scope: record for record in among}
+    cfg = small("block=0+2", *EVERYTHING, f"results_dir={tmp_path / 'alone'}")
+    step, count = BlockwiseModule.training_step, 0
+
+    def stopping(self, *arguments):
+        nonlocal count
+        count += 1
+        if count == 6:  # in the second epoch, in which the blocks train
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(BlockwiseModule, "training_step", stopping)
+        with pytest.raises(Interrupted):
+            run(cfg, console)
+    (alone,) = run(cfg, console)
+    assert_same(alone, kept["0+2"])
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(small, small_overrides, console, tmp_path):
+    options = ["block=[head,full]", *(option for option in EVERYTHING if "norm=train" not in option)]
+    run(small(*options, f"results_dir={tmp_path / 'one'}"), console)
+    ddp = ["trainer=ddp", "trainer.accelerator=cpu", f"results_dir={tmp_path / 'two'}"]
+    done = blockwise("train", *small_overrides, *options, *ddp, folder=tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for one, two in zip(read_records(tmp_path / "one"), read_records(tmp_path / "two"), strict=True):
+        assert one.cell.scope == two.cell.scope
+        mine, theirs = (load_file(f"{record.folder}/weights.safetensors") for record in (one, two))
+        assert all((tensor - theirs[name]).abs().max() < 1e-4 for name, tensor in mine.items())
+
+
+def test_each_cell_has_its_own_schedule(small, console, monkeypatch):
+    """A cell that stops early leaves the rates of the others alone."""
+    rates = {}
+    step = BlockwiseModule._step
+
+    def watched(self, index, optimizer, batch_idx):
+        rates.setdefault(self.cells[index].key, []).append([group["lr"] for group in optimizer.param_groups])
+        step(self, index, optimizer, batch_idx)
+
+    monkeypatch.setattr(BlockwiseModule, "_step", watched)
+    options = ["trainer.max_epochs=3", "early_stopping.patience=1", "scheduler=cosine", "optimizer.lr=[0.3,1e-3]"]
+    run(small("block=[0,full]", "select_by=loss", "optimizer.layer_decay=0.5", *options), console)
+    steps = [len(of_cell) for of_cell in rates.values()]
+    assert min(steps) < max(steps) == 12
+    for key, of_cell in rates.items():
+        lr = float(key.split("@")[1])
+        decays = [1, 1] if key.startswith("0") else [1, 0.5**3, 0.5**2, 0.5]
+        for number, groups in enumerate(of_cell):
+            factor = (1 + torch.cos(torch.tensor(torch.pi * number / 12))) / 2
+            assert groups == pytest.approx([lr * decay * float(factor) for decay in decays], rel=1e-4, abs=1e-12)
+
+
+def test_the_gradient_of_each_cell_is_clipped(small, console, monkeypatch):
+    norms = []
+    step = torch.optim.SGD.step
+
+    def watched(self, *arguments, **options):
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(float(torch.stack([gradient.norm() for gradient in gradients]).norm()))
+        return step(self, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", watched)
+    for clip in ("null", "0.01"):
+        norms.clear()
+        run(small("block=[head,full]", "optimizer=sgd", f"optimizer.clip_norm={clip}"), console)
+        assert len(norms) == 16
+        assert (max(norms) > 0.02) if clip == "null" else (max(norms) == pytest.approx(0.01, rel=1e-3))
+
+
+def test_select_by(small, console):
+    for metric in ("top1", "macro_f1", "loss"):
+        (record,) = run(
+            small("block=full", "trainer.max_epochs=4", "optimizer.lr=0.03", f"select_by={metric}"), console
+        )
+        with Path(record.folder, "history.csv").open() as file:
+            names, *rows = [line.strip().split(",") for line in file]
+        values = [float(row[names.index(f"val_{metric}")]) for row in rows]
+        best = min(values) if metric == "loss" else max(values)
+        assert record.best_epoch == values.index(best)
+        assert record.metrics.val[metric] == pytest.approx(best)
+        assert record.select_by == metric
+
+
+def test_a_loss_a_schedule_and_a_transform_from_outside(small, console, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "import torch\n\n"
+        "class Hinge(torch.nn.MultiMarginLoss):\n    pass\n\n"
+        "class Inverted(torch.nn.Module):\n"
+        "    def forward(self, image):\n        return 255 - image\n\n"
+        "def halved(optimizer, steps_per_epoch):\n"
+        "    return torch.optim.lr_scheduler.StepLR(optimizer, steps_per_epoch, 0.5)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    (record,) = run(
+        small(
+            "block=0",
+            "loss=focal",
+            "loss._target_=mine.Hinge",
+            "~loss.gamma",
+            "scheduler._target_=mine.halved",
+            "data.augment=[{_target_: mine.Inverted}]",
+        ),
+        console,
+    )
+    assert record.settings["loss"] == {"name": "mine.Hinge"}
+    assert record.settings["scheduler"]["name"] == "mine.halved"
+    assert record.settings["data"]["augment"] == [{"_target_": "mine.Inverted"}]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("scheduler.warmup=2", "scheduler.warmup=2 must be less than trainer.max_epochs=2"),
+        ("scheduler.warmup=8 scheduler.warmup_unit=step", "scheduler.warmup=8 steps is not shorter than training"),
+        ("scheduler=cosin", "Did you mean 'cosine'"),
+        ("scheduler._target_=torch.optim.lr_scheduler.ReduceLROnPlateau", "ReduceLROnPlateau cannot be used"),
+        ("loss.label_smoothing=1.5", "loss.label_smoothing=1.5 must be a number of at least 0 and below 1"),
+        ("loss.class_weights=[1,2]", "loss.class_weights has 2 weights for 10 classes"),
+        ("loss=none", "loss=none is unknown"),
+        ("data.mixup=0.2 loss._target_=torch.nn.MultiMarginLoss ~loss.label_smoothing", "mixed labels"),
+        ("select_by=top5", "select_by=top5 is unknown: choose top1 or macro_f1 or loss"),
+        ("optimizer.layer_decay=1.5", "optimizer.layer_decay=1.5 must be at most 1"),
+        ("optimizer.clip_norm=0", "optimizer.clip_norm=0 must be a number greater than 0"),
+        ("+trainer.gradient_clip_val=1", "use optimizer.clip_norm=1"),
+        ("+trainer.accumulate_grad_batches=2", "use a larger data.batch_size"),
+        ("optimizer._target_=torch.optim.LBFGS ~optimizer.fused ~optimizer.weight_decay", "LBFGS computes the loss"),
+        ("block=norms:9", "block=norms:9 is out of range"),
+    ],
+)
+def test_wrong_recipes_are_one_sentence(small_overrides, overrides, message):
+    with pytest.raises(InputError, match=message):
+        Study.from_config(compose_config([*small_overrides, *overrides.split()]))
+
+
+def test_the_same_recipe_in_python(small, console, tmp_path):
+    """`train_scopes` takes names and objects, and trains what the command line does."""
+    options = ["trainer.max_epochs=2", "scheduler=cosine", "scheduler.warmup=0", "optimizer.clip_norm=0.5"]
+    cfg = small("block=[1,full]", "policy=cyclic", "select_by=loss", "optimizer.layer_decay=0.5", *options)
+    expected = run(cfg, console)
+    study = Study.from_config(cfg, console)
+    records = train_scopes(
+        study.backbone,
+        study.staged.partition,
+        [1, "full"],
+        study.data.module,
+        classes=study.data.classes,
+        max_epochs=2,
+        policy="cyclic",
+        optimizer=study.optimizer,
+        scheduler="cosine",
+        clip_norm=0.5,
+        layer_decay=0.5,
+        select_by="loss",
+        results_dir=tmp_path / "python",
+        quiet=True,
+        accelerator="cpu",
+    )
+    for one, other in zip(expected, records, strict=True):
+        assert one.metrics == other.metrics
+        assert other.settings["policy"] == {"name": "cyclic", "every": 1}
+        assert other.settings["scheduler"]["name"] == "cosine"
