@@ -204,6 +204,7 @@ def test_wrong_policies_are_one_sentence(small_overrides, overrides, message):
 
 
 def test_tables_and_claims_tell_policies_apart(together, small, console):
+    from blockwise.analysis.report.page import _tables
     from blockwise.analysis.summary import sweeps
 
     run(small("block=all", "policy=[static,lp_ft]", "policy.lp_ft.head_epochs=1"), console)
@@ -215,3 +216,12 @@ def test_tables_and_claims_tell_policies_apart(together, small, console):
     assert {record.policy for record in other.records} == {"static", "lp_ft"}
     printed = console.export_text()
     assert "partition segment, policy lp_ft" in printed
+    tables = {table.name: table.values for table in _tables(recorded, read_records(small().results_dir))}
+    assert set(tables["summary"]["policy"]) == set(tables["scopes"]["policy"]) == {"static", "lp_ft"}
+    claimed = list(tables["claims"]["claim"])
+    assert "Policy lp_ft: The best block beats both baselines." in claimed
+    assert "The best block beats both baselines." in claimed
+    between = tables["policies"]
+    assert list(between["treatment"]) == ["full", "best block"]
+    assert set(between["first"]) == {"lp_ft"}
+    assert set(between["pairs"]) == {1}

@@ -10,7 +10,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from blockwise.analysis.summary import Sweep
+from blockwise.analysis.summary import STATIC, Sweep
 from blockwise.analysis.sweep_table import difference, percent
 from blockwise.errors import InputError
 from blockwise.io.names import markdown, spreadsheet
@@ -64,7 +64,7 @@ def _row(sweep: Sweep) -> dict[str, str]:
     values: tuple[Any, ...] = (
         sweep.data,
         sweep.backbone,
-        sweep.partition,
+        sweep.partition if sweep.policy == STATIC else f"{sweep.partition}, policy {sweep.policy}",
         len(sweep.seeds),
         *(percent(row, "test") if row else "" for row in (head, full, best)),
         best.scope if best else "",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import factorial, prod
 from statistics import fmean
 from typing import Literal
@@ -16,7 +16,7 @@ from scipy import stats
 
 from blockwise.analysis.frame import depth
 from blockwise.analysis.statistics import BASELINES, BEST, LEVEL, PairedTest, paired_tests, quarter_shares
-from blockwise.analysis.summary import Row, Sweep, by_backbone_and_data
+from blockwise.analysis.summary import STATIC, Row, Sweep, by_backbone_and_data, by_policy
 
 Verdict = Literal["supported", "not supported", "not enough data"]
 PERMUTATIONS = 1999
@@ -44,8 +44,13 @@ class Claim:
 
 
 def claims(sweeps: Sequence[Sweep]) -> list[Claim]:
-    """Test the paper's claims on recorded sweeps."""
-    return [beats_baselines(sweeps), differs_between_backbones(sweeps), fourth_quarter(sweeps), is_reliable(sweeps)]
+    """Test the paper's claims on recorded sweeps, for each policy by itself."""
+    found = []
+    for policy, group in by_policy(sweeps).items():
+        tested = (beats_baselines, differs_between_backbones, fourth_quarter, is_reliable)
+        prefix = "" if policy == STATIC else f"Policy {policy}: "
+        found += [replace(claim, statement=prefix + claim.statement) for claim in (test(group) for test in tested)]
+    return found
 
 
 def claims_list(found: Sequence[Claim]) -> Table:

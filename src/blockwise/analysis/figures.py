@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from math import ceil
 from typing import TYPE_CHECKING, Literal
 
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
-from blockwise.analysis.summary import Row, Sweep
+from blockwise.analysis.summary import PARTS, Row, Sweep
 
 if TYPE_CHECKING:  # the figure of a single sweep must not import pandas
     import pandas as pd
@@ -50,7 +51,9 @@ def _draw_blocks(axes: Axes, sweep: Sweep) -> None:
     axes.plot(
         blocks, [100 * row.mean("val") for row in rows], color=GREY, marker=".", ls=":", label="block, validation"
     )
-    for name, (label, color, style) in BASELINES.items():
+    parts = [row.scope for row in sweep.rows if PARTS.fullmatch(row.scope)]
+    colors = cycle([PURPLE, SKY, GREY])
+    for name, (label, color, style) in (BASELINES | {part: (part, next(colors), ":") for part in parts}).items():
         if (row := sweep.row(name)) is not None:
             mean, deviation = 100 * row.mean("test"), 100 * (row.spread("test") or 0)
             axes.axhline(mean, color=color, ls=style, label=f"{label}, test")

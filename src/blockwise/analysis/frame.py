@@ -15,9 +15,9 @@ from blockwise.results.store import sweep_hash
 def records_frame(records: Iterable[Record]) -> pd.DataFrame:
     """Return a table with one row per record.
 
-    Columns: `data`, `backbone`, `weights`, `parameters`, `partition`, `num_blocks`, `scope`, `block` (for single
-    blocks), `quarter`, `depth` (middle of a single block, from 0 at the pixels to 1 at the head), `trainable`, `lr`,
-    `seed`, `status`, `best_epoch`, `epochs`, `seconds`, `peak_memory_bytes`, `train_top1` to `test_loss` (fractions),
+    Columns: `data`, `backbone`, `weights`, `parameters`, `partition`, `num_blocks`, `scope`, `policy`, `block` (for
+    single blocks), `quarter`, `depth` (middle of a single block, from 0 at the pixels to 1 at the head), `trainable`,
+    `lr`, `seed`, `status`, `best_epoch`, `epochs`, `seconds`, `peak_memory_bytes`, `train_top1` to `test_loss` (fractions),
     `sweep` (the same for all cells of a sweep) and `folder`.
     """
     import pandas as pd
@@ -42,6 +42,7 @@ def identity(record: Record) -> dict[str, Any]:
         "partition": partition.name,
         "num_blocks": partition.num_blocks,
         "scope": cell.scope,
+        "policy": record.policy,
         "block": block,
         "quarter": cell.quarter,
         "depth": None if block is None else depth(block, partition.num_blocks),

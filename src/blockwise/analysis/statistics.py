@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from blockwise.analysis.summary import Row, Sweep, by_backbone_and_data
+from blockwise.analysis.summary import PARTS, STATIC, Row, Sweep, by_backbone_and_data, by_policy
 
 LEVEL = 0.05
 # SciPy's documentation calls the p-value of `friedmanchisquare` reliable for more than 10 samples
@@ -32,6 +32,12 @@ QUARTERS = tuple(f"quarter {number}" for number in (1, 2, 3, 4))
 TREATMENTS = (*BASELINES, *QUARTERS, BEST)
 # the table of tests compares blocks with baselines, and the baselines with each other
 COMPARISONS = (("full", "head"), *((block, baseline) for block in (BEST, *QUARTERS) for baseline in BASELINES))
+
+
+def comparisons(sweeps: Sequence[Sweep]) -> list[tuple[str, str]]:
+    """Return the pairs of treatments to test: with further baselines, such as `norms` or `bias`, these as well."""
+    parts = sorted({row.scope for sweep in sweeps for row in sweep.rows if row.records and PARTS.fullmatch(row.scope)})
+    return [*COMPARISONS, *((BEST, part) for part in parts), *((part, base) for part in parts for base in BASELINES)]
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 def treatment(sweep: Sweep, name: str) -> Row | None:
     """Return a sweep's row of a treatment, or None; blocks are selected by validation accuracy."""
-    if name in BASELINES:
+    if name in BASELINES or PARTS.fullmatch(name):
         return sweep.row(name)
     blocks = sweep.single_blocks
     if name == BEST:
@@ -143,6 +149,24 @@ def paired_tests(
                 differences.append(fmean(comparable))
         tests.append(_signed_rank(first, second, differences, needed, alternative))
     return _holm(tests)
+
+
+def policy_tests(sweeps: Sequence[Sweep]) -> list[tuple[str, PairedTest]]:
+    """Compare each policy with the first one, usually static: `full` and the best block, under the same settings."""
+    first, *others = by_policy(sweeps) or {STATIC: []}
+    same = {(sweep.data, sweep.backbone, sweep.base): sweep for sweep in sweeps if sweep.policy == first}
+    names = [(treated, other) for other in others for treated in ("full", BEST)]
+    tests = []
+    for treated, other in names:
+        found: dict[tuple[str, str], list[float]] = {}
+        for sweep in (sweep for sweep in sweeps if sweep.policy == other):
+            twin = same.get((sweep.data, sweep.backbone, sweep.base))
+            rows = (treatment(sweep, treated), treatment(twin, treated)) if twin else (None, None)
+            if rows[0] and rows[1] and (value := rows[0].difference(rows[1])) is not None:
+                found.setdefault((sweep.data, sweep.backbone), []).append(value)
+        differences = [fmean(values) for values in found.values()]
+        tests.append(_signed_rank(other, first, differences, pairs_needed(len(names)), "two-sided"))
+    return list(zip([treated for treated, _ in names], _holm(tests), strict=True))
 
 
 def pairs_needed(tests: int, sides: int = 2) -> int:

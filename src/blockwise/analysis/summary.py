@@ -12,6 +12,8 @@ from blockwise.results.record import Record, Settings
 from blockwise.results.store import sweep_hash
 
 STATIC = "static"
+# names of the metrics that select, for readers
+SELECTED = {"top1": "accuracy", "macro_f1": "macro F1", "loss": "loss"}
 # scopes that train a part of every block: baselines, as `head` and `full` are
 PARTS = re.compile(r"bias|norms|lora\d+", re.ASCII)
 
@@ -105,6 +107,11 @@ class Sweep:
         return printable(self.records[0].policy)
 
     @property
+    def base(self) -> str:
+        """The hash of the settings without the policy: the same for sweeps that differ in nothing else."""
+        return sweep_hash({key: value for key, value in self.settings.items() if key != "policy"})
+
+    @property
     def title(self) -> str:
         """Return `backbone on data, partition`, and the policy unless it is static."""
         policy = "" if self.policy == STATIC else f", policy {self.policy}"
@@ -133,6 +140,14 @@ class Sweep:
     def best(self) -> Row | None:
         """The best single block by validation."""
         return next(iter(self.single_blocks), None)
+
+
+def by_policy(sweeps: Iterable[Sweep]) -> dict[str, list[Sweep]]:
+    """Group sweeps by policy; claims and statistics are about one policy."""
+    groups: dict[str, list[Sweep]] = {}
+    for sweep in sweeps:
+        groups.setdefault(sweep.policy, []).append(sweep)
+    return groups
 
 
 def by_backbone_and_data(sweeps: Iterable[Sweep]) -> list[list[Sweep]]:

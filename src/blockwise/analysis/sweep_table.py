@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from blockwise.analysis.summary import Row, Sweep
+from blockwise.analysis.summary import SELECTED, Row, Sweep
 
 
 def sweep_table(sweep: Sweep) -> Table:
@@ -83,7 +83,8 @@ def _caption(sweep: Sweep) -> str:
         f"validate, {data.test:,} to test; top-1 accuracy in %"
     ]
     if best is not None:
-        lines.append(f"* best block by validation accuracy; it tests at {percent(best, 'test')}{_verdict(sweep, best)}")
+        by = f"validation {SELECTED[sweep.select_by]}"
+        lines.append(f"* best block by {by}; it tests at {percent(best, 'test')}{_verdict(sweep, best)}")
     return "\n".join(lines)
 
 

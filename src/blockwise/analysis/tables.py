@@ -12,8 +12,17 @@ import pandas as pd
 
 from blockwise.analysis.claims import claims
 from blockwise.analysis.frame import depth
-from blockwise.analysis.statistics import BASELINES, PairedTest, Ranks, interval, paired_tests, quarter_shares
-from blockwise.analysis.summary import Row, Sweep
+from blockwise.analysis.statistics import (
+    BASELINES,
+    PairedTest,
+    Ranks,
+    comparisons,
+    interval,
+    paired_tests,
+    policy_tests,
+    quarter_shares,
+)
+from blockwise.analysis.summary import SELECTED, STATIC, Row, Sweep, by_policy
 from blockwise.io.names import markdown, printable, spreadsheet
 from blockwise.results.record import Record
 
@@ -86,8 +95,8 @@ def summary_table(sweeps: Sequence[Sweep]) -> ReportTable:
             }
         )
     note = (
-        "Top-1 test accuracy in %. The best block has the highest validation accuracy. Each scope is shown at its best "
-        f"learning rate by validation. Δ: gain in points, over the seeds that both have. {INTERVAL}."
+        f"Top-1 test accuracy in %. The best block has the best validation {_selection(sweeps)}. Each scope is shown at "
+        f"its best learning rate by validation. Δ: gain in points, over the seeds that both have. {INTERVAL}."
     )
     return _table("summary", "Best block and baselines", note, lines)
 
@@ -123,10 +132,11 @@ def scopes_table(sweeps: Sequence[Sweep]) -> ReportTable:
 def quarters_table(sweeps: Sequence[Sweep]) -> ReportTable:
     """Return how often a block of each quarter beats both baselines."""
     lines = []
-    for share in quarter_shares(sweeps):
+    for policy, share in ((policy, s) for policy, group in by_policy(sweeps).items() for s in quarter_shares(group)):
         low, high = share.interval or (None, None)
         lines.append(
             {
+                **_policy(policy, sweeps),
                 "quarter": share.quarter,
                 "pairs": share.pairs,
                 "blocks": share.blocks,
@@ -145,23 +155,18 @@ def quarters_table(sweeps: Sequence[Sweep]) -> ReportTable:
 
 def tests_table(sweeps: Sequence[Sweep]) -> ReportTable:
     """Return paired tests of blocks and baselines."""
-    tests = paired_tests(sweeps)
+    tests = [(p, test) for p, group in by_policy(sweeps).items() for test in paired_tests(group, comparisons(group))]
     lines = [
         {
-            "first": test.first,
-            "second": test.second,
-            "pairs": test.pairs,
-            "Δ median": test.median,
-            "effect": test.effect,
-            "p": test.p,
-            "p (Holm)": test.p_holm,
-            "verdict": _verdict(test),
+            **_policy(policy, sweeps),
+            **_test(test),
         }
-        for test in tests
+        for policy, test in tests
     ]
     note = (
         "Wilcoxon's signed-rank test, two-sided, on mean test accuracies of each backbone and data set, with Holm's "
-        f"correction for {len(tests)} tests. Effect: matched-pairs rank-biserial correlation, -1 to 1. Δ in points."
+        f"correction for the {len(comparisons(sweeps))} tests of a policy. Effect: matched-pairs rank-biserial "
+        "correlation, -1 to 1. Δ in points."
     )
     return _table("tests", "Paired tests across backbones and data sets", note, lines)
 
@@ -181,6 +186,17 @@ def ranks_table(ranks: Ranks) -> ReportTable:
         f"p = {ranks.p:.2g}. Rank 1 is the highest accuracy; the p-values in the table are from Nemenyi's test."
     )
     return _table("ranks", "Ranks of blocks and baselines", note, lines)
+
+
+def policies_table(sweeps: Sequence[Sweep]) -> ReportTable | None:
+    """Return paired tests of each policy against the first one; None with one policy."""
+    tests = policy_tests(sweeps)
+    lines = [{"treatment": name, **_test(test)} for name, test in tests]
+    note = (
+        "Wilcoxon's signed-rank test, two-sided, on test accuracies of the same backbone, data set, partition and "
+        f"settings under two policies, with Holm's correction for {len(tests)} tests. Δ in points."
+    )
+    return _table("policies", "Policies against each other", note, lines) if lines else None
 
 
 def selection_table(sweeps: Sequence[Sweep]) -> ReportTable:
@@ -264,9 +280,32 @@ def provenance_table(records: Sequence[Record]) -> ReportTable:
     )
 
 
+def _test(test: PairedTest) -> dict[str, Any]:
+    return {
+        "first": test.first,
+        "second": test.second,
+        "pairs": test.pairs,
+        "Δ median": test.median,
+        "effect": test.effect,
+        "p": test.p,
+        "p (Holm)": test.p_holm,
+        "verdict": _verdict(test),
+    }
+
+
+def _selection(sweeps: Sequence[Sweep]) -> str:
+    return ", or ".join(sorted({SELECTED[sweep.select_by] for sweep in sweeps})) or SELECTED["top1"]
+
+
+def _policy(policy: str, sweeps: Sequence[Sweep]) -> dict[str, str]:
+    """Return the column of the policy; none if all sweeps are static."""
+    return {} if all(sweep.policy == STATIC for sweep in sweeps) else {"policy": policy}
+
+
 def _names(sweep: Sweep, sweeps: Sequence[Sweep]) -> dict[str, Any]:
     """Return the columns that name a sweep, with the hash of its settings if names alone are not unique."""
     names = {"data": sweep.data, "backbone": sweep.backbone, "partition": sweep.partition}
+    names.update(_policy(sweep.policy, sweeps))
     counted = Counter(other.title for other in sweeps)
     return names if max(counted.values()) == 1 else {**names, "settings": sweep.key}
 

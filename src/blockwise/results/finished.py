@@ -117,7 +117,7 @@ def _paths(cfg: Mapping[str, Any]) -> Iterator[Path]:
         if spec is None or spec.origin is None:
             raise ImportError(name)
         yield Path(spec.origin).parent / file
-    yield from _origin(str(model.get("architecture") or model["name"]))
+    yield from _origin(str(model.get("architecture") or model.get("name")))
 
 
 def _origin(name: str) -> Iterator[Path]:

@@ -55,7 +55,7 @@ def build_dashboard(entity: str, project: str) -> workspaces.Workspace:
         runset_settings=workspaces.RunsetSettings(
             # no grouping: panels would show group means instead of blocks
             order=[expr.Ordering(expr.Config(name), ascending=True) for name in ("data", "backbone", "block")],
-            pinned_columns=[f"config:{name}" for name in ("scope", "quarter", "lr", "seed", "trainable")],
+            pinned_columns=[f"config:{name}" for name in ("scope", "policy", "quarter", "lr", "seed", "trainable")],
         ),
     )
 

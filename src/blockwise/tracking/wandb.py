@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from blockwise.analysis.summary import Sweep, sweeps
+from blockwise.analysis.summary import STATIC, Sweep, sweeps
 from blockwise.errors import InputError
 from blockwise.quiet import no_error_reports
 from blockwise.results.record import Metrics, Record
@@ -86,12 +86,13 @@ class WandbRuns:
         cell, settings = record.cell, record.settings
         quarter = [] if cell.quarter is None else [f"quarter {cell.quarter}"]
         scope = f"block {cell.scope}" if cell.scope.isdigit() else cell.scope
-        names = [record.backbone.name, record.data.name, record.partition.name, scope, *quarter]
+        policy = [] if record.policy == STATIC else [record.policy]
+        names = [record.backbone.name, record.data.name, record.partition.name, scope, *quarter, *policy]
         return wandb.init(
             project=self._project,
             entity=self._entity,
             id=settings_hash(settings),
-            name=f"{record.backbone.name} {scope} lr{settings.get('lr')} seed{record.seed}",
+            name=" ".join([record.backbone.name, scope, *policy, f"lr{settings.get('lr')}", f"seed{record.seed}"]),
             group=f"{sweep_path(settings)}-{sweep_hash(settings)}",
             tags=[name[:LONGEST_TAG] for name in names],
             config=describe(record),

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from blockwise.analysis import figures, tables
 from blockwise.analysis.report.classes import confusion_matrix, gains_by_class, history, predictions
 from blockwise.analysis.statistics import accuracy_matrix, ranks, treatment
-from blockwise.analysis.summary import Sweep, sweeps
+from blockwise.analysis.summary import STATIC, Sweep, by_policy, sweeps
 from blockwise.errors import InputError
 from blockwise.io.names import file_name
 from blockwise.results.record import Record
@@ -112,7 +112,9 @@ def _tables(recorded: Sequence[Sweep], records: Sequence[Record]) -> Iterator[ta
     yield tables.summary_table(recorded)
     yield tables.quarters_table(recorded)
     yield tables.tests_table(recorded)
-    if (ranked := ranks(accuracy_matrix(recorded))) is not None:
+    if (policies := tables.policies_table(recorded)) is not None:
+        yield policies
+    if (ranked := ranks(accuracy_matrix(_static(recorded)))) is not None:
         yield tables.ranks_table(ranked)
     yield tables.selection_table(recorded)
     yield tables.scopes_table(recorded)
@@ -121,15 +123,22 @@ def _tables(recorded: Sequence[Sweep], records: Sequence[Record]) -> Iterator[ta
     yield tables.provenance_table(records)
 
 
-def _pictures(recorded: Sequence[Sweep]) -> Iterator[Picture]:
-    def by_place(sweep: Sweep) -> tuple[str, str]:
-        return sweep.data, sweep.partition
+def _static(recorded: Sequence[Sweep]) -> list[Sweep]:
+    """Return the sweeps of the static policy, or of the only one there is."""
+    groups = by_policy(recorded)
+    return groups.get(STATIC) or next(iter(groups.values()), [])
 
-    for (data, partition), group in groupby(sorted(recorded, key=by_place), key=by_place):
+
+def _pictures(recorded: Sequence[Sweep]) -> Iterator[Picture]:
+    def by_place(sweep: Sweep) -> tuple[str, str, str]:
+        return sweep.data, sweep.partition, "" if sweep.policy == STATIC else sweep.policy
+
+    for (data, partition, policy), group in groupby(sorted(recorded, key=by_place), key=by_place):
         sweeps_of = [sweep for sweep in group if sweep.single_blocks]
         if sweeps_of:
-            yield from _of_one_data_set(sweeps_of, f"{data}, {partition}", f"{data}-{partition}")
-    with_blocks = [sweep for sweep in recorded if sweep.single_blocks]
+            names = [data, partition, *([policy] if policy else [])]
+            yield from _of_one_data_set(sweeps_of, ", ".join(names), "-".join(names))
+    with_blocks = [sweep for sweep in _static(recorded) if sweep.single_blocks]
     if any(sweep.row(name) for sweep in with_blocks for name in figures.BASELINES):
         yield Picture(
             "gain-by-quarter",
@@ -138,7 +147,7 @@ def _pictures(recorded: Sequence[Sweep]) -> Iterator[Picture]:
             "set; boxes from the first to the third quartile.",
             figures.gain_by_quarter(with_blocks, treatment),
         )
-    if (ranked := ranks(accuracy_matrix(recorded))) is not None:
+    if (ranked := ranks(accuracy_matrix(_static(recorded)))) is not None:
         yield Picture(
             "critical-differences",
             "Critical differences",
