@@ -17,8 +17,8 @@ def records_frame(records: Iterable[Record]) -> pd.DataFrame:
 
     Columns: `data`, `backbone`, `weights`, `parameters`, `partition`, `num_blocks`, `scope`, `policy`, `block` (for
     single blocks), `quarter`, `depth` (middle of a single block, from 0 at the pixels to 1 at the head), `trainable`,
-    `lr`, `seed`, `status`, `best_epoch`, `epochs`, `seconds`, `peak_memory_bytes`, `train_top1` to `test_loss` (fractions),
-    `sweep` (the same for all cells of a sweep) and `folder`.
+    `lr`, `seed`, `status`, `best_epoch`, `epochs`, `seconds`, `peak_memory_bytes`, `train_top1` to `test_loss`
+    (fractions), `sweep` (the same for all cells of a sweep) and `folder`.
     """
     import pandas as pd
 

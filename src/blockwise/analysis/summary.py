@@ -143,9 +143,9 @@ class Sweep:
 
 
 def by_policy(sweeps: Iterable[Sweep]) -> dict[str, list[Sweep]]:
-    """Group sweeps by policy; claims and statistics are about one policy."""
+    """Group sweeps by policy, `static` first; claims and statistics are about one policy."""
     groups: dict[str, list[Sweep]] = {}
-    for sweep in sweeps:
+    for sweep in sorted(sweeps, key=lambda sweep: (sweep.policy != STATIC, sweep.policy)):
         groups.setdefault(sweep.policy, []).append(sweep)
     return groups
 

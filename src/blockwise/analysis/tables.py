@@ -95,8 +95,8 @@ def summary_table(sweeps: Sequence[Sweep]) -> ReportTable:
             }
         )
     note = (
-        f"Top-1 test accuracy in %. The best block has the best validation {_selection(sweeps)}. Each scope is shown at "
-        f"its best learning rate by validation. Δ: gain in points, over the seeds that both have. {INTERVAL}."
+        f"Top-1 test accuracy in %. The best block has the best validation {_selection(sweeps)}. Each scope is shown "
+        f"at its best learning rate by validation. Δ: gain in points, over the seeds that both have. {INTERVAL}."
     )
     return _table("summary", "Best block and baselines", note, lines)
 
