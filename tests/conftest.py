@@ -95,6 +95,7 @@ SMALL = [
     "data.batch_size=16",
     "trainer.max_epochs=2",
     "trainer.accelerator=cpu",
+    "optimizer.lr=0.001",
 ]
 
 

@@ -39,10 +39,14 @@ def test_one_of_its_jobs_runs(path, partition, tmp_path, console):
     assert axes(path)["seed"]
     few = [f"partition={partition}", *(["partition.num_blocks=3"] if partition == "segment" else [])]
     tiny = ["data.train_per_class=4", "data.val_per_class=2", "data.test_per_class=2", "trainer.max_epochs=1"]
-    own = [f"block={axes(path)['block']}", "optimizer.lr=[1e-3]", "seed=0"]
+    block = axes(path)["block"]
+    scopes = block if isinstance(block, str) else ",".join(block)
+    own = [f"block=[{scopes}]", "optimizer.lr=[1e-3]", "seed=0", "scheduler.warmup=0"]
+    own += ["policy.lp_ft.head_epochs=1", "trainer.max_epochs=2"] if "lp_ft" in cfg.policy else []
     places = [f"results_dir={tmp_path / 'results'}", f"cache.folder={tmp_path / 'cache'}"]
     records = run(compose_config([*chosen(path), *SMALL, *tiny, *few, *places, *own]), console)
-    assert {"head", "full", "0"} <= {record["cell"]["scope"] for record in records}
+    assert {"head", "full"} <= {record["cell"]["scope"] for record in records}
+    assert {record.policy for record in records} == {"static", *cfg.policy}
 
 
 @pytest.mark.parametrize("name", ["caltech101", "flowers102"])
