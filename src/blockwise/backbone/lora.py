@@ -27,6 +27,12 @@ def adaptable(network: nn.Module, parameters: Collection[str]) -> list[str]:
     return [path for path in paths if _fits(network.get_submodule(path))]
 
 
+def num_updates(network: nn.Module, parameters: Collection[str], rank: int) -> int:
+    """Return the number of parameters of the low-rank updates."""
+    weights = (network.get_parameter(f"{path}.weight") for path in adaptable(network, parameters))
+    return sum(rank * (weight[0].numel() + len(weight)) for weight in weights)
+
+
 def _fits(layer: nn.Module) -> bool:
     return type(layer) is nn.Linear or (
         type(layer) is nn.Conv2d and layer.groups == 1 and layer.padding_mode == "zeros"

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from blockwise.analysis.sweep_table import print_table
 from blockwise.backbone.partition import Partition
 from blockwise.fast.memory import peak_memory_bytes
+from blockwise.policies import Phase
 from blockwise.study.worker import PLAN, report_plan
 from blockwise.training.cells import Cell
 from blockwise.training.module import BlockwiseModule
@@ -65,16 +66,28 @@ class Costs:
     checkpoint_bytes: int = 0
 
 
-def cell_flops(partition: Partition, blocks: Sequence[int]) -> int:
-    """Return a cell's own FLOPs per image: forward and backward pass from its first block on, and weight gradients."""
-    if not blocks:
-        return 0
+def cell_flops(
+    partition: Partition, blocks: Sequence[int], changed: Sequence[int] = (), *, whole: bool = True
+) -> int:
+    """Return a cell's own FLOPs per image in an epoch: forward and backward pass, and weight gradients.
+
+    Args:
+        partition: The partition of the network.
+        blocks: The blocks that train; the backward pass ends at the first of them.
+        changed: The blocks that have been trained before; the forward pass begins at the first of all.
+        whole: Whether the weights of layers train, not only norms or biases.
+    """
+    layers, end = partition.layers, len(partition.layers)
     trained = {index for block in blocks for index in _layers(partition, block)}
-    onward = sum(layer.flops for layer in partition.layers[min(trained) :])
-    weights = sum(partition.layers[index].flops for index in trained)
-    # the first trained layer needs no input gradient
-    first = next((layer.flops for layer in partition.layers[min(trained) :] if layer.num_parameters), 0)
-    return 2 * onward + weights - first
+    first = min(trained, default=end)
+    begun = min((index for block in changed for index in _layers(partition, block)), default=end)
+    forward = sum(layer.flops for layer in layers[min(first, begun) :])
+    backward = sum(layer.flops for layer in layers[first:])
+    if whole:
+        # the first trained layer with weights needs no input gradient
+        backward -= next((layer.flops for layer in layers[first:] if layer.num_parameters), 0)
+        backward += sum(layers[index].flops for index in trained)
+    return forward + backward
 
 
 def _layers(partition: Partition, block: int) -> range:
@@ -150,14 +163,38 @@ def _bytes(values: Any) -> int:
     return sum(value.numel() * value.element_size() for value in values if isinstance(value, Tensor))
 
 
-def describe(cell: Cell, partition: Partition, *, recorded: bool, several_rates: bool, head: int) -> CellPlan:
-    """Return the plan of a cell; `head` is the number of parameters of the head."""
-    name = cell.key if several_rates else cell.scope.name
+def describe(
+    name: str,
+    cell: Cell,
+    phases: Sequence[Phase],
+    partition: Partition,
+    *,
+    recorded: bool,
+    trainable: int,
+) -> CellPlan:
+    """Return the plan of a cell.
+
+    Args:
+        name: The cell's name.
+        cell: The cell.
+        phases: What trains in each epoch.
+        partition: The partition of the network.
+        recorded: Whether the cell has a record.
+        trainable: Number of trained parameters, including the head's.
+    """
     if cell.scope.top is not None and not cell.scope.blocks:
         return CellPlan(name, recorded, None, None)
-    layers = {index for block in cell.scope.blocks for index in _layers(partition, block)}
-    trainable = head + sum(partition.layers[index].num_parameters for index in layers)
-    return CellPlan(name, recorded, trainable, cell_flops(partition, cell.scope.blocks))
+    return CellPlan(name, recorded, trainable, mean_flops(partition, phases, whole=cell.scope.part == "all"))
+
+
+def mean_flops(partition: Partition, phases: Sequence[Phase], *, whole: bool = True) -> int:
+    """Return a cell's own FLOPs per image, the mean of all epochs; for `whole`, see `cell_flops`."""
+    changed: set[int] = set()
+    total = 0
+    for phase in phases:
+        changed |= set(phase.blocks)
+        total += cell_flops(partition, phase.blocks, sorted(changed), whole=whole)
+    return total // max(1, len(phases))
 
 
 def show(console: Console, title: str, cells: Sequence[CellPlan], costs: Costs) -> None:

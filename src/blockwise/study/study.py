@@ -26,7 +26,7 @@ from blockwise.backbone.stages import StagedBackbone
 from blockwise.config.checks import as_list, check_config
 from blockwise.config.compose import plain
 from blockwise.errors import InputError
-from blockwise.policies import STATIC, Static, check_policy
+from blockwise.policies import STATIC, Phase, Static, check_policy, phases
 from blockwise.recipe.build import make_recipe
 from blockwise.recipe.losses import check_loss, with_class_counts
 from blockwise.recipe.parameter_groups import OptimizerFactory
@@ -41,13 +41,13 @@ from blockwise.study.settings import config_settings, describe_policy
 from blockwise.study.worker import report_cells
 from blockwise.tracking.callback import CellTracking, OpenLog
 from blockwise.tracking.progress import ProgressDisplay
-from blockwise.training.cells import Cell, cell_key
+from blockwise.training.cells import Cell, cell_key, cell_names
 from blockwise.training.checkpoints import AtomicCheckpointIO, CheckpointCallback, Checkpoints
 from blockwise.training.distributed import broadcast, init_process_group, rank
 from blockwise.training.module import BlockwiseModule
 from blockwise.training.recorder import Recorder
 from blockwise.training.scopes import Scope, parse_scopes
-from blockwise.training.trainable import check_scope
+from blockwise.training.trainable import check_scope, num_trainable
 
 
 class TrainerFactory(Protocol):
@@ -251,10 +251,16 @@ class Study:
         """Print and return the cells that `train` would train and their estimated cost, timed on steps with noise."""
         partition, cells = self.staged.partition, self.cells()
         head = (self.staged.num_features + 1) * len(self.data.classes)
-        several_rates = len(self.rates) > 1
         plans = [
-            describe(cell, partition, recorded=self.is_recorded(cell), several_rates=several_rates, head=head)
-            for cell in cells
+            describe(
+                name,
+                cell,
+                self._phases(cell),
+                partition,
+                recorded=self.is_recorded(cell),
+                trainable=head + num_trainable(cell.scope, partition, self.backbone.network),
+            )
+            for name, cell in zip(cell_names(cells), cells, strict=True)
         ]
         missing = [
             cell for cell, plan in zip(cells, plans, strict=True) if not plan.recorded and plan.flops is not None
@@ -262,6 +268,11 @@ class Study:
         costs = self._measure(missing) if missing else Costs()
         show(self.console, f"{self.title}, {len(partition)} blocks", plans, costs)
         return plans, costs
+
+    def _phases(self, cell: Cell) -> list[Phase]:
+        """Return what trains in each epoch."""
+        policy = self.recipe.policies.get(cell.policy, Static())
+        return phases(policy, cell.scope.blocks, int(self.settings["trainer"]["max_epochs"]))
 
     def _measure(self, cells: list[Cell]) -> Costs:
         side_by_side = cells[:1] if self.staged.whole else cells

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from blockwise.training.cells import Progress as CellProgress
+from blockwise.training.cells import cell_names
 from blockwise.training.module import BlockwiseModule
 
 
@@ -121,11 +122,9 @@ class ProgressDisplay(L.Callback):
 
 def _cells(module: BlockwiseModule) -> list[Text]:
     """Return `scope accuracy` of every cell, the best so far in bold."""
-    rates = {cell.lr for cell in module.cells}
     best = max((progress.best["val"]["top1"] for progress in module.progress if progress.best), default=None)
     texts = []
-    for cell, progress in zip(module.cells, module.progress, strict=True):
-        name = cell.key if len(rates) > 1 else cell.scope.name
+    for name, progress in zip(cell_names(module.cells), module.progress, strict=True):
         top1 = progress.best["val"]["top1"] if progress.best else None
         texts.append(
             Text(f"{name} {_state(progress)}", style="bold green" if top1 is not None and top1 == best else "")

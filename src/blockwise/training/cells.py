@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -43,6 +43,21 @@ class Cell:
 def cell_key(scope: str, lr: float, policy: str = STATIC) -> str:
     """Return the name of the cell of a scope, a learning rate and a policy."""
     return f"{scope}@{lr:g}" + ("" if policy == STATIC else f"@{policy}")
+
+
+def cell_names(cells: Sequence[Cell]) -> list[str]:
+    """Return short names of cells, with rate and policy only where they differ."""
+    rates, policies = ({getattr(cell, key) for cell in cells} for key in ("lr", "policy"))
+    return [
+        "@".join(
+            [
+                cell.scope.name,
+                *([f"{cell.lr:g}"] if len(rates) > 1 else []),
+                *([cell.policy] if len(policies) > 1 and cell.policy != STATIC else []),
+            ]
+        )
+        for cell in cells
+    ]
 
 
 class CellNetwork(nn.Module):

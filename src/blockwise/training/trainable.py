@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from blockwise.backbone.lora import adaptable, check_installed
+from blockwise.backbone.lora import adaptable, check_installed, num_updates
 from blockwise.backbone.partition import Partition
 from blockwise.errors import InputError
 from blockwise.training.scopes import Part, Scope
@@ -42,6 +42,14 @@ def trainable(partition: Partition, block: int, part: Part) -> Trainable:
         names = [name for name in names if name.rpartition(".")[2].endswith("bias")]
     in_training = [layer.name for layer in layers] if part in ("all", "norms") else []
     return Trainable(frozenset(names), frozenset(in_training))
+
+
+def num_trainable(scope: Scope, partition: Partition, network: nn.Module) -> int:
+    """Return the number of parameters that a scope trains, without the head's."""
+    names = {name for block in scope.blocks for name in trainable(partition, block, scope.part).parameters}
+    if scope.part == "lora":
+        return num_updates(network, names, scope.rank or 1)
+    return sum(parameter.numel() for name, parameter in network.named_parameters() if name in names)
 
 
 def check_scope(scope: Scope, partition: Partition, network: nn.Module, backbone: str) -> None:
