@@ -1,11 +1,11 @@
 """Compare training recipes on real weights: which one is fair to the head, to blocks and to full fine-tuning?
 
     python experiments/recipes/measure.py digits                        # no download, about 15 minutes on two cores
-    python experiments/recipes/measure.py caltech101 data.root=data
+    python experiments/recipes/measure.py caltech101 data.root=data recipes=constant,warm-up
     python experiments/recipes/measure.py imagefolder data.root=photos data.name=flowers
     python experiments/recipes/measure.py --tables                      # write the tables of what is recorded
 
-Further arguments are overrides of the config. Cells with a record are skipped.
+`recipes=` chooses some of them; further arguments are overrides of the config. Cells with a record are skipped.
 """
 
 from __future__ import annotations
@@ -54,10 +54,13 @@ def main() -> None:
         (HERE / "results.md").write_text("\n".join(table(folder) for folder in sorted(FOLDER.iterdir())))
         return
     data, *overrides = sys.argv[1:]
+    chosen = [word.removeprefix("recipes=") for word in overrides if word.startswith("recipes=")]
+    recipes = chosen[0].split(",") if chosen else list(RECIPES)
+    overrides = [word for word in overrides if not word.startswith("recipes=")]
     name = next((word.removeprefix("data.name=") for word in overrides if word.startswith("data.name=")), data)
     common = [f"data={data}", f"block={BLOCKS}", f"optimizer.lr=[{','.join(map(str, RATES))}]", *SMALL[data]]
-    for recipe, settings in RECIPES.items():
-        command = [sys.executable, "train.py", *common, *settings, *overrides]
+    for recipe in recipes:
+        command = [sys.executable, "train.py", *common, *RECIPES[recipe], *overrides]
         subprocess.run([*command, f"results_dir={FOLDER / name / recipe}"], check=True, cwd=ROOT)
 
 
