@@ -174,7 +174,7 @@ def training_curves(sweeps: Sequence[Sweep], history: Callable[[Row], pd.Series 
         best = sweep.best.scope if sweep.best else None
         highlighted = {"" if best is None else best: ("best block", BLUE, "-"), **BASELINES}
         for scope, curve in sorted(curve_of.items(), key=lambda item: item[0] in highlighted):
-            label, color, style = highlighted.get(scope, ("other blocks", GREY, "-"))
+            label, color, style = highlighted.get(scope, ("other scopes", GREY, "-"))
             width = 2 if scope in highlighted else 0.6
             axes.plot(curve.index + 1, 100 * curve, color=color, ls=style, lw=width, label=label)
         axes.set_title(sweep.backbone)
