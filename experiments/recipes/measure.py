@@ -3,7 +3,7 @@
     python experiments/recipes/measure.py digits                        # no download, about 15 minutes on two cores
     python experiments/recipes/measure.py caltech101 data.root=data recipes=constant,warm-up
     python experiments/recipes/measure.py imagefolder data.root=photos data.name=flowers
-    python experiments/recipes/measure.py --tables                      # write the tables of what is recorded
+    python experiments/recipes/measure.py --tables     # write tables of what is recorded to results/
 
 `recipes=` chooses some of them; further arguments are overrides of the config. Cells with a record are skipped.
 """
@@ -15,8 +15,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
+
+from blockwise import read_records
+from blockwise.results import read_records as typed_records
 from blockwise.results.record import Record
-from blockwise.results.store import read_records
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -51,7 +54,9 @@ CHOICES = {"0.001": (1e-3,), "0.0001 and 0.001": (1e-4, 1e-3), "0.0003 and 0.003
 def main() -> None:
     """Train the cells of a data set, or write the tables."""
     if sys.argv[1:] == ["--tables"]:
-        (HERE / "results.md").write_text("\n".join(table(folder) for folder in sorted(FOLDER.iterdir())))
+        for folder in sorted(FOLDER.iterdir()):
+            cells(folder).to_csv(HERE / "results" / f"{folder.name}.csv", index=False)
+            (HERE / "results" / f"{folder.name}.md").write_text(table(folder))
         return
     data, *overrides = sys.argv[1:]
     chosen = [word.removeprefix("recipes=") for word in overrides if word.startswith("recipes=")]
@@ -64,14 +69,23 @@ def main() -> None:
         subprocess.run([*command, f"results_dir={FOLDER / name / recipe}"], check=True, cwd=ROOT)
 
 
+def cells(folder: Path) -> pd.DataFrame:
+    """Return accuracies of all cells: recipe, scope, rate, validation and test."""
+    frames = [
+        read_records(path)[["scope", "lr", "status", "val_top1", "test_top1"]].assign(recipe=path.name)
+        for path in sorted(folder.iterdir())
+    ]
+    return pd.concat(frames).sort_values(["recipe", "scope", "lr"]).round(4)
+
+
 def table(folder: Path) -> str:
     """Return test accuracies in % at the best rate by validation, for several choices of rates, as Markdown."""
-    lines = [f"## {folder.name}\n", "| recipe | rates | head | best block | full | block - full |"]
+    lines = ["| recipe | rates | head | best block | full | block - full |"]
     lines.append("| --- | --- | --- | --- | --- | --- |")
     for recipe in RECIPES:
         if not (folder / recipe).is_dir():
             continue
-        records = read_records(folder / recipe)
+        records = typed_records(folder / recipe)
         for choice, rates in CHOICES.items():
             of_scope = {scope: best(records, scope, rates) for scope in {record.cell.scope for record in records}}
             blocks = [record for scope, record in of_scope.items() if scope.isdigit() and record is not None]
