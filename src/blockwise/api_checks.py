@@ -13,9 +13,10 @@ from blockwise.backbone.load import Backbone
 from blockwise.backbone.partition import Partition
 from blockwise.config.checks import CHECKS
 from blockwise.config.compose import compose_config, plain
-from blockwise.errors import InputError
-from blockwise.policies import STATIC, Policy, Static
-from blockwise.recipe.build import make_policies, make_schedule
+from blockwise.config.compose import options as options_of
+from blockwise.errors import InputError, did_you_mean
+from blockwise.policies import POLICY_NAMES, Policy
+from blockwise.recipe.build import make_policies, make_schedule, named_policies
 from blockwise.recipe.parameter_groups import check_optimizer as check_step
 from blockwise.recipe.recipe import Recipe
 from blockwise.recipe.schedulers import Schedule
@@ -27,8 +28,8 @@ def check(key: str, name: str, value: Any) -> Any:
     Raises:
         InputError: The value is invalid.
     """
-    if isinstance(value, Integral) and not isinstance(value, bool):
-        value = int(value)
+    if isinstance(value, Real) and not isinstance(value, (bool, int, float)):
+        value = int(value) if isinstance(value, Integral) else float(value)
     CHECKS[key](name, value)
     return value
 
@@ -97,23 +98,38 @@ def recipe(*, policy: Any, scheduler: Any, **options: Any) -> Recipe:
         scheduler = make_schedule(plain(compose_config([f"scheduler={scheduler}"]))["scheduler"])
     if scheduler is not None and not isinstance(scheduler, Schedule):
         raise InputError(f"scheduler={scheduler!r} must be a name or a blockwise.recipe.schedulers.Schedule")
+    _check_callable("loss", options["loss"])
     return Recipe(policies=_policies(policy), scheduler=scheduler, **options)
 
 
 def _policies(policy: Any) -> dict[str, Policy]:
     if isinstance(policy, str) or (isinstance(policy, Sequence) and all(isinstance(name, str) for name in policy)):
         names = [policy] if isinstance(policy, str) else list(policy)
+        known = options_of("policy")
+        if wrong := [name for name in names if name not in known]:
+            raise InputError(f"policy={wrong[0]} is unknown: choose {', '.join(known)}{did_you_mean(wrong[0], known)}")
         return (
             make_policies(plain(compose_config([f"policy=[{','.join(names)}]"]))["policy"]) if names else _no_policy()
         )
     if isinstance(policy, Mapping) and policy:
-        for name in policy:
+        for name, own in policy.items():
             CHECKS["data.name"]("policy", name)
-        return dict(policy)
+            _check_callable(f"policy={name}", own)
+        return named_policies(policy)
     if callable(policy):
-        name = getattr(policy, "__name__", type(policy).__name__)
-        return {STATIC if isinstance(policy, Static) else name.lower(): policy}
+        _check_callable("policy", policy)
+        return {POLICY_NAMES.get(type(policy)) or _own_name(policy): policy}
     return _no_policy()
+
+
+def _own_name(policy: Any) -> str:
+    name = str(getattr(policy, "__name__", type(policy).__name__))
+    return name.lower() if name.isidentifier() else "own"
+
+
+def _check_callable(name: str, value: Any) -> None:
+    if isinstance(value, type) or not callable(value):
+        raise InputError(f"{name}: {value!r} must be an object that can be called, not a class")
 
 
 def _no_policy() -> dict[str, Policy]:

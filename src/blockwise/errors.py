@@ -26,6 +26,13 @@ def out_of_memory(error: BaseException) -> bool:
     return any(isinstance(c, MemoryError) or any(sign in str(c) for sign in OUT_OF_MEMORY) for c in causes)
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first lines of an error's message that say something, or the error's kind."""
+    lines = [line.strip() for line in str(error).strip().split("\n") if line.strip()]
+    text = " ".join(lines[:2] if lines and lines[0].endswith(":") else lines[:1])
+    return text.rstrip(": ") or type(error).__name__
+
+
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the valid name most similar to `name`, or an empty text if none is similar."""
     typed = str(name).lower()

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ExponentialLR, LambdaLR, ReduceLROnPlateau, StepLR
 
 from blockwise.errors import InputError
 from blockwise.recipe.build import make_schedule
@@ -40,7 +40,7 @@ def assert_rates(schedule, factor, **options):
 def test_constant_after_a_warm_up():
     assert_rates(Schedule(constant), lambda _: 1)
     assert_rates(Schedule(constant, warmup=2), lambda n: min(1, (n + 1) / 11))
-    assert_rates(Schedule(constant, warmup=0.5), lambda n: min(1, (n + 1) / 3))  # 2.5 steps, rounded to even
+    assert_rates(Schedule(constant, warmup=0.5), lambda n: min(1, (n + 1) / 4))  # 2.5 steps, rounded up
     assert_rates(Schedule(constant, warmup=7, warmup_unit="step"), lambda n: min(1, (n + 1) / 8))
 
 
@@ -69,6 +69,13 @@ def test_onecycle_rises_and_falls(kind):
     assert abs(top - 0.3 * TOTAL) <= 1
     assert rates == [*sorted(rates[: top + 1]), *sorted(rates[top + 1 :], reverse=True)]
     assert rates[-1] < 0.1 / 100
+
+
+def test_step_counts_epochs_either_way():
+    for interval in ("step", "epoch"):
+        assert_rates(
+            Schedule(partial(step, every=2, gamma=0.5), interval=interval), lambda n: 0.5 ** (n // (2 * STEPS))
+        )
 
 
 def test_one_of_pytorchs_after_each_epoch():
@@ -113,9 +120,21 @@ def test_the_default_is_no_schedule():
         (lambda: Schedule(cosine, warmup=3, warmup_unit="step", interval="epoch"), "does not fit"),
         (lambda: Schedule(partial(ReduceLROnPlateau)), "ReduceLROnPlateau cannot be used"),
         (lambda: Schedule(ExponentialLR), "the scheduler cannot be created"),
+        (lambda: Schedule(partial(cosine, min_lr="abc")), "scheduler.min_lr=abc must be between 0 and the lowest"),
+        (lambda: Schedule(partial(cosine, min_lr=1)), "scheduler.min_lr=1 must be between 0 and the lowest"),
+        (lambda: Schedule(partial(onecycle, rise=1)), "scheduler.rise=1 must be a number between 0 and 1"),
+        (lambda: Schedule(partial(step, every=0)), "scheduler.every=0 must be an integer of at least 1"),
+        (lambda: Schedule(partial(step, every=1, gamma=-1)), "scheduler.gamma=-1 must be greater than 0"),
+        (lambda: Schedule(partial(cosine, every=1)), "the scheduler has no setting every: its settings are"),
+        (lambda: Schedule(partial(StepLR, step_size=0)), "the scheduler fails at step 0 .integer modulo by zero"),
+        (lambda: Schedule(partial(LambdaLR, lr_lambda=lambda n: -n)), "sets the rate to -0.001 at step 1"),
+        (lambda: Schedule(cosine, warmup=float("nan")), "scheduler.warmup=nan must be a number of at least 0"),
+        (lambda: Schedule(cosine, warmup=-1), "scheduler.warmup=-1 must be a number of at least 0"),
+        (lambda: Schedule(cosine, interval="x"), "scheduler.interval=x must be epoch or step"),
+        (lambda: Schedule(None), "None cannot be called with an optimizer"),
         (lambda: Schedule(lambda optimizer: None), "NoneType cannot be used"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(schedule, message):
     with pytest.raises(InputError, match=message):
-        schedule().check(torch.optim.AdamW, EPOCHS, STEPS)
+        schedule().check(torch.optim.AdamW, [1e-3], EPOCHS, STEPS)

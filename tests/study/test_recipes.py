@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from blockwise.api import train_scopes
 from blockwise.config.compose import compose_config
 from blockwise.errors import InputError, Interrupted
+from blockwise.policies import Cyclic, Phase, Static
+from blockwise.recipe.schedulers import Schedule
 from blockwise.results import read_records
 from blockwise.study.run import run
 from blockwise.study.study import Study
@@ -114,6 +116,7 @@ def test_the_gradient_of_each_cell_is_clipped(small, console, monkeypatch):
     for clip in ("null", "0.01"):
         norms.clear()
         run(small("block=[head,full]", "optimizer=sgd", f"optimizer.clip_norm={clip}"), console)
+        norms = norms[1:]  # the first step is that of a check
         assert len(norms) == 16
         assert (max(norms) > 0.02) if clip == "null" else (max(norms) == pytest.approx(0.01, rel=1e-3))
 
@@ -176,11 +179,111 @@ def test_a_loss_a_schedule_and_a_transform_from_outside(small, console, tmp_path
         ("+trainer.accumulate_grad_batches=2", "use a larger data.batch_size"),
         ("optimizer._target_=torch.optim.LBFGS ~optimizer.fused ~optimizer.weight_decay", "LBFGS computes the loss"),
         ("block=norms:9", "block=norms:9 is out of range"),
+        ("block=lora999", "block=lora999: choose a rank of at most"),
+        ("block={norms:1}", "is not a scope"),
+        ("scheduler=cosine scheduler.min_lr=nan", "scheduler.min_lr=nan must be a finite number"),
+        ("loss=focal loss.gamma=inf", "loss.gamma=inf must be a finite number"),
+        ("loss.class_weights=[0,0,0,0,0,0,0,0,0,0]", "must be balanced, one number per class, or null"),
+        ("loss._target_=null", "the loss needs a _target_"),
+        ("optimizer._target_=torch.optim.SparseAdam ~optimizer.fused ~optimizer.weight_decay", "cannot take a step"),
+        ("optimizer._target_=timm.optim.Lion", "remove it with '~optimizer.fused'"),
+        ("+trainer.overfit_batches=1", "use data.train_per_class"),
+        ("+model.options.drop_path_rate=nan", "must be a finite number"),
     ],
 )
 def test_wrong_recipes_are_one_sentence(small_overrides, overrides, message):
     with pytest.raises(InputError, match=message):
         Study.from_config(compose_config([*small_overrides, *overrides.split()]))
+
+
+def test_own_objects_in_python_are_told_apart(small, console, tmp_path):
+    """Two losses, schedules and policies that differ only in what they keep inside have records of their own."""
+    study = Study.from_config(small(), console)
+
+    def train(**options):
+        (record,) = train_scopes(
+            study.backbone,
+            study.staged.partition,
+            0,
+            study.data.module,
+            classes=study.data.classes,
+            max_epochs=1,
+            results_dir=tmp_path / "python",
+            quiet=True,
+            accelerator="cpu",
+            **options,
+        )
+        return record.folder
+
+    def scaled(factor):
+        return lambda logits, labels: factor * torch.nn.functional.cross_entropy(logits, labels)
+
+    def falling(gamma):
+        return Schedule(lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma))
+
+    def steady(number):
+        return lambda blocks, epoch, max_epochs: Phase(blocks, head=number > 0)
+
+    losses = [scaled(1.0), scaled(2.0), torch.nn.CrossEntropyLoss(torch.tensor([1.0] * 9 + [2.0]))]
+    folders = [train(loss=loss) for loss in losses]
+    folders += [train(scheduler=falling(gamma)) for gamma in (0.5, 0.9)]
+    folders += [train(policy={"mine": steady(number)}) for number in (1, 0)]
+    folders += [train(policy={"mine": policy}) for policy in (Cyclic(1), Cyclic(2))]
+    folders += [train(policy=name) for name in ("cyclic", Cyclic(1))]  # the same
+    assert len(set(folders)) == len(folders) - 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"policy": ""}, "policy= is unknown"),
+        ({"policy": "lp"}, "policy=lp is unknown"),
+        ({"policy": Cyclic}, "must be an object that can be called, not a class"),
+        ({"policy": {"static": Cyclic(1)}}, "the name static is for"),
+        ({"policy": {"other": Static()}}, "the name static is for"),
+        ({"policy": lambda *_: Phase(None)}, "must return a Phase"),
+        ({"loss": 3}, "loss: 3 must be an object that can be called"),
+        ({"scheduler": 3}, "scheduler=3 must be a name"),
+        ({"clip_norm": "x"}, "clip_norm=x must be a number"),
+        ({"optimizer": lambda _: None}, "NoneType is no optimizer"),
+    ],
+)
+def test_wrong_objects_in_python_are_one_sentence(small, console, tmp_path, options, message):
+    study = Study.from_config(small(), console)
+    data = study.data
+    with pytest.raises(InputError, match=message):
+        train_scopes(
+            study.backbone,
+            study.staged.partition,
+            0,
+            data.module,
+            classes=data.classes,
+            results_dir=tmp_path,
+            quiet=True,
+            **options,
+        )
+
+
+def test_a_checkpoint_belongs_to_the_settings_of_its_policy(small, console, monkeypatch):
+    """A run that was stopped under other settings of the policy begins anew."""
+    options = ["block=[0,full]", "trainer.max_epochs=4", "policy=gradual"]
+    step, count = BlockwiseModule.training_step, 0
+
+    def stopping(self, *arguments):
+        nonlocal count
+        count += 1
+        if count == 6:
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(BlockwiseModule, "training_step", stopping)
+        with pytest.raises(Interrupted):
+            run(small(*options, "policy.gradual.every=1"), console)
+    run(small(*options, "policy.gradual.every=2"), console)
+    assert "resuming" not in console.export_text(clear=False)
+    run(small(*options, "policy.gradual.every=1"), console)
+    assert "resuming" in console.export_text()
 
 
 def test_the_same_recipe_in_python(small, console, tmp_path):

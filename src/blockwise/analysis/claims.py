@@ -131,7 +131,7 @@ def _best_depths(group: Sequence[Sweep]) -> list[float]:
         rows = sweep.single_blocks
         common = set.intersection(*(row.seeds for row in rows)) if len(rows) > 1 else set()
         for seed in sorted(common):
-            best = max(rows, key=lambda row: (row.mean("val", seeds={seed}), row.blocks))
+            best = max(rows, key=lambda row: (row.selection_score({seed}), row.blocks))
             by_seed.setdefault(seed, []).append(depth(best.blocks[0], sweep.num_blocks))
     return [fmean(depths) for depths in by_seed.values()]
 

@@ -27,6 +27,12 @@ def adaptable(network: nn.Module, parameters: Collection[str]) -> list[str]:
     return [path for path in paths if _fits(network.get_submodule(path))]
 
 
+def highest_rank(network: nn.Module, parameters: Collection[str]) -> int:
+    """Return the highest rank that a weight of these layers can have; 0 if there is no layer to adapt."""
+    weights = (network.get_parameter(f"{path}.weight") for path in adaptable(network, parameters))
+    return max((min(len(weight), weight[0].numel()) for weight in weights), default=0)
+
+
 def num_updates(network: nn.Module, parameters: Collection[str], rank: int) -> int:
     """Return the number of parameters of the low-rank updates."""
     weights = (network.get_parameter(f"{path}.weight") for path in adaptable(network, parameters))

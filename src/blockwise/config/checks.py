@@ -46,7 +46,8 @@ def check_config(cfg: Mapping[str, Any]) -> None:
     Raises:
         InputError: A value is invalid.
     """
-    if cfg.get("policy") is None:
+    _check_finite("", cfg)
+    if not cfg.get("policy"):
         raise InputError("policy=[] trains nothing: choose one or more policies")
     for group in GROUPS:
         if not isinstance(cfg.get(group), dict) and not (group == "logger" and cfg.get(group) is None):  # logger=[]
@@ -60,6 +61,17 @@ def check_config(cfg: Mapping[str, Any]) -> None:
         check(key, value)
     _check_policies(cfg["policy"])
     _check_together(cfg)
+
+
+def _check_finite(key: str, value: Any) -> None:
+    if isinstance(value, Mapping):
+        for name, entry in value.items():
+            _check_finite(f"{key}.{name}" if key else str(name), entry)
+    elif isinstance(value, list):
+        for entry in value:
+            _check_finite(key, entry)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{key}={value} must be a finite number")
 
 
 def _check_policies(policies: Mapping[str, Any]) -> None:
@@ -78,6 +90,8 @@ def _check_together(cfg: Mapping[str, Any]) -> None:
     if trainer.get("gradient_clip_val"):
         value = trainer["gradient_clip_val"]
         raise InputError(f"trainer.gradient_clip_val={value} does not reach the cells: use optimizer.clip_norm={value}")
+    if trainer.get("overfit_batches"):
+        raise InputError("trainer.overfit_batches does not fit our batches: use data.train_per_class")
     if trainer.get("accumulate_grad_batches", 1) != 1:
         raise InputError(
             f"trainer.accumulate_grad_batches={trainer['accumulate_grad_batches']} does not reach the cells: use a "

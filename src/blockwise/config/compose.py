@@ -79,6 +79,8 @@ def explain(error: Exception) -> InputError:
 
 def _unknown_setting(key: str) -> str:
     choices = settings()
+    if key.startswith("policy.") and (name := key.split(".")[1]) in options("policy"):
+        return f"{key} belongs to policy={name}: choose it, or several side by side, as in policy=[static,{name}]"
     if key in choices:
         return f"there is no setting {key} here: it belongs to another config of the group {key.split('.')[0]}"
     return f"there is no setting {key}.{did_you_mean(key, choices)}"

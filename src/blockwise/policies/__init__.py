@@ -20,4 +20,7 @@ from blockwise.policies.lp_ft import LPFT
 from blockwise.policies.policy import STATIC, Phase, Policy, check_policy, phases
 from blockwise.policies.static import Static
 
-__all__ = ["LPFT", "STATIC", "Cyclic", "Gradual", "Phase", "Policy", "Static", "check_policy", "phases"]
+# the names of our policies, as those of their files in conf/policy
+POLICY_NAMES: dict[type, str] = {Static: STATIC, LPFT: "lp_ft", Gradual: "gradual", Cyclic: "cyclic"}
+
+__all__ = ["LPFT", "POLICY_NAMES", "STATIC", "Cyclic", "Gradual", "Phase", "Policy", "Static", "check_policy", "phases"]

@@ -61,19 +61,23 @@ def check_policy(name: str, policy: Policy, blocks: tuple[int, ...], max_epochs:
         InputError: It trains nothing in an epoch, never trains a block, or trains blocks outside the scope.
     """
     try:
-        planned = phases(policy, blocks, max_epochs)
+        planned, again = (phases(policy, blocks, max_epochs) for _ in range(2))
     except InputError:
         raise
     except Exception as error:  # a policy of the user's own
         raise InputError(f"policy={name} fails ({type(error).__name__}: {error})") from error
     for epoch, phase in enumerate(planned):
-        if not isinstance(phase, Phase):
-            raise InputError(f"policy={name} must return a Phase, not {phase!r}")
+        sound = isinstance(phase, Phase) and isinstance(phase.blocks, tuple) and isinstance(phase.head, bool)
+        if not sound or not all(isinstance(block, int) for block in phase.blocks):
+            raise InputError(f"policy={name} must return a Phase: a tuple of blocks, and True or False, not {phase!r}")
         if foreign := set(phase.blocks) - set(blocks):
             raise InputError(f"policy={name} trains block {min(foreign)} in epoch {epoch}, which is not in the scope")
         if not phase.blocks and not phase.head:
             raise InputError(f"policy={name} trains nothing in epoch {epoch}")
+    if planned != again:
+        raise InputError(f"policy={name} trains other blocks each time that it is asked: it must not draw at random")
     if blocks and not any(phase.blocks for phase in planned):
         raise InputError(
-            f"policy={name} trains no block in {max_epochs} epochs: raise trainer.max_epochs or change the policy"
+            f"policy={name} trains no block in {max_epochs} epochs: raise trainer.max_epochs, or change the settings "
+            f"of policy.{name}"
         )

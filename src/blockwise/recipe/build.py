@@ -8,8 +8,8 @@ from typing import Any
 import hydra
 from hydra.errors import InstantiationException
 
-from blockwise.errors import InputError
-from blockwise.policies import Policy
+from blockwise.errors import InputError, first_line
+from blockwise.policies import STATIC, Policy, Static
 from blockwise.recipe.recipe import Loss, Recipe
 from blockwise.recipe.schedulers import Schedule, constant
 
@@ -28,10 +28,11 @@ def make_recipe(cfg: Mapping[str, Any]) -> Recipe:
         policies=make_policies(cfg["policy"]),
         loss=make_loss(cfg["loss"]),
         select_by=cfg["select_by"],
-        block_lr=optimizer["block_lr"],
-        layer_decay=optimizer["layer_decay"],
-        no_decay=optimizer["no_decay"],
-        clip_norm=optimizer["clip_norm"],
+        # a file of your own may lack these
+        block_lr=optimizer.get("block_lr"),
+        layer_decay=optimizer.get("layer_decay"),
+        no_decay=bool(optimizer.get("no_decay")),
+        clip_norm=optimizer.get("clip_norm"),
         scheduler=make_schedule(cfg["scheduler"]),
         norm=cfg["freeze"]["norm"],
         patience=cfg["early_stopping"]["patience"],
@@ -44,7 +45,19 @@ def make_policies(settings: Mapping[str, Any]) -> dict[str, Policy]:
     Raises:
         InputError: A policy refuses its settings.
     """
-    return {name: _instantiate(f"policy={name}", entry) for name, entry in settings.items()}
+    return named_policies({name: _instantiate(f"policy={name}", entry) for name, entry in settings.items()})
+
+
+def named_policies(policies: Mapping[str, Policy]) -> dict[str, Policy]:
+    """Return policies by name, after checking that `static` means what it says.
+
+    Raises:
+        InputError: Another policy is called static, or static is called something else.
+    """
+    for name, policy in policies.items():
+        if (name == STATIC) != isinstance(policy, Static):
+            raise InputError(f"policy={name}: the name {STATIC} is for blockwise.policies.Static, and it has no other")
+    return dict(policies)
 
 
 def make_loss(settings: Mapping[str, Any]) -> Loss:
@@ -53,6 +66,8 @@ def make_loss(settings: Mapping[str, Any]) -> Loss:
     Raises:
         InputError: The loss refuses its settings.
     """
+    if settings.get("_target_") is None:
+        raise InputError("the loss needs a _target_: choose loss=cross_entropy, loss=focal, or a class of your own")
     loss: Loss = _instantiate("the loss", {key: value for key, value in settings.items() if value is not None})
     return loss
 
@@ -76,5 +91,5 @@ def _instantiate(what: str, settings: Any) -> Any:
     except InstantiationException as error:
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from error
-        reason = " ".join(str(error.__cause__ or error).split("\n")[0].split())
+        reason = first_line(error.__cause__ or error)
         raise InputError(f"{what} cannot be created ({reason}): check its settings") from error

@@ -6,15 +6,16 @@ PyTorch divides by the sum of the class weights in the batch instead, which woul
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blockwise.errors import InputError
+from blockwise.errors import InputError, first_line
 
 BALANCED = "balanced"
 Weights = Sequence[float] | str | None
@@ -112,7 +113,7 @@ def check_loss(loss: object, classes: int, *, mixed: bool = False) -> None:
     try:
         value = loss(logits, labels)  # type: ignore[operator]
     except Exception as error:  # a loss may be the user's own
-        reason = " ".join(str(error).split("\n")[0].split())
+        reason = first_line(error)
         raise InputError(f"the loss cannot be called with logits and {kind} ({reason}): check the loss") from error
     if not isinstance(value, Tensor) or value.ndim or not value.requires_grad:
         raise InputError("the loss must return a scalar tensor that depends on the logits")
@@ -123,19 +124,20 @@ def _tensor(weights: Weights, like: Tensor) -> Tensor | None:
         return None
     if isinstance(weights, str):
         raise InputError("loss.class_weights=balanced needs to know the training images: give one weight per class")
-    return torch.tensor(weights, dtype=torch.float32, device=like.device)
+    return torch.tensor([float(w) for w in weights], device=like.device)
 
 
 def _check_number(name: str, value: object, most: float | None = None) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    number = isinstance(value, Real) and not isinstance(value, bool)
     if not number or not value >= 0 or (most is not None and value >= most):  # type: ignore[operator]
         valid = "a number of at least 0" if most is None else f"a number of at least 0 and below {most}"
         raise InputError(f"{name}={value} must be {valid}")
 
 
 def _check_weights(weights: object) -> None:
-    if weights is None or weights == BALANCED:
+    if weights is None or (isinstance(weights, str) and weights == BALANCED):
         return
-    numbers = not isinstance(weights, str) and isinstance(weights, Sequence)
-    if not numbers or not all(isinstance(w, (int, float)) and 0 <= w < float("inf") for w in weights):  # type: ignore[attr-defined]
+    numbers = [] if isinstance(weights, (str, bool)) or not isinstance(weights, Iterable) else list(weights)
+    sound = all(isinstance(w, Real) and not isinstance(w, bool) and 0 <= float(w) < float("inf") for w in numbers)
+    if not numbers or not sound or not any(numbers):
         raise InputError(f"loss.class_weights={weights} must be {BALANCED}, one number per class, or null")

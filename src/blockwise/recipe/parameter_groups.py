@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from blockwise.errors import InputError
+from blockwise.errors import InputError, first_line
 
 
 class OptimizerFactory(Protocol):
@@ -22,18 +22,27 @@ class OptimizerFactory(Protocol):
 
 
 def check_optimizer(make: OptimizerFactory) -> None:
-    """Make an optimizer of one parameter, to see that it can be made and that its step needs no loss.
+    """Make an optimizer of two parameters and let it take a step.
 
     Raises:
-        InputError: Its step needs a closure that computes the loss again.
+        InputError: It makes no optimizer, the step fails, or it needs a closure that computes the loss again.
     """
-    optimizer = make([{"params": [nn.Parameter(torch.zeros(1))], "lr": 1e-3}])
+    parameters = [nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))]
+    optimizer = make([{"params": parameters, "lr": 1e-3}])
+    if not isinstance(optimizer, Optimizer):
+        raise InputError(f"optimizer: {type(optimizer).__name__} is no optimizer of PyTorch")
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if isinstance(optimizer, torch.optim.LBFGS) or (closure is not None and closure.default is inspect.Parameter.empty):
         raise InputError(
             f"optimizer: {type(optimizer).__name__} computes the loss several times per step, which cells side by side "
             "cannot do: choose another"
         )
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    try:
+        optimizer.step()
+    except Exception as error:  # optimizers fail in many ways
+        raise InputError(f"optimizer: {type(optimizer).__name__} cannot take a step ({first_line(error)})") from error
 
 
 @dataclass(frozen=True)

@@ -66,9 +66,7 @@ class Costs:
     checkpoint_bytes: int = 0
 
 
-def cell_flops(
-    partition: Partition, blocks: Sequence[int], changed: Sequence[int] = (), *, whole: bool = True
-) -> int:
+def cell_flops(partition: Partition, blocks: Sequence[int], changed: Sequence[int] = (), *, whole: bool = True) -> int:
     """Return a cell's own FLOPs per image in an epoch: forward and backward pass, and weight gradients.
 
     Args:

@@ -28,7 +28,7 @@ from blockwise.backbone.stages import CannotStageError, StagedBackbone, stage_ba
 from blockwise.config.compose import plain
 from blockwise.data import BlockwiseDataModule
 from blockwise.data.cache import PixelCache
-from blockwise.errors import InputError, out_of_memory
+from blockwise.errors import InputError, first_line, out_of_memory
 from blockwise.fast.memory import has_bfloat16
 from blockwise.recipe.parameter_groups import OptimizerFactory, check_optimizer
 from blockwise.study.worker import known_unreachable, report_unreachable
@@ -90,9 +90,11 @@ def _cut(cfg: DictConfig, network: torch.nn.Module, size: int) -> Partition:
     device = next(network.parameters()).device
     try:
         layers = record_layers(network, torch.zeros(1, 3, size, size, device=device))
-    except (RuntimeError, AssertionError, ValueError) as error:
+    except Exception as error:  # networks raise whatever they like
         check_memory(error, f"data.image_size={size}")
-        reason = str(error).strip().split("\n")[0]
+        reason = first_line(error)
+        if options := cfg.model.get("options"):
+            raise InputError(f"model.options={options}: with them, {cfg.model.name} does not run ({reason})") from error
         raise InputError(
             f"data.image_size={size} does not fit {cfg.model.name} ({reason}): "
             "choose another size, or null for the model's default"
@@ -158,8 +160,9 @@ def make_optimizer(cfg: DictConfig) -> OptimizerFactory:
     except InputError:
         raise
     except Exception as error:  # optimizers check little, and fail in many ways
-        reason = " ".join(str(error).split("\n")[0].split())
-        raise InputError(f"the optimizer cannot be created ({reason}): check the optimizer settings") from error
+        reason = first_line(error.__cause__ or error)
+        advice = "remove it with '~optimizer.fused'" if "'fused'" in reason else "check the optimizer settings"
+        raise InputError(f"the optimizer cannot be created ({reason}): {advice}") from error
     return factory
 
 

@@ -26,7 +26,7 @@ from blockwise.backbone.partition import Partition
 from blockwise.data import BlockwiseDataModule
 from blockwise.data.loaders import LoaderDataModule
 from blockwise.data.resumable import SPLITS
-from blockwise.policies import Policy
+from blockwise.policies import POLICY_NAMES, Policy
 from blockwise.recipe.parameter_groups import OptimizerFactory
 from blockwise.recipe.recipe import Loss, Recipe
 from blockwise.recipe.schedulers import Schedule
@@ -98,7 +98,7 @@ def _optimizer_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of an optimizer that change the result; newer ones only if they are not at their default."""
     newer = {"layer_decay": None, "no_decay": False, "clip_norm": None}
     kept = _without(options, {"_target_", "_partial_", "lr"})
-    return {key: value for key, value in kept.items() if key not in newer or value != newer[key]}
+    return {key: value for key, value in kept.items() if key not in newer or value not in (newer[key], None)}
 
 
 def _component(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,11 +126,11 @@ def recipe_settings(scheduler: Mapping[str, Any], loss: Mapping[str, Any], selec
 
 
 def describe_policy(name: str, policy: Policy) -> dict[str, Any]:
-    """Return the settings of a policy: its name and options, and its class if it is not one of ours."""
-    ours = type(policy).__module__.startswith("blockwise.")
+    """Return the settings of a policy: its name and options, and its class unless the name tells it."""
     if is_dataclass(policy):
         options = {key: describe(value) for key, value in vars(policy).items()}
-        return {"name": name, **({} if ours else {"class": _name(type(policy))}), **options}
+        told = POLICY_NAMES.get(type(policy)) == name
+        return {"name": name, **({} if told else {"class": _name(type(policy))}), **options}
     return {"name": name, "class": describe(policy)}
 
 
@@ -191,9 +191,9 @@ def _describe_schedule(schedule: Schedule | None) -> dict[str, Any]:
     name = made["name"] if isinstance(made, dict) else made
     if name.startswith("blockwise."):
         name, made = name.rpartition(".")[2], name
-    code = {"code": made["code"]} if isinstance(made, dict) and "code" in made else {}
+    own = {key: value for key, value in made.items() if key != "name"} if isinstance(made, dict) else {}
     lengths = {key: getattr(schedule, key) for key in ("warmup", "warmup_unit", "interval")}
-    return {"name": name, **lengths, **options, **code}
+    return {"name": name, **lengths, **options, **own}
 
 
 def _describe_loss(loss: Loss) -> dict[str, Any]:
@@ -297,12 +297,29 @@ def describe(value: Any) -> Any:
         options = {**({"arguments": describe(value.args)} if value.args else {}), **describe(value.keywords)}
         return {"name": describe(value.func), "options": options}
     if isinstance(value, types.FunctionType):
-        return {"name": _name(value), "code": _hash(_code(value.__code__))}
+        kept = [_describe_kept(cell) for cell in value.__closure__ or ()]
+        defaults = describe([*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()])
+        own = {key: entries for key, entries in (("closure", kept), ("defaults", defaults)) if entries}
+        return {"name": _name(value), "code": _hash(_code(value.__code__)), **own}
     if hasattr(value, "__qualname__"):
         return _name(value)
     entries = getattr(value, "__dict__", {})
-    simple = {key: entry for key, entry in entries.items() if key[0] != "_" and _is_simple(entry)}
-    return {"name": _name(type(value)), **({"options": simple} if simple else {})}
+    told = {key: describe(entry) for key, entry in entries.items() if key[0] != "_" and _tells(entry)}
+    return {"name": _name(type(value)), **({"options": told} if told else {})}
+
+
+def _tells(value: Any) -> bool:
+    """Return whether an attribute of an object can be described by its value."""
+    return _is_simple(value) or isinstance(value, (torch.Tensor, types.FunctionType, partial))
+
+
+def _describe_kept(cell: types.CellType) -> Any:
+    """Return what a function keeps of its surroundings; of another function only its code, which may be circular."""
+    try:
+        value = cell.cell_contents
+    except ValueError:  # not yet assigned
+        return None
+    return _hash(_code(value.__code__)) if isinstance(value, types.FunctionType) else describe(value)
 
 
 def _is_simple(value: Any) -> bool:

@@ -26,14 +26,14 @@ from blockwise.backbone.stages import StagedBackbone
 from blockwise.config.checks import as_list, check_config
 from blockwise.config.compose import plain
 from blockwise.errors import InputError
-from blockwise.policies import STATIC, Phase, Static, check_policy, phases
+from blockwise.policies import STATIC, Phase, Policy, Static, check_policy, phases
 from blockwise.recipe.build import make_recipe
 from blockwise.recipe.losses import check_loss, with_class_counts
 from blockwise.recipe.parameter_groups import OptimizerFactory
 from blockwise.recipe.recipe import Recipe
 from blockwise.results.locks import claim, wait
 from blockwise.results.record import Record
-from blockwise.results.store import ResultStore, find_records, sweep_hash
+from blockwise.results.store import ResultStore, find_records, settings_hash, sweep_hash
 from blockwise.study import prepare
 from blockwise.study.data import StudyData
 from blockwise.study.plan import CellPlan, Costs, Stopwatch, describe, measure, show
@@ -41,7 +41,7 @@ from blockwise.study.settings import config_settings, describe_policy
 from blockwise.study.worker import report_cells
 from blockwise.tracking.callback import CellTracking, OpenLog
 from blockwise.tracking.progress import ProgressDisplay
-from blockwise.training.cells import Cell, cell_key, cell_names
+from blockwise.training.cells import Cell, cell_key, cell_names, saved_key
 from blockwise.training.checkpoints import AtomicCheckpointIO, CheckpointCallback, Checkpoints
 from blockwise.training.distributed import broadcast, init_process_group, rank
 from blockwise.training.module import BlockwiseModule
@@ -104,11 +104,13 @@ class Study:
         for scope in self.scopes:
             check_scope(scope, self.staged.partition, self.backbone.network, self.backbone.name)
             for name, policy in self.recipe.policies.items():
-                check_policy(name, policy, scope.blocks, epochs)
+                # the blocks of a `top` scope are not known yet, but their number is
+                check_policy(name, policy, scope.blocks or tuple(range(scope.top or 0)), epochs)
+                self._tell_what_stays(scope, name, policy, epochs)
         classes = len(self.data.classes)
         check_loss(with_class_counts(self.recipe.loss, [1] * classes), classes, mixed=self.data.mixed)
         if self.recipe.scheduler is not None:
-            self.recipe.scheduler.check(self.optimizer, epochs, self.data.batches()["train"])
+            self.recipe.scheduler.check(self.optimizer, self.rates, epochs, self.data.batches()["train"])
         top_scopes = [scope for scope in self.scopes if scope.top is not None]
         if not top_scopes:
             return
@@ -120,6 +122,15 @@ class Study:
                     f"block={scope.name} needs {scope.top} single blocks to choose from, but this sweep has "
                     f"{len(single)}: train more single blocks first, or in the same run: 'block=[all,{scope.name}]'"
                 )
+
+    def _tell_what_stays(self, scope: Scope, name: str, policy: Policy, epochs: int) -> None:
+        reached = {block for phase in phases(policy, scope.blocks, epochs) for block in phase.blocks}
+        if len(reached) < len(scope.blocks):
+            self.console.print(
+                f"policy={name} reaches {len(reached)} of the {len(scope.blocks)} blocks of {scope.name} in {epochs} "
+                "epochs",
+                highlight=False,
+            )
 
     @classmethod
     def from_config(cls, cfg: DictConfig, console: Console | None = None) -> Study:
@@ -191,12 +202,15 @@ class Study:
         `head` has no blocks, so it is the same under each policy and trains once.
         """
         cells = [
-            Cell(scope, rate, policy if scope.blocks or scope.top else STATIC)
+            self._cell(scope, rate, policy if scope.blocks or scope.top else STATIC)
             for policy in (self.recipe.policies if policies is None else policies)
             for scope in (self.scopes if scopes is None else scopes)
             for rate in self.rates
         ]
         return list(dict.fromkeys(cells))
+
+    def _cell(self, scope: Scope, rate: float, policy: str) -> Cell:
+        return Cell(scope, rate, policy, settings_hash(settings) if (settings := self._policy_settings(policy)) else "")
 
     def is_recorded(self, cell: Cell) -> bool:
         """Return whether a cell has a record."""
@@ -354,7 +368,7 @@ class Study:
     def _recorded_keys(self) -> set[str]:
         """Return the keys of all recorded cells of this sweep and seed, including those trained by other runs."""
         recorded = [sweep for policy in self._policies() if (sweep := self.sweep(policy))]
-        return {cell_key(r.cell.scope, r.lr, r.policy) for sweep in recorded for r in sweep.records}
+        return {checkpoint_key(r) for sweep in recorded for r in sweep.records}
 
     def _policies(self) -> set[str]:
         """Return the names of all policies of cells; `head` is always static."""
@@ -370,6 +384,12 @@ class Study:
             seed=self.settings["seed"],
             keep_bytes=self.keep_bytes,
         )
+
+
+def checkpoint_key(record: Record) -> str:
+    """Return the name of a recorded cell in checkpoints."""
+    policy = {"policy": record.settings["policy"]} if "policy" in record.settings else {}
+    return saved_key(cell_key(record.cell.scope, record.lr, record.policy), settings_hash(policy) if policy else "")
 
 
 def _call(trainer: L.Trainer, entry: Callable[..., Any], module: BlockwiseModule, **options: Any) -> None:

@@ -28,16 +28,34 @@ from blockwise.training.trainable import trainable
 
 @dataclass(frozen=True)
 class Cell:
-    """One training run of a sweep: a scope at a learning rate, under a policy."""
+    """One training run of a sweep: a scope at a learning rate, under a policy.
+
+    Attributes:
+        scope: The scope.
+        lr: The learning rate.
+        policy: The name of the policy.
+        policy_hash: Hash of the settings of the policy; empty for `static`.
+    """
 
     scope: Scope
     lr: float
     policy: str = STATIC
+    policy_hash: str = ""
 
     @property
     def key(self) -> str:
         """The cell's name, unique within a sweep."""
         return cell_key(self.scope.name, self.lr, self.policy)
+
+    @property
+    def saved_key(self) -> str:
+        """The cell's name in checkpoints."""
+        return saved_key(self.key, self.policy_hash)
+
+
+def saved_key(key: str, policy_hash: str) -> str:
+    """Return the name of a cell in checkpoints, which tells apart policies with other settings."""
+    return f"{key}-{policy_hash}" if policy_hash else key
 
 
 def cell_key(scope: str, lr: float, policy: str = STATIC) -> str:

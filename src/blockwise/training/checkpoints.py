@@ -38,11 +38,11 @@ class Checkpoints:
 
     def path(self, cells: Iterable[Cell]) -> Path:
         """Return the path of the checkpoint of these cells."""
-        return self.folder / f"{settings_hash({'cells': sorted(cell.key for cell in cells)})}.ckpt"
+        return self.folder / f"{settings_hash({'cells': sorted(cell.saved_key for cell in cells)})}.ckpt"
 
     def find(self, cells: Iterable[Cell]) -> Path | None:
         """Return the checkpoint with the most steps among those that hold all of these cells; None if there is none."""
-        wanted = {cell.key for cell in cells}
+        wanted = {cell.saved_key for cell in cells}
         candidates = [(step, path) for path, keys, step in self._all() if wanted <= keys]
         return max(candidates)[1] if candidates else None
 

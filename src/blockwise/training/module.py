@@ -225,18 +225,18 @@ class BlockwiseModule(L.LightningModule):
         checkpoint["labels"] = labels
         checkpoint["seconds"] = self.clock.seconds
         checkpoint["cells"] = {
-            cell.key: {"trained": network.trained_state(), "progress": vars(progress), "logits": values}
+            cell.saved_key: {"trained": network.trained_state(), "progress": vars(progress), "logits": values}
             for cell, network, progress, values in zip(self.cells, self.networks, self.progress, logits, strict=True)
         }
         for cell, scheduler in zip(self.cells, self._schedulers, strict=False):
-            checkpoint["cells"][cell.key]["scheduler"] = scheduler.state_dict()
+            checkpoint["cells"][cell.saved_key]["scheduler"] = scheduler.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the cells; the checkpoint may contain other cells as well."""
         saved, optimizers = checkpoint["cells"], checkpoint["optimizer_states"]
-        own = [saved[cell.key] for cell in self.cells]
+        own = [saved[cell.saved_key] for cell in self.cells]
         order = list(saved)
-        checkpoint["optimizer_states"] = [optimizers[order.index(cell.key)] for cell in self.cells]
+        checkpoint["optimizer_states"] = [optimizers[order.index(cell.saved_key)] for cell in self.cells]
         self._scheduler_states = [state["scheduler"] for state in own if "scheduler" in state]
         self.clock.seconds_before = checkpoint["seconds"]
         self._outputs["train"].load_state([state["logits"] for state in own], checkpoint["labels"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
@@ -61,6 +61,8 @@ def parse_scopes(block: object, num_blocks: int, backbone: str) -> list[Scope]:
     Raises:
         InputError: A value is not a scope, or the backbone does not have the block.
     """
+    if isinstance(block, (Mapping, bytes)):
+        raise InputError(f"block={block!r} is not a scope: choose {GRAMMAR}")
     items = list(block) if isinstance(block, Iterable) and not isinstance(block, str) else [block]
     if not items:
         raise InputError(f"block=[] trains nothing: choose {GRAMMAR}")

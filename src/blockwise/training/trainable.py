@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from blockwise.backbone.lora import adaptable, check_installed, num_updates
+from blockwise.backbone.lora import adaptable, check_installed, highest_rank, num_updates
 from blockwise.backbone.partition import Partition
 from blockwise.errors import InputError
 from blockwise.training.scopes import Part, Scope
@@ -63,5 +63,7 @@ def check_scope(scope: Scope, partition: Partition, network: nn.Module, backbone
     if scope.part == "lora":
         check_installed(scope.rank)
     names = {name for block in scope.blocks for name in trainable(partition, block, scope.part).parameters}
+    if scope.part == "lora" and (scope.rank or 0) > (most := highest_rank(network, names)) > 0:
+        raise InputError(f"block={scope.name}: choose a rank of at most {most}, the highest of these layers")
     if not (adaptable(network, names) if scope.part == "lora" else names):
         raise InputError(f"block={scope.name}: these blocks of {backbone} have no {NAMES[scope.part]} to train")
