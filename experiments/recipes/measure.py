@@ -89,7 +89,8 @@ def table(folder: Path) -> str:
         for choice, rates in CHOICES.items():
             of_scope = {scope: best(records, scope, rates) for scope in {record.cell.scope for record in records}}
             blocks = [record for scope, record in of_scope.items() if scope.isdigit() and record is not None]
-            block = max(blocks, key=lambda record: record.score("val"))
+            # on a tie the block closer to the head, as everywhere
+            block = max(blocks, key=lambda record: (record.score("val"), record.block))
             head, full = of_scope["head"], of_scope["full"]
             gain = 100 * (block.score("test") - full.score("test")) if full else float("nan")
             shown = f"{percent(block)} (block {block.cell.scope})"

@@ -46,7 +46,6 @@ def check_config(cfg: Mapping[str, Any]) -> None:
     Raises:
         InputError: A value is invalid.
     """
-    _check_finite("", cfg)
     if not cfg.get("policy"):
         raise InputError("policy=[] trains nothing: choose one or more policies")
     for group in GROUPS:
@@ -59,6 +58,7 @@ def check_config(cfg: Mapping[str, Any]) -> None:
         if value == "???":  # Hydra's mark for a mandatory value
             raise InputError(f"{key} is missing: set {key}=<value>")
         check(key, value)
+    _check_finite("", cfg)
     _check_policies(cfg["policy"])
     _check_together(cfg)
 
