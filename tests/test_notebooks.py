@@ -34,6 +34,7 @@ def figures(notebook):
 
 def quickly(source):
     source = source.replace('"data=digits",', '"data=digits", "data.train_per_class=6", "data.val_per_class=2",')
+    source = source.replace('"partition.num_blocks=6",', '"partition.num_blocks=2", "optimizer.lr=0.001",')
     for setting, value in QUICK.items():
         source = re.sub(rf"\b{setting}=\d+", f"{setting}={value}", source)
     return source

@@ -289,7 +289,8 @@ def test_networks_are_described_without_weights(folder):
 def test_a_run_names_its_records_after_the_folder(folder, tmp_path):
     sizes = ["data.train_per_class=3", "data.val_per_class=1", "data.test_per_class=1"]
     options = [*sizes, "data.image_size=32", "data.batch_size=4", "trainer=cpu", "trainer.max_epochs=1"]
-    options += ["block=head", "optimizer.lr=0.001", "data=digits", "cache.folder=null", f"results_dir={tmp_path}/results", "partition.num_blocks=2"]
+    options += ["block=head", "optimizer.lr=0.001", "data=digits", "cache.folder=null", "partition.num_blocks=2"]
+    options += [f"results_dir={tmp_path}/results"]
     cfg = compose_config(["model=timm", f"model.name=local-dir:{folder}", *options])
     (record,) = run(cfg, Console(quiet=True))
     assert record.backbone.name == "mine"
