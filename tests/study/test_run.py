@@ -40,7 +40,7 @@ def weights_of(cfg, record):
 @pytest.mark.parametrize(
     ("precision", "model", "compared"),
     [
-        ("32-true", "test_resnet", ["head", "0", "1", "2", "full", "0+2", "from1"]),
+        ("32-true", "test_resnet", ["head", "1", "full", "from1"]),
         ("32-true", "test_efficientnet", ["0", "0+2"]),
         ("bf16-mixed", "test_efficientnet", ["1", "full"]),
     ],
@@ -314,6 +314,7 @@ def test_a_network_that_cannot_be_cut_trains_one_cell_at_a_time(small, console, 
         assert math.isclose(whole[scope]["metrics"]["val"]["loss"], record["metrics"]["val"]["loss"], rel_tol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_real_weights_and_photographs(small, console, photographs, tmp_path):
     cfg = study_on_photographs(photographs, tmp_path)

@@ -1,8 +1,10 @@
 import pytest
 import torch
+from conftest import SMALL
 from torchvision.transforms import v2
 
 from blockwise.backbone.load import ImageSpec
+from blockwise.config.compose import compose_config
 from blockwise.data import BlockwiseDataModule, Digits
 from blockwise.results.finished import run_key
 from blockwise.results.store import settings_hash
@@ -15,6 +17,13 @@ SPEC = ImageSpec(size=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), interpolati
 
 def settings(cfg, console):
     return Study.from_config(cfg, console).settings
+
+
+@pytest.fixture(scope="module")
+def default(tmp_path_factory):
+    """The settings of the small study."""
+    places = [f"{key}={tmp_path_factory.mktemp('default')}" for key in ("results_dir", "cache.folder")]
+    return settings(compose_config([*SMALL, *places, "partition.num_blocks=3"]), None)
 
 
 @pytest.mark.parametrize(
@@ -53,8 +62,8 @@ def settings(cfg, console):
         "model.interpolation=lanczos",
     ],
 )
-def test_what_changes_the_result_is_covered(small, console, override):
-    assert settings(small(), console) != settings(small(*override.split()), console)
+def test_what_changes_the_result_is_covered(small, console, default, override):
+    assert default != settings(small(*override.split()), console)
 
 
 @pytest.mark.parametrize(
@@ -72,8 +81,8 @@ def test_what_changes_the_result_is_covered(small, console, override):
         "select_by=top1",
     ],
 )
-def test_what_changes_nothing_is_not(small, console, override):
-    assert settings(small(), console) == settings(small(override), console)
+def test_what_changes_nothing_is_not(small, console, default, override):
+    assert default == settings(small(override), console)
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,7 @@ def test_stopped_at_any_step_it_ends_as_if_it_had_not_been(step, small, console,
     assert "resuming from the checkpoint" in console.export_text()
 
 
+@pytest.mark.slow
 def test_stopped_again_and_again(small, console, stop_at, unbroken, monkeypatch):
     overrides = (BLOCKS, "early_stopping.patience=1", "trainer.max_epochs=4", "optimizer=sgd", "data.num_workers=1")
     expected = unbroken(small, console, *overrides)

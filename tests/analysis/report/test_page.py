@@ -50,7 +50,7 @@ def test_the_page_loads_nothing(page):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_in_a_browser_tables_sort_and_filter(page, scheme):
     api = pytest.importorskip("playwright.sync_api")
     with api.sync_playwright() as playwright:
