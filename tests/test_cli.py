@@ -76,6 +76,7 @@ def test_wrong_input_is_one_sentence(tmp_path, monkeypatch, capsys, overrides, m
     assert not list(tmp_path.rglob("record.json"))
 
 
+@pytest.mark.slow
 def test_a_failed_job_is_tried_again_with_the_users_own_configs(tmp_path):
     (tmp_path / "mine" / "study").mkdir(parents=True)
     (tmp_path / "mine" / "study" / "one.yaml").write_text("# @package _global_\nblock: 7\n")

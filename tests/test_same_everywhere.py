@@ -152,6 +152,7 @@ def test_a_turkish_locale(folder, reference, turkish):
     check_same(folder, reference, done)
 
 
+@pytest.mark.slow
 def test_another_python_with_an_ascii_locale_and_another_order_of_sets(folder, reference):
     """Both are fixed when Python starts, so this run is not forked. What it prints has to be ASCII too."""
     ascii_locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from blockwise.errors import InputError
 
 # inputs per test; `make fuzz` sets the variable
-EXAMPLES = int(os.environ.get("BLOCKWISE_FUZZ_EXAMPLES", "10"))
+EXAMPLES = int(os.environ.get("BLOCKWISE_FUZZ_EXAMPLES", "8"))
 # seconds that one input may take, also on a busy machine
 PATIENCE = 10
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")

@@ -107,6 +107,7 @@ def test_an_interrupted_multirun_lets_its_job_save_and_starts_no_other(tmp_path,
     assert json.loads(cells.read_text()) == ["head@0.001", "0@0.001"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent is gone")
 def test_a_killed_multirun_leaves_no_job_behind(tmp_path):
     with _multirun(tmp_path) as running:

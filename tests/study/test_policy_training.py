@@ -66,7 +66,9 @@ def test_alone_equals_among(small, console, tmp_path, together, policy):
 
 
 # three epochs of four training and two validation steps: in each phase, within an epoch and between two
-@pytest.mark.parametrize("step", [3, 6, pytest.param(9, marks=pytest.mark.slow), 10])
+@pytest.mark.parametrize(
+    "step", [pytest.param(3, marks=pytest.mark.slow), 6, pytest.param(9, marks=pytest.mark.slow), 10]
+)
 def test_resumed_in_any_phase_it_ends_as_if_it_had_not_been_stopped(small, console, together, monkeypatch, step):
     count = 0
 

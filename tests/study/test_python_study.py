@@ -143,7 +143,7 @@ def test_loggers_have_a_run_per_scope(backbone, partition, tmp_path):
 
 
 @pytest.mark.parametrize("generator", [None, 7])
-@pytest.mark.parametrize("stop_at", [(0, 2), (1, 1)])
+@pytest.mark.parametrize("stop_at", [pytest.param((0, 2), marks=pytest.mark.slow), (1, 1)])
 def test_shuffled_loaders_resume_within_an_epoch_bit_for_bit(
     backbone, partition, tmp_path, monkeypatch, generator, stop_at
 ):

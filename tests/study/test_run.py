@@ -41,7 +41,7 @@ def weights_of(cfg, record):
     ("precision", "model", "compared"),
     [
         ("32-true", "test_resnet", ["head", "1", "full", "from1"]),
-        ("32-true", "test_efficientnet", ["0", "0+2"]),
+        pytest.param("32-true", "test_efficientnet", ["0", "0+2"], marks=pytest.mark.slow),
         ("bf16-mixed", "test_efficientnet", ["1", "full"]),
     ],
 )
