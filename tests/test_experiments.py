@@ -29,7 +29,11 @@ def jobs():
     """All experiments with each of their partitions; one block per layer gives many cells."""
     for path in FILES:
         for partition in axes(path).get("partition", ["segment"]):
-            marks = [pytest.mark.slow] if partition == "layer" or path.stem in ("caltech101", "flowers102") else []
+            marks = (
+                [pytest.mark.slow]
+                if partition == "layer" or path.stem in ("caltech101", "flowers102", "seeds") or partition == "window"
+                else []
+            )
             yield pytest.param(path, partition, marks=marks, id=f"{path.parent.name}/{path.stem}-{partition}")
 
 

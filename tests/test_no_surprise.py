@@ -10,6 +10,8 @@ import pytest
 from conftest import SMALL
 from PIL import Image
 
+pytestmark = pytest.mark.slow
+
 # Python runs a `sitecustomize.py` when it starts: before all imports, and in child processes too. This one writes down
 # what the process writes, moves, deletes and starts, and where it connects to, and it cuts the network.
 WATCH = """

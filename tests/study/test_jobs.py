@@ -33,6 +33,7 @@ def scopes(folder):
     return sorted(json.loads(path.read_text())["cell"]["scope"] for path in folder.rglob("record.json"))
 
 
+@pytest.mark.slow
 def test_what_takes_a_job_down_takes_it_down_alone(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(CRASHES)
     command = [*TRAIN, "-m", *QUICK, "block=head,0", "seed=1,2,0", "data.test_per_class=5"]

@@ -101,7 +101,13 @@ DIFFERENT = {
 }
 
 
-@pytest.mark.parametrize("name", DIFFERENT)
+# the first few often, the others with the slow tests
+OFTEN = 5
+
+
+@pytest.mark.parametrize(
+    "name", [*list(DIFFERENT)[:OFTEN], *(pytest.param(n, marks=pytest.mark.slow) for n in list(DIFFERENT)[OFTEN:])]
+)
 def test_other_settings_leave_another_record(backbone, partition, tmp_path, name):
     for options in DIFFERENT[name]:
         call = {"partition": partition, "data": make_loaders(), **QUICK, **options(backbone), "max_epochs": 1}

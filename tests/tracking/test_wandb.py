@@ -90,6 +90,7 @@ def test_nothing_of_the_environment_is_sent_beyond_the_record(call, tmp_path, se
     assert f'"{getpass.getuser()}"' not in heard
 
 
+@pytest.mark.slow
 def test_training_that_was_interrupted_continues_its_runs(call, tmp_path, server):
     long = [*QUICK, "trainer.max_epochs=4", "checkpoint.every_minutes=0"]
     stopped = call("train", *long, server=server, before=STOP_IN_EPOCH.format(epoch=2))

@@ -143,6 +143,7 @@ def test_settings_tell_sweeps_of_one_name_apart(tmp_path):
     assert len({line.split("|")[4] for line in lines[2:]}) == 2
 
 
+@pytest.mark.slow
 def test_names_may_hold_what_matplotlib_and_latex_read(tmp_path):
     name = "$x_{$ a^b~c<d> 5%"
     write_report([replace(one, backbone=BackboneEntry(name=name)) for one in one_sweep(num_blocks=1)], tmp_path)
