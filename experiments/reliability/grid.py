@@ -22,6 +22,7 @@ OVERRIDES = [
     "trainer.max_epochs=6",
     "checkpoint.every_minutes=0.01",
     "block=head,0,1,2,full",
+    "optimizer.lr=0.001",
     "seed=0,1",
 ]
 CELLS = 10

@@ -27,7 +27,7 @@ def main() -> None:
     data = next((word.removeprefix("data=") for word in sys.argv[1:] if word.startswith("data=")), "digits")
     for precision in PRECISIONS:
         command = [sys.executable, "train.py", "-m", f"seed={','.join(map(str, SEEDS))}", "trainer=cpu"]
-        settings = [f"trainer.precision={precision}", f"results_dir={FOLDER / data / precision}"]
+        settings = ["optimizer.lr=0.001", f"trainer.precision={precision}", f"results_dir={FOLDER / data / precision}"]
         subprocess.run([*command, *settings, *sys.argv[1:]], check=True, cwd=root)
     text = table({precision: read_records(root / FOLDER / data / precision) for precision in PRECISIONS})
     about = provenance()

@@ -50,6 +50,7 @@ Figures = dict[str, float]
 def main() -> None:
     """Run the contender named on the command line."""
     contender, *overrides = sys.argv[1:]
+    overrides.insert(0, "optimizer.lr=0.001")  # one rate per scope, as the peers train
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore")
     run = {"plain": plain, "tuned": tuned, "floor": floor}.get(contender, ours)

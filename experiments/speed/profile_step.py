@@ -28,7 +28,7 @@ ROWS = 20
 def main() -> None:
     """Profile one step of the study configured on the command line."""
     console = Console()
-    cfg = compose_config(["trainer=cpu", *sys.argv[1:]])
+    cfg = compose_config(["trainer=cpu", "optimizer.lr=0.001", *sys.argv[1:]])
     step = Step(Study.from_config(cfg, console))
     for _ in range(WARM_UP):
         since = perf_counter()
