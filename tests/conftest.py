@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 from io import StringIO
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 from blockwise.backbone.layers import record_layers
 from blockwise.config.compose import compose_config
+from blockwise.training.module import BlockwiseModule
 
 # a busy machine may take long for an example
 settings.register_profile("blockwise", deadline=None)
@@ -130,3 +132,26 @@ def photographs() -> Path:
     if not folder:
         pytest.skip("BLOCKWISE_DATA is not set to a folder of photographs")
     return Path(folder)
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Send a signal to this process in the middle of a training or validation step."""
+
+    def stop(step: int, number: int = signal.SIGTERM) -> None:
+        count = 0
+
+        def counting(original):
+            def method(self, *arguments):
+                nonlocal count
+                count += 1
+                if count == step:
+                    os.kill(os.getpid(), number)
+                return original(self, *arguments)
+
+            return method
+
+        for name in ("training_step", "validation_step"):
+            monkeypatch.setattr(BlockwiseModule, name, counting(getattr(BlockwiseModule, name)))
+
+    return stop

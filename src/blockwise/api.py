@@ -225,7 +225,7 @@ def train_scopes(
         select_by: The validation metric that selects a scope's best epoch, its rate and the block: `top1`, `macro_f1`
             or `loss`.
         norm: Mode of the norms in trained blocks: `eval` (inference mode) or `train` (batch statistics).
-        patience: Stop a scope after this many epochs without a better validation accuracy; None never stops.
+        patience: Stop a scope after this many epochs without a better validation score; None never stops.
         seed: Seed of the head's initial weights, of dropout and of the order of DataLoaders.
         results_dir: Folder of the records.
         retrain: Also train scopes that have a record; the new record replaces the old one.

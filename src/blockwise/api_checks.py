@@ -107,7 +107,7 @@ def _policies(policy: Any) -> dict[str, Policy]:
         names = [policy] if isinstance(policy, str) else list(policy)
         known = options_of("policy")
         if wrong := [name for name in names if name not in known]:
-            raise InputError(f"policy={wrong[0]} is unknown: choose {', '.join(known)}{did_you_mean(wrong[0], known)}")
+            raise InputError(f"policy={wrong[0]} is unknown: choose {', '.join(known)}.{did_you_mean(wrong[0], known)}")
         return (
             make_policies(plain(compose_config([f"policy=[{','.join(names)}]"]))["policy"]) if names else _no_policy()
         )

@@ -2,10 +2,11 @@
 
 import subprocess
 import sys
+from typing import get_args
 
 from blockwise.config import checks
 from blockwise.data import augment, datamodule, decode
-from blockwise.recipe import recipe
+from blockwise.recipe import recipe, schedulers
 
 
 def test_the_choices_are_those_of_the_code():
@@ -14,6 +15,7 @@ def test_the_choices_are_those_of_the_code():
     assert datamodule.SAMPLERS == checks.SAMPLERS
     assert tuple(decode.INTERPOLATIONS) == checks.INTERPOLATIONS
     assert checks.NORM_MODES == recipe.NORM_MODES
+    assert get_args(schedulers.Unit) == checks.UNITS
 
 
 def test_values_are_checked_without_torch():

@@ -1,8 +1,6 @@
 """Policies in training: what is frozen in an epoch stays as it is, alone equals among, and phases are paid for."""
 
 import json
-import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -69,27 +67,16 @@ def test_alone_equals_among(small, console, tmp_path, together, policy):
 @pytest.mark.parametrize(
     "step", [pytest.param(3, marks=pytest.mark.slow), 6, pytest.param(9, marks=pytest.mark.slow), 10]
 )
-def test_resumed_in_any_phase_it_ends_as_if_it_had_not_been_stopped(small, console, together, monkeypatch, step):
-    count = 0
-
-    def counting(original):
-        def method(self, *arguments):
-            nonlocal count
-            count += 1
-            if count == step:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return original(self, *arguments)
-
-        return method
-
+def test_resumed_in_any_phase_it_ends_as_if_it_had_not_been_stopped(
+    small, console, together, monkeypatch, stop_at, step
+):
     # some of the cells: in the same phases, they end as among all
     policies = ["policy=[lp_ft,cyclic]", "policy.lp_ft.head_epochs=1", "trainer.max_epochs=3"]
     cfg = small("block=0+2", *RECIPE, *policies)
-    with monkeypatch.context() as patched:
-        for name in ("training_step", "validation_step"):
-            patched.setattr(BlockwiseModule, name, counting(getattr(BlockwiseModule, name)))
-        with pytest.raises(Interrupted):
-            run(cfg, console)
+    stop_at(step)
+    with pytest.raises(Interrupted):
+        run(cfg, console)
+    monkeypatch.undo()
     run(cfg, console)
     assert "resuming from the checkpoint" in console.export_text()
     ended = results(cfg.results_dir)

@@ -1,6 +1,5 @@
 """Recipes in training: schedules, clipping, losses and mixing keep cells exact, alone and when resumed."""
 
-import signal
 from pathlib import Path
 
 import pytest
@@ -47,23 +46,14 @@ def assert_same(one, other):
     assert histories[0] == histories[1]
 
 
-def test_with_everything_alone_equals_among_also_when_resumed(small, console, tmp_path, monkeypatch):
+def test_with_everything_alone_equals_among_also_when_resumed(small, console, tmp_path, monkeypatch, stop_at):
     among = run(small("block=[head,1,0+2,full,bias]", *EVERYTHING), console)
     kept = {record.cell.scope: record for record in among}
     cfg = small("block=0+2", *EVERYTHING, f"results_dir={tmp_path / 'alone'}")
-    step, count = BlockwiseModule.training_step, 0
-
-    def stopping(self, *arguments):
-        nonlocal count
-        count += 1
-        if count == 6:  # in the second epoch, in which the blocks train
-            signal.raise_signal(signal.SIGTERM)
-        return step(self, *arguments)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(BlockwiseModule, "training_step", stopping)
-        with pytest.raises(Interrupted):
-            run(cfg, console)
+    stop_at(8)  # in the second epoch, in which the blocks train
+    with pytest.raises(Interrupted):
+        run(cfg, console)
+    monkeypatch.undo()
     (alone,) = run(cfg, console)
     assert_same(alone, kept["0+2"])
 
@@ -264,22 +254,13 @@ def test_wrong_objects_in_python_are_one_sentence(small, console, tmp_path, opti
         )
 
 
-def test_a_checkpoint_belongs_to_the_settings_of_its_policy(small, console, monkeypatch):
+def test_a_checkpoint_belongs_to_the_settings_of_its_policy(small, console, monkeypatch, stop_at):
     """A run that was stopped under other settings of the policy begins anew."""
     options = ["block=[0,full]", "trainer.max_epochs=4", "policy=gradual"]
-    step, count = BlockwiseModule.training_step, 0
-
-    def stopping(self, *arguments):
-        nonlocal count
-        count += 1
-        if count == 6:
-            signal.raise_signal(signal.SIGTERM)
-        return step(self, *arguments)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(BlockwiseModule, "training_step", stopping)
-        with pytest.raises(Interrupted):
-            run(small(*options, "policy.gradual.every=1"), console)
+    stop_at(8)
+    with pytest.raises(Interrupted):
+        run(small(*options, "policy.gradual.every=1"), console)
+    monkeypatch.undo()
     run(small(*options, "policy.gradual.every=2"), console)
     assert "resuming" not in console.export_text(clear=False)
     run(small(*options, "policy.gradual.every=1"), console)

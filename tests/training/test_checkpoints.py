@@ -1,7 +1,6 @@
 """A run that is stopped at any point and started again writes the same results as an uninterrupted run."""
 
 import json
-import os
 import signal
 from pathlib import Path
 
@@ -28,29 +27,6 @@ def results(folder: Path) -> dict[str, list]:
         files = [(path.parent / name).read_bytes() for name in ("history.csv", "weights.safetensors")]
         found[str(path.relative_to(folder))] = [record, *files]
     return found
-
-
-@pytest.fixture
-def stop_at(monkeypatch):
-    """Send a signal to this process in the middle of a training or validation step."""
-
-    def stop(step: int, number: int = signal.SIGTERM) -> None:
-        count = 0
-
-        def counting(original):
-            def method(self, *arguments):
-                nonlocal count
-                count += 1
-                if count == step:
-                    os.kill(os.getpid(), number)
-                return original(self, *arguments)
-
-            return method
-
-        for name in ("training_step", "validation_step"):
-            monkeypatch.setattr(BlockwiseModule, name, counting(getattr(BlockwiseModule, name)))
-
-    return stop
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,11 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from blockwise.analysis.summary import STATIC, Sweep
+from blockwise.analysis.summary import Sweep
 from blockwise.analysis.sweep_table import difference, percent
 from blockwise.errors import InputError
 from blockwise.io.names import markdown, spreadsheet
+from blockwise.results.record import STATIC
 
 HEADINGS = tuple("data,backbone,partition,seeds,head,full,best block,block,quarter,Δ head,Δ full".split(","))
 WRITERS = (".csv", ".md")
@@ -22,7 +23,7 @@ WRITERS = (".csv", ".md")
 def backbone_rows(sweeps: Sequence[Sweep]) -> list[dict[str, str]]:
     """Return one row per sweep: test accuracies in %, mean and standard deviation over seeds.
 
-    The best block is selected by validation accuracy. Gains are in percentage points, over the seeds that both have.
+    The best block is selected on validation. Gains are in percentage points, over the seeds that both have.
     """
     return [_row(sweep) for sweep in sweeps]
 

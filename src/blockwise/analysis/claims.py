@@ -16,7 +16,8 @@ from scipy import stats
 
 from blockwise.analysis.frame import depth
 from blockwise.analysis.statistics import BASELINES, BEST, LEVEL, PairedTest, paired_tests, quarter_shares
-from blockwise.analysis.summary import STATIC, Row, Sweep, by_backbone_and_data, by_policy
+from blockwise.analysis.summary import Row, Sweep, by_backbone_and_data, by_policy
+from blockwise.results.record import STATIC
 
 Verdict = Literal["supported", "not supported", "not enough data"]
 PERMUTATIONS = 1999

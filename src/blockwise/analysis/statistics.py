@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from blockwise.analysis.summary import PARTS, STATIC, Row, Sweep, by_backbone_and_data, by_policy
+from blockwise.analysis.summary import PARTS, Row, Sweep, by_backbone_and_data, by_policy
+from blockwise.results.record import STATIC
 
 LEVEL = 0.05
 # SciPy's documentation calls the p-value of `friedmanchisquare` reliable for more than 10 samples
@@ -114,7 +115,7 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
 
 
 def treatment(sweep: Sweep, name: str) -> Row | None:
-    """Return a sweep's row of a treatment, or None; blocks are selected by validation accuracy."""
+    """Return a sweep's row of a treatment, or None; blocks are selected on validation."""
     if name in BASELINES or PARTS.fullmatch(name):
         return sweep.row(name)
     blocks = sweep.single_blocks

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from blockwise.io.names import printable
-from blockwise.results.record import Record, Settings
+from blockwise.results.record import STATIC, Record, Settings
 from blockwise.results.store import sweep_hash
+from blockwise.training.scopes import PART
 
-STATIC = "static"
 # names of the metrics that select, for readers
 SELECTED = {"top1": "accuracy", "macro_f1": "macro F1", "loss": "loss"}
 # scopes that train a part of every block: baselines, as `head` and `full` are
-PARTS = re.compile(r"bias|norms|lora\d+", re.ASCII)
+PARTS = re.compile(PART, re.ASCII)
 
 
 @dataclass(frozen=True)

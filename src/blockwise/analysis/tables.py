@@ -22,9 +22,9 @@ from blockwise.analysis.statistics import (
     policy_tests,
     quarter_shares,
 )
-from blockwise.analysis.summary import SELECTED, STATIC, Row, Sweep, by_policy
+from blockwise.analysis.summary import SELECTED, Row, Sweep, by_policy
 from blockwise.io.names import markdown, printable, spreadsheet
-from blockwise.results.record import Record
+from blockwise.results.record import STATIC, Record
 
 # number of characters of a commit hash to show
 COMMIT = 12

@@ -13,7 +13,7 @@ from torch import nn
 
 from blockwise.backbone.makers import maker_of
 from blockwise.backbone.makers.base import ImageSpec as ImageSpec
-from blockwise.backbone.makers.base import Maker, first_line
+from blockwise.backbone.makers.base import Maker, kind_and_line
 from blockwise.backbone.weights import load_checkpoint, package_file
 from blockwise.errors import InputError
 from blockwise.io.origins import short_name
@@ -126,7 +126,7 @@ def describe_backbone(model: Mapping[str, Any], image_size: int | None = None) -
         except Exception as error:
             if device == "cpu":
                 raise InputError(
-                    f"data.image_size={size} does not fit {model['name']} ({first_line(error)}): "
+                    f"data.image_size={size} does not fit {model['name']} ({kind_and_line(error)}): "
                     "choose another size, or null for the model's default"
                 ) from error
         else:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from blockwise.errors import InputError, did_you_mean
+from blockwise.errors import InputError, did_you_mean, first_line
 
 # a name, a mapping with `_target_`, or a transform
 Element = Any
@@ -115,7 +115,9 @@ class Augmentation:
                 value = transform(value)
             except Exception as error:  # transforms raise whatever they like
                 before = f"{wrong}, on which " if wrong else ""
-                raise InputError(f"data.augment: {before}{label} fails ({_reason(error)})") from error
+                raise InputError(
+                    f"data.augment: {before}{label} fails ({first_line(error.__cause__ or error)})"
+                ) from error
             # a later transform may turn it into an image again
             wrong = "" if _is_image(value, least) else wrong or f"{label} returns {_form(value)}"
         if wrong:
@@ -223,7 +225,9 @@ def _instantiate(element: Mapping[str, Any]) -> Any:
     try:
         return hydra.utils.instantiate({"_convert_": "all", **element})
     except Exception as error:  # so do transforms
-        raise InputError(f"data.augment: {target} refuses its options ({_reason(error)})") from error
+        raise InputError(
+            f"data.augment: {target} refuses its options ({first_line(error.__cause__ or error)})"
+        ) from error
 
 
 def _suggestion(target: str) -> str:
@@ -232,12 +236,7 @@ def _suggestion(target: str) -> str:
     try:
         return "." + did_you_mean(name, dir(importlib.import_module(parent)))
     except Exception as reason:  # the module itself cannot be imported
-        return f" ({_reason(reason)})"
-
-
-def _reason(error: Exception) -> str:
-    cause = error.__cause__ or error
-    return " ".join(str(cause).strip().split("\n")[0].split()) or type(cause).__name__
+        return f" ({first_line(reason.__cause__ or reason)})"
 
 
 def _label(element: Element) -> str:

@@ -7,9 +7,6 @@ from typing import Protocol
 
 from blockwise.errors import InputError
 
-# the name of the policy that trains the whole scope from the first epoch to the last
-STATIC = "static"
-
 
 @dataclass(frozen=True)
 class Phase:

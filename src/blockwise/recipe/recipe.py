@@ -66,3 +66,7 @@ class Recipe:
     scheduler: Schedule | None = None
     norm: NormMode = "eval"
     patience: int | None = None
+
+    def policy(self, name: str) -> Policy:
+        """Return the policy of a name; `static` need not be among those chosen, since `head` is always static."""
+        return self.policies.get(name, Static())

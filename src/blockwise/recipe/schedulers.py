@@ -121,7 +121,7 @@ class Schedule:
         Raises:
             InputError: The warm-up is as long as training, or the scheduler refuses its settings.
         """
-        per_epoch = 1 if self.interval == "epoch" else steps_per_epoch
+        per_epoch = self._per_epoch(steps_per_epoch)
         warmup = math.ceil(self.warmup * per_epoch) if self.warmup_unit == "epoch" else int(self.warmup)
         total = max_epochs * per_epoch
         if warmup >= total:
@@ -134,6 +134,10 @@ class Schedule:
             return scheduler
         first = LinearLR(optimizer, start_factor=1 / (warmup + 1), total_iters=warmup)
         return SequentialLR(optimizer, [first, scheduler], [warmup])
+
+    def _per_epoch(self, steps_per_epoch: int) -> int:
+        """Return how often the scheduler advances in an epoch."""
+        return 1 if self.interval == "epoch" else steps_per_epoch
 
     def _make(self, optimizer: Optimizer, **lengths: int) -> LRScheduler:
         given = getattr(self.make, "keywords", {})
@@ -169,19 +173,24 @@ class Schedule:
             InputError: The warm-up is as long as training, the scheduler refuses its settings or fails at a step, or a
                 rate is negative or not finite.
         """
+        steps = min(MOST_STEPS, max_epochs * self._per_epoch(steps_per_epoch))
         for rate in rates:
             optimizer = make_optimizer([{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": rate}])
             scheduler = self(optimizer, max_epochs, steps_per_epoch)
-            for step in range(min(MOST_STEPS, max_epochs * (1 if self.interval == "epoch" else steps_per_epoch))):
-                current = float(optimizer.param_groups[0]["lr"])
-                if not 0 <= current < math.inf:
-                    raise InputError(f"the scheduler sets the rate to {current:g} at step {step}: check its settings")
-                try:
-                    with warnings.catch_warnings():
-                        warnings.simplefilter("ignore")  # the optimizer takes no steps here
-                        scheduler.step()
-                except Exception as error:
-                    raise InputError(f"the scheduler fails at step {step} ({first_line(error)})") from error
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the optimizer takes no steps here
+                _go_through(optimizer, scheduler, steps)
+
+
+def _go_through(optimizer: Optimizer, scheduler: LRScheduler, steps: int) -> None:
+    for step in range(steps):
+        current = float(optimizer.param_groups[0]["lr"])
+        if not 0 <= current < math.inf:
+            raise InputError(f"the scheduler sets the rate to {current:g} at step {step}: check its settings")
+        try:
+            scheduler.step()
+        except Exception as error:  # a scheduler may be the user's own
+            raise InputError(f"the scheduler fails at step {step} ({first_line(error)})") from error
 
 
 def _takes_any(parameters: Mapping[str, inspect.Parameter]) -> bool:

@@ -39,6 +39,8 @@ Settings = Mapping[str, Any]
 Metrics = dict[str, float]
 # metrics by which epochs, learning rates and blocks are selected on validation
 SELECTIONS = ("top1", "macro_f1", "loss")
+# the policy of records that name none: it trains the whole scope from the first epoch to the last
+STATIC = "static"
 
 
 def selection_score(val: Metrics, select_by: str) -> float:
@@ -67,7 +69,7 @@ def _check_settings(settings: dict[str, Any]) -> dict[str, Any]:
     lr = settings.get("lr", 0.0)
     if isinstance(lr, bool) or not isinstance(lr, (int, float)) or not 0 <= lr < math.inf:
         raise ValueError("lr must be a finite number of at least 0")
-    policy = settings.get("policy", {"name": "static"})
+    policy = settings.get("policy", {"name": STATIC})
     if not isinstance(policy, dict) or not isinstance(policy.get("name"), str):
         raise ValueError("policy must have a name")
     if settings.get("select_by", "top1") not in SELECTIONS:
@@ -185,7 +187,7 @@ class Record:
         seed: Seed of the split, the head and the order of images.
         settings: All settings that change the result; the cell's hash is computed from them.
         metrics: Metrics per split.
-        best_epoch: The epoch with the best validation accuracy, counted from 0.
+        best_epoch: The epoch with the best validation score (see `select_by`), counted from 0.
         epochs: Number of epochs trained.
         seconds: The cell's own time plus its share of the time that all cells spent together.
         peak_memory_bytes: Peak memory of the process, or of its GPU.
@@ -258,7 +260,7 @@ class Record:
     @property
     def policy(self) -> str:
         """The name of the policy."""
-        return str(self.settings.get("policy", {}).get("name", "static"))
+        return str(self.settings.get("policy", {}).get("name", STATIC))
 
     @property
     def lr(self) -> float:

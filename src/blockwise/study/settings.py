@@ -33,7 +33,8 @@ from blockwise.recipe.schedulers import Schedule
 
 DATA = ("name", "train_per_class", "val_per_class", "test_per_class", "batch_size", "skip_broken")
 # left out of the settings at their default, so that records from before they were there keep their hash
-NEWER = {"mixup": 0.0, "cutmix": 0.0, "sampler": "shuffle"}
+NEWER_DATA = {"mixup": 0.0, "cutmix": 0.0, "sampler": "shuffle"}
+NEWER_OPTIMIZER = {"layer_decay": None, "no_decay": False, "clip_norm": None}
 # settings of a trainer that do not change the result
 NO_EFFECT = frozenset(
     "_target_ accelerator devices num_nodes strategy use_distributed_sampler logger callbacks default_root_dir "
@@ -66,7 +67,10 @@ def config_settings(
             "crop_pct": images.crop_pct,
         },
         "partition": {"name": partition, **_without(cfg["partition"], {"_target_"})},
-        "optimizer": {"name": cfg["optimizer"]["_target_"], **_optimizer_options(cfg["optimizer"])},
+        "optimizer": {
+            "name": cfg["optimizer"]["_target_"],
+            **_changed(_without(cfg["optimizer"], {"_target_", "_partial_", "lr"}), NEWER_OPTIMIZER),
+        },
         "freeze": freeze_settings(cfg["freeze"]["norm"], backbone.network),
         "early_stopping": cfg["early_stopping"],
         "trainer": _without(cfg["trainer"], NO_EFFECT),
@@ -94,11 +98,9 @@ def _drops(module: nn.Module) -> bool:
     return "drop" in name or "stochasticdepth" in name
 
 
-def _optimizer_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of an optimizer that change the result; newer ones only if they are not at their default."""
-    newer = {"layer_decay": None, "no_decay": False, "clip_norm": None}
-    kept = _without(options, {"_target_", "_partial_", "lr"})
-    return {key: value for key, value in kept.items() if key not in newer or value not in (newer[key], None)}
+def _changed(settings: Mapping[str, Any], newer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings without those newer ones that are null or at their default."""
+    return {key: value for key, value in settings.items() if key not in newer or value not in (newer[key], None)}
 
 
 def _component(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,8 +180,8 @@ def python_settings(
 
 
 def _rates(recipe: Recipe) -> dict[str, Any]:
-    options = {key: getattr(recipe, key) for key in ("block_lr", "layer_decay", "no_decay", "clip_norm")}
-    return {key: value for key, value in options.items() if value}
+    newer = {"block_lr": None, **NEWER_OPTIMIZER}
+    return _changed({key: getattr(recipe, key) for key in newer}, newer)
 
 
 def _describe_schedule(schedule: Schedule | None) -> dict[str, Any]:
@@ -236,7 +238,7 @@ def describe_data(data: L.LightningDataModule) -> dict[str, Any]:
 
 
 def _training_batches(data: BlockwiseDataModule) -> dict[str, Any]:
-    newer = {key: getattr(data, key) for key, default in NEWER.items() if getattr(data, key) != default}
+    newer = _changed({key: getattr(data, key) for key in NEWER_DATA}, NEWER_DATA)
     return {"augment": [describe_transform(element) for element in data.augment], **newer}
 
 

@@ -193,7 +193,7 @@ class Study:
 
     def _policy_settings(self, policy: str) -> dict[str, Any]:
         """Return the settings of a policy; none of `static`, which records of earlier versions do not mention."""
-        own = self.recipe.policies.get(policy, Static())
+        own = self.recipe.policy(policy)
         return {} if isinstance(own, Static) else {"policy": describe_policy(policy, own)}
 
     def cells(self, scopes: Iterable[Scope] | None = None, policies: Iterable[str] | None = None) -> list[Cell]:
@@ -285,8 +285,7 @@ class Study:
 
     def _phases(self, cell: Cell) -> list[Phase]:
         """Return what trains in each epoch."""
-        policy = self.recipe.policies.get(cell.policy, Static())
-        return phases(policy, cell.scope.blocks, int(self.settings["trainer"]["max_epochs"]))
+        return phases(self.recipe.policy(cell.policy), cell.scope.blocks, int(self.settings["trainer"]["max_epochs"]))
 
     def _measure(self, cells: list[Cell]) -> Costs:
         side_by_side = cells[:1] if self.staged.whole else cells
@@ -341,9 +340,9 @@ class Study:
 
     def _train_side_by_side(self, cells: list[Cell]) -> None:
         self.data.prepare(self.console)
-        if (counts := self.data.class_counts()) is not None:
-            self.recipe = replace(self.recipe, loss=with_class_counts(self.recipe.loss, counts))
-        module = self._module(cells)
+        counts = self.data.class_counts()
+        loss = self.recipe.loss if counts is None else with_class_counts(self.recipe.loss, counts)
+        module = self._module(cells, replace(self.recipe, loss=loss))
         checkpoints = Checkpoints(self.store.checkpoints(self.settings))
         checkpoint = broadcast(checkpoints.find(cells))
         if checkpoint:
@@ -374,13 +373,13 @@ class Study:
         """Return the names of all policies of cells; `head` is always static."""
         return {STATIC, *self.recipe.policies}
 
-    def _module(self, cells: list[Cell], recipe: Recipe | None = None) -> BlockwiseModule:
+    def _module(self, cells: list[Cell], recipe: Recipe) -> BlockwiseModule:
         return BlockwiseModule(
             self.staged,
             cells,
             num_classes=len(self.data.classes),
             optimizer=self.optimizer,
-            recipe=recipe or self.recipe,
+            recipe=recipe,
             seed=self.settings["seed"],
             keep_bytes=self.keep_bytes,
         )

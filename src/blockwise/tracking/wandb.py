@@ -15,10 +15,10 @@ from typing import Any
 
 from rich.console import Console
 
-from blockwise.analysis.summary import STATIC, Sweep, sweeps
+from blockwise.analysis.summary import Sweep, sweeps
 from blockwise.errors import InputError
 from blockwise.quiet import no_error_reports
-from blockwise.results.record import Metrics, Record
+from blockwise.results.record import STATIC, Metrics, Record
 from blockwise.results.store import read_history, settings_hash, sweep_hash, sweep_path
 from blockwise.tracking.callback import AT_ONCE, describe, final_metrics, replay
 from blockwise.tracking.progress import new_bar

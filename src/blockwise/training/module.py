@@ -16,7 +16,7 @@ from blockwise.backbone.stages import Activations, StagedBackbone
 from blockwise.data.batches import derive_seed
 from blockwise.data.datamodule import Batch
 from blockwise.fast.fusion import can_fuse
-from blockwise.policies import Phase, Static, phases
+from blockwise.policies import Phase, phases
 from blockwise.recipe.parameter_groups import OptimizerFactory, parameter_groups
 from blockwise.recipe.recipe import Recipe
 from blockwise.results.record import Metrics
@@ -93,10 +93,12 @@ class BlockwiseModule(L.LightningModule):
         self.backbone.freeze(HALF.get(self.trainer.precision, torch.float32), fuse=on_cpu and can_fuse())
         self.to(memory_format=torch.channels_last)
         self._cache = ActivationCache(self._keep_bytes)
-        epochs = max(1, self.trainer.max_epochs or 1)
-        policies = [self.recipe.policies.get(cell.policy, Static()) for cell in self.cells]
-        self._phases = [phases(p, c.scope.blocks, epochs) for p, c in zip(policies, self.cells, strict=True)]
+        policy, epochs = self.recipe.policy, self._max_epochs()
+        self._phases = [phases(policy(cell.policy), cell.scope.blocks, epochs) for cell in self.cells]
         self._begin(0)
+
+    def _max_epochs(self) -> int:
+        return max(1, self.trainer.max_epochs or 1)
 
     def _begin(self, epoch: int) -> None:
         """Begin an epoch: set what trains in it."""
@@ -122,7 +124,7 @@ class BlockwiseModule(L.LightningModule):
             )
             optimizers.append(self._make_optimizer(groups))
         if recipe.scheduler is not None:
-            epochs = max(1, self.trainer.max_epochs or 1)
+            epochs = self._max_epochs()
             steps = int(self.trainer.estimated_stepping_batches) // epochs
             self._schedulers = [recipe.scheduler(optimizer, epochs, steps) for optimizer in optimizers]
         return optimizers

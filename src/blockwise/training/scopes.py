@@ -15,7 +15,9 @@ GRAMMAR = (
     "head, full, all, a block (7 or -1), several blocks jointly (3+7), from7, top3, norms, bias or lora8 (of all "
     "blocks), or these of some blocks (norms:3+7)"
 )
-_PARTS = re.compile(r"(norms|bias|lora([1-9]\d{0,3}))(?::(.+))?", re.ASCII)
+# a part of blocks; LoRA's rank is a group
+PART = r"norms|bias|lora([1-9]\d{0,3})"
+_PARTS = re.compile(rf"({PART})(?::(.+))?", re.ASCII)
 _NUMBERS = re.compile(r"-?\d+(\+-?\d+)*", re.ASCII)
 _FROM = re.compile(r"from(-?\d+)", re.ASCII)
 _TOP = re.compile(r"top(\d+)", re.ASCII)
@@ -46,7 +48,7 @@ class Scope:
     rank: int | None = None
 
     def resolve(self, best: Sequence[int]) -> Scope:
-        """Return a `top` scope with its blocks: the first N of `best`, blocks ranked by validation accuracy."""
+        """Return a `top` scope with its blocks: the first N of `best`, blocks ranked on validation."""
         return Scope(self.name, tuple(sorted(best[: self.top])))
 
 

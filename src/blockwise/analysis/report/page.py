@@ -23,10 +23,10 @@ from matplotlib.figure import Figure
 from blockwise.analysis import figures, tables
 from blockwise.analysis.report.classes import confusion_matrix, gains_by_class, history, predictions
 from blockwise.analysis.statistics import accuracy_matrix, ranks, treatment
-from blockwise.analysis.summary import STATIC, Sweep, by_policy, sweeps
+from blockwise.analysis.summary import Sweep, by_policy, sweeps
 from blockwise.errors import InputError
 from blockwise.io.names import file_name
-from blockwise.results.record import Record
+from blockwise.results.record import STATIC, Record
 from blockwise.results.store import PER_CELL
 
 PAGE = "index.html"

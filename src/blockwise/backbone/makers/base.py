@@ -109,8 +109,8 @@ class Maker(ABC):
         except InputError as reason:
             return InputError(f"{reason}{options}")
         except Exception as reason:
-            return InputError(f"{self.architecture} cannot be made ({first_line(reason)})")
-        return InputError(f"the weights {file} of {self.architecture} cannot be loaded ({first_line(error)})")
+            return InputError(f"{self.architecture} cannot be made ({kind_and_line(reason)})")
+        return InputError(f"the weights {file} of {self.architecture} cannot be loaded ({kind_and_line(error)})")
 
 
 def image_spec_of(model: Mapping[str, Any], own: Mapping[str, Any]) -> ImageSpec:
@@ -132,13 +132,13 @@ def image_spec_of(model: Mapping[str, Any], own: Mapping[str, Any]) -> ImageSpec
 
 def unreachable(name: str, error: Exception) -> InputError:
     """Return the sentence for weights that cannot be downloaded."""
-    reason = str(error) if isinstance(error, InputError) else first_line(error)
+    reason = str(error) if isinstance(error, InputError) else kind_and_line(error)
     return InputError(
         f"the pretrained weights of {name} could not be downloaded ({reason}): set model.checkpoint=<path> "
         "to a local file, or train from random weights with model.pretrained=false"
     )
 
 
-def first_line(error: Exception) -> str:
+def kind_and_line(error: Exception) -> str:
     """Return the kind of an error and the first line of its message."""
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"

@@ -11,7 +11,7 @@ import timm
 from torch import nn
 
 from blockwise.backbone import hub
-from blockwise.backbone.makers.base import first_line
+from blockwise.backbone.makers.base import kind_and_line
 from blockwise.backbone.makers.of_timm import TimmMaker
 from blockwise.backbone.makers.options import refusal
 from blockwise.backbone.makers.origin import Origin, find_origin
@@ -82,7 +82,7 @@ class OriginMaker(TimmMaker):
         if origin.repository is None:
             raise InputError(f"{self.architecture} has no weights: the folder needs a model.safetensors")
         if (error := refusal(self.build, self.options)) is not None:  # found before the download
-            raise InputError(f"timm cannot make {self.architecture} ({first_line(error)})") from error
+            raise InputError(f"timm cannot make {self.architecture} ({kind_and_line(error)})") from error
         return hub.fetch(origin.repository, origin.files, origin.folder.name, self.architecture)
 
     def weights(self) -> str:

@@ -10,7 +10,7 @@ import timm
 from torch import nn
 
 from blockwise.backbone import hub
-from blockwise.backbone.makers.base import ImageSpec, Maker, first_line, image_spec_of, unreachable
+from blockwise.backbone.makers.base import ImageSpec, Maker, image_spec_of, kind_and_line, unreachable
 from blockwise.errors import InputError, did_you_mean
 
 
@@ -53,7 +53,7 @@ class TimmMaker(Maker):
             raise InputError(
                 f"timm cannot make {self.architecture}"
                 + (f" for images of {self.image_size} px" if self._size() else "")
-                + f" ({first_line(error)})"
+                + f" ({kind_and_line(error)})"
             ) from error
 
     def build(self, options: Mapping[str, Any]) -> nn.Module:

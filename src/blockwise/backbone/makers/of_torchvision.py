@@ -10,7 +10,7 @@ import torchvision
 from torch import nn
 
 from blockwise.backbone import hub
-from blockwise.backbone.makers.base import ImageSpec, Maker, first_line, image_spec_of, unreachable
+from blockwise.backbone.makers.base import ImageSpec, Maker, image_spec_of, kind_and_line, unreachable
 from blockwise.errors import InputError, did_you_mean
 
 AUXILIARY = ("AuxLogits", "aux1", "aux2")
@@ -53,7 +53,7 @@ class TorchvisionMaker(Maker):
         except Exception as error:
             if pretrained:
                 raise self.not_loaded(error) from error
-            raise InputError(f"torchvision cannot make {self.architecture} ({first_line(error)})") from error
+            raise InputError(f"torchvision cannot make {self.architecture} ({kind_and_line(error)})") from error
         if hasattr(network, "transform_input"):
             # Inception and GoogLeNet rescale images that are normalised as for ImageNet. torchvision enables this only
             # with its own weights, but all weights trained with these networks need it
