@@ -219,7 +219,7 @@ def test_a_network_that_is_none_is_refused(options, message):
 
 def test_options_of_a_partitioner_are_values_of_python(backbone):
     every = make_partition(backbone, num_blocks=None)
-    assert len(every) > len(make_partition(backbone, num_blocks=3, separators=("pool", "activation")))
+    assert len(every) > len(make_partition(backbone, "segment", num_blocks=3, separators=("pool", "activation")))
     with pytest.raises(InputError, match="the partitioner window has no option lenght. Did you mean 'length'?"):
         make_partition(backbone, "window", lenght=2)
 

@@ -192,9 +192,9 @@ def test_a_run_without_anything_left_to_train_does_not_wait_for_torch(tmp_path):
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
         assert done.stderr == "False\n"
         assert " ".join(done.stdout.split()).startswith(
-            "test_resnet on digits, partition segment of 3 blocks: 2 cells, 2 of them already recorded"
+            "test_resnet on digits, partition unit of 3 blocks: 2 cells, 2 of them already recorded"
         )
-        table = first.stdout[first.stdout.index("test_resnet on digits, partition segment  ") :]
+        table = first.stdout[first.stdout.index("test_resnet on digits, partition unit  ") :]
         assert done.stdout.endswith(table)
 
 

@@ -15,7 +15,7 @@
 >>> [record.cell.scope for record in records]
 ['head', '1', 'full']
 >>> read_records(folder)[["backbone", "scope", "trainable", "status"]].to_numpy().tolist()[0]
-['test_resnet', '1', 59810, 'finished']
+['test_resnet', '1', 55138, 'finished']
 >>> plot_accuracy_by_block(folder)
 <Figure size 700x400 with 1 Axes>
 """
@@ -45,10 +45,11 @@ from blockwise import api_checks, results
 from blockwise.analysis.figures import accuracy_by_block
 from blockwise.analysis.summary import sweeps
 from blockwise.backbone import load
+from blockwise.backbone.heads import trained_head
 from blockwise.backbone.layers import record_layers
-from blockwise.backbone.load import Backbone, ImageSpec
+from blockwise.backbone.load import Backbone, HeadKind, ImageSpec
 from blockwise.backbone.lora import merge_lora
-from blockwise.backbone.partition import Partition
+from blockwise.backbone.partition import Partition, partition_network
 from blockwise.config.compose import compose_config, explain, plain
 from blockwise.config.compose import options as config_options
 from blockwise.config.model_names import model_overrides
@@ -96,6 +97,7 @@ def load_backbone(
     image_size: int | None = None,
     seed: int = 0,
     options: Mapping[str, Any] | None = None,
+    head: HeadKind = "linear",
 ) -> Backbone:
     """Load a network without its classifier, together with the size and normalisation of its input images.
 
@@ -108,12 +110,15 @@ def load_backbone(
         image_size: Side of the images in pixels; None uses the model's default.
         seed: Seed of random weights.
         options: Arguments for the builder of timm or torchvision, such as `{"drop_path_rate": 0.1}`.
+        head: Kind of the new head: `linear`, `mlp` (one hidden layer), or `own` (the architecture's own layers behind
+            its features, such as the linear layers of VGG, with new weights).
 
     Raises:
         InputError: The model is unknown, or does not take an option, or the weights are missing or do not fit.
     """
     image_size = api_checks.check("data.image_size", "image_size", image_size)
     seed = api_checks.check("seed", "seed", seed)
+    head = api_checks.check("model.head", "head", head)
     if name is not None:
         api_checks.check("data.name", "name", name)
     if isinstance(model, nn.Module):
@@ -122,24 +127,29 @@ def load_backbone(
         if options is not None:
             raise InputError("options= are for networks of timm and torchvision: set those of your own yourself")
         images = ImageSpec(image_size, IMAGENET_MEAN, IMAGENET_STD, "bicubic", 0.875)
-        return Backbone(name, api_checks.check_network(model, image_size), "own", images)
+        network = api_checks.check_network(model, image_size)
+        return Backbone(name, network, "own", images, {} if head == "linear" else {"head": head}, head)
     if not isinstance(model, str):
         raise InputError(f"{model!r} is neither a model name nor a network")
     overrides = [f"model.pretrained={str(pretrained).lower()}"]
     cfg = compose_config([*model_overrides(model), *overrides]).model
     cfg.checkpoint = None if checkpoint is None else str(checkpoint)
-    settings = {**plain(cfg), **({} if options is None else {"options": api_checks.check_options(options)})}
+    settings = {
+        **plain(cfg),
+        "head": head,
+        **({} if options is None else {"options": api_checks.check_options(options)}),
+    }
     backbone = load.load_backbone(settings, image_size=image_size, seed=seed)
     backbone.name = name or backbone.name
     return backbone
 
 
-def make_partition(backbone: Backbone, partitioner: str = "segment", **options: Any) -> Partition:
+def make_partition(backbone: Backbone, partitioner: str = "auto", **options: Any) -> Partition:
     """Cut a backbone into blocks.
 
     Args:
         backbone: The backbone to cut.
-        partitioner: A name under `conf/partition/`: `segment`, `layer`, `window`, `stage`, `even`.
+        partitioner: A name under `conf/partition/`: `auto`, `unit`, `segment`, `layer`, `window`, `stage`, `even`.
         options: Settings of the partitioner, such as `num_blocks=12` or `length=4`.
 
     Raises:
@@ -155,10 +165,9 @@ def make_partition(backbone: Backbone, partitioner: str = "segment", **options: 
     size = backbone.images.size
     layers = record_layers(backbone.network, torch.zeros(1, 3, size, size))
     try:
-        partition: Partition = hydra.utils.instantiate(settings)(layers, backbone.network)
+        return partition_network(hydra.utils.instantiate(settings), layers, backbone.network, backbone.head)
     except InstantiationException as error:
         raise explain(error) from error
-    return partition
 
 
 def train_scopes(
@@ -320,9 +329,7 @@ def fine_tuned(backbone: Backbone, record: Record) -> nn.Module:
     except Exception as error:  # safetensors has errors of its own
         raise InputError(f"the weights in {record.folder} cannot be read: the file is damaged") from error
     try:
-        weight, bias = trained.pop("head.weight"), trained.pop("head.bias")
-        head = nn.Linear(weight.shape[1], weight.shape[0])
-        head.load_state_dict({"weight": weight, "bias": bias})
+        head, trained = trained_head(trained)
     except (KeyError, IndexError, RuntimeError) as error:
         raise InputError(f"the weights in {record.folder} have no head: the file is damaged") from error
     network = copy.deepcopy(backbone.network)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import hydra
+import torch
 from omegaconf import DictConfig
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from blockwise.analysis.sweep_table import print_table
 from blockwise.backbone.layers import Layer, record_layers
 from blockwise.backbone.load import describe_backbone
-from blockwise.backbone.partition import BlockPartitioner, Partition, SegmentPartitioner
+from blockwise.backbone.makers import maker_of
+from blockwise.backbone.partition import Partition, partition_network, split_head
+from blockwise.backbone.stages import pooled
 from blockwise.config.checks import check_config
 from blockwise.config.compose import compose_config, plain
 from blockwise.config.model_names import model_overrides
@@ -36,12 +40,14 @@ def inspect_model(model: str, overrides: list[str]) -> dict[str, Any]:
     check_config(plain(cfg))
     network, example = describe_backbone(cfg.model, cfg.data.image_size)
     layers = record_layers(network, example)
-    partition: Partition = _partitioner(cfg, overrides, layers, network)(layers, network)
+    partition = partition_network(hydra.utils.instantiate(cfg.partition), layers, network, cfg.model.head)
     return {
         "model": cfg.model.name,
         "image_size": example.shape[-1],
         "partition": partition.name,
+        "reason": partition.reason,
         "num_blocks": len(partition),
+        "head": _head(cfg, network, layers, example),
         "layers": len(layers),
         "parameters": sum(layer.num_parameters for layer in layers),
         "flops": sum(layer.flops for layer in layers),
@@ -52,7 +58,8 @@ def inspect_model(model: str, overrides: list[str]) -> dict[str, Any]:
 def number_of_blocks(cfg: DictConfig) -> int:
     """Return the number of blocks of a config's backbone, without downloading weights."""
     network, example = describe_backbone(cfg.model, cfg.data.image_size)
-    return len(hydra.utils.instantiate(cfg.partition)(record_layers(network, example), network))
+    partitioner = hydra.utils.instantiate(cfg.partition)
+    return len(partition_network(partitioner, record_layers(network, example), network, cfg.model.head))
 
 
 def print_inspection(found: dict[str, Any], console: Console, *, as_json: bool) -> None:
@@ -61,8 +68,9 @@ def print_inspection(found: dict[str, Any], console: Console, *, as_json: bool) 
         print(json.dumps(found, indent=2))
         return
     table = Table(
-        title="{model} at {image_size} px, partition {partition}: {num_blocks} blocks".format_map(found),
-        caption="{layers} layers, {parameters:,} parameters, {flops:,} FLOPs per image".format_map(found),
+        title=_title(found),
+        caption="{layers} layers, {parameters:,} parameters, {flops:,} FLOPs per image".format_map(found)
+        + f"\n{_about_head(found['head'])}",
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -87,14 +95,32 @@ def print_inspection(found: dict[str, Any], console: Console, *, as_json: bool) 
     print_table(console, table)
 
 
-def _partitioner(cfg: DictConfig, overrides: list[str], layers: list[Layer], network: nn.Module) -> BlockPartitioner:
-    """Return the config's partitioner; the default one never makes more blocks than the network has segments."""
-    if not any(override.lstrip("+~").startswith("partition") for override in overrides):
-        every_segment = SegmentPartitioner(cfg.partition.separators, None)
-        if len(every_segment(layers, network)) < cfg.partition.num_blocks:
-            return every_segment
-    partitioner: BlockPartitioner = hydra.utils.instantiate(cfg.partition)
-    return partitioner
+def _head(cfg: DictConfig, network: nn.Module, layers: Sequence[Layer], example: Tensor) -> dict[str, Any]:
+    """Return what the new head replaces, and which layers in front of it are the architecture's own head."""
+    with torch.no_grad():
+        features = pooled(network(example)).shape[1]
+    own = [layer.name for layer in layers[split_head(layers) :] if layer.parameters]
+    classifiers = list(maker_of(cfg.model, cfg.data.image_size).classifiers(network))
+    return {"kind": cfg.model.head, "features": features, "replaces": classifiers, "own_layers": own}
+
+
+def _title(found: Mapping[str, Any]) -> str:
+    reason = f" ({found['reason']})" if found["reason"] else ""
+    return "{model} at {image_size} px, partition {partition}: {num_blocks} blocks".format_map(found) + reason
+
+
+def _about_head(head: Mapping[str, Any]) -> str:
+    """Return what belongs to the head, in one sentence."""
+    replaced = f"in place of {', '.join(head['replaces'])}" if head["replaces"] else ""
+    text = f"new head ({head['kind']}) on {head['features']:,} features {replaced}".rstrip()
+    if not head["own_layers"]:
+        return text
+    names = ", ".join(head["own_layers"])
+    return (
+        f"{text}, and new weights for {names}"
+        if head["kind"] == "own"
+        else f"{text}; model.head=own also renews {names}"
+    )
 
 
 def _block(partition: Partition, index: int) -> dict[str, Any]:

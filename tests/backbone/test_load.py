@@ -3,8 +3,8 @@ import timm
 import torch
 import torchvision
 
-from blockwise.backbone import hub
 from blockwise.backbone.load import describe_backbone, load_backbone
+from blockwise.backbone.makers import hub
 from blockwise.config.compose import compose_config, options
 from blockwise.errors import InputError
 
@@ -52,6 +52,12 @@ def test_torchvision_networks_lose_their_classifier_and_nothing_else(name):
     with torch.no_grad():
         assert network(example).ndim in (2, 4)
     assert not any("aux" in parameter for parameter, _ in network.named_parameters())
+
+
+def test_networks_that_compute_while_they_are_made_are_described_on_the_cpu():
+    network, example = describe_backbone(model("model=torchvision", "model.name=regnet_x_400mf"))
+    assert example.device.type == "cpu"  # the meta device has no values
+    assert network(example).shape == (1, 400)
 
 
 def test_torchvision_says_what_images_must_look_like():

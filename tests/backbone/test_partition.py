@@ -1,5 +1,5 @@
 from dataclasses import replace
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, takewhile
 
 import pytest
 import timm
@@ -9,16 +9,17 @@ from hypothesis import strategies as st
 from torch import nn
 
 from blockwise.backbone.layers import Layer, record_layers
-from blockwise.backbone.partition import (
+from blockwise.errors import InputError
+from blockwise.partition import (
     EvenPartitioner,
     LayerPartitioner,
     SegmentPartitioner,
     StagePartitioner,
+    UnitPartitioner,
     WindowPartitioner,
     merge,
     unit_starts,
 )
-from blockwise.errors import InputError
 
 NOTHING = nn.Identity()
 
@@ -65,9 +66,11 @@ def test_layer_covers_exactly(layers):
 def test_segment_covers_exactly_and_ends_at_separators(layers, separators):
     partition = SegmentPartitioner(separators, None)(layers, NOTHING)
     assert_exact_cover(partition)
-    for index in range(len(partition) - 1):
-        inside = partition.layers_of(index)
-        assert any(layer.kind in separators for layer in inside)
+    for index in range(1, len(partition)):
+        following = partition.layers_of(index)
+        before_weights = takewhile(lambda layer: layer.kind != "weighted", following)
+        around = [*partition.layers_of(index - 1), *before_weights]
+        assert any(layer.kind in separators for layer in around)
 
 
 @given(layer_lists(), st.data())
@@ -157,7 +160,10 @@ def test_stages_by_resolution_where_the_network_lists_none(stub, stub_layers):
         (lambda: SegmentPartitioner(num_blocks=0), "partition.num_blocks=0 does not fit"),
         (lambda: EvenPartitioner(99), "5 weighted layers, so choose 1 to 5"),
         (lambda: SegmentPartitioner(["norm"]), "partition.separators=norm is unknown"),
-        (lambda: SegmentPartitioner([]), "is empty"),
+        (lambda: SegmentPartitioner([]), "choose pool, activation or both"),
+        (lambda: SegmentPartitioner("inner"), "choose pool, activation or both"),
+        (lambda: UnitPartitioner(0), "partition.num_blocks=0 does not fit.*or null to keep every unit"),
+        (lambda: UnitPartitioner(balance="weight"), "partition.balance=weight is unknown"),
         (lambda: SegmentPartitioner(balance="weight"), "partition.balance=weight is unknown"),
         (lambda: WindowPartitioner(2, 3), "partition.stride=3 skips layers"),
         (lambda: WindowPartitioner(99, 3), "longer than the backbone's 5 weighted layers"),

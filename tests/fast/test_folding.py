@@ -6,9 +6,9 @@ import torch
 from torch import fx, nn
 
 from blockwise.backbone.layers import record_layers
-from blockwise.backbone.partition import EvenPartitioner
 from blockwise.backbone.stages import stage_backbone
 from blockwise.fast.folding import NORMS, fold_norms
+from blockwise.partition import EvenPartitioner
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ from timm.models.vgg import VGG
 from torch import fx, nn
 
 from blockwise.backbone.layers import record_layers
-from blockwise.backbone.partition import EvenPartitioner
 from blockwise.backbone.stages import stage_backbone
 from blockwise.fast.depthwise import DepthwiseConv2d
 from blockwise.fast.fusion import FrozenConv2d, can_fuse, fuse_convolutions
 from blockwise.fast.inplace import ACTIVATIONS, allow_inplace
+from blockwise.partition import EvenPartitioner
 
 pytestmark = pytest.mark.skipif(not can_fuse(), reason="this PyTorch has no oneDNN")
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import nn
 
-from blockwise.backbone.weights import load_checkpoint, match_names, read_state_dict
+from blockwise.backbone.makers.weights import load_checkpoint, match_names, read_state_dict
 from blockwise.errors import InputError
 
 CLASSIFIERS = ("3",)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from blockwise.backbone.partition import EvenPartitioner
 from blockwise.backbone.stages import stage_backbone
+from blockwise.partition import EvenPartitioner
 from blockwise.study.plan import cell_flops, total
 from blockwise.study.run import run
 from blockwise.study.worker import FOLDER, PLAN

@@ -207,7 +207,7 @@ def test_tables_and_claims_tell_policies_apart(together, small, console):
     assert [row.scope for row in other.rows] == ["head", "0", "1", "2", "full"]
     assert {record.policy for record in other.records} == {"static", "lp_ft"}
     printed = console.export_text()
-    assert "partition segment, policy lp_ft" in printed
+    assert "partition unit, policy lp_ft" in printed
     tables = {table.name: table.values for table in _tables(recorded, read_records(small().results_dir))}
     assert set(tables["summary"]["policy"]) == set(tables["scopes"]["policy"]) == {"static", "lp_ft"}
     claimed = list(tables["claims"]["claim"])

@@ -74,8 +74,8 @@ def slower_head(groups):
 # two calls that must not share a record, as functions of the backbone: (first, second)
 DIFFERENT = {
     "balance of the partition": (
-        lambda b: {"partition": make_partition(b, num_blocks=3, balance="flops")},
-        lambda b: {"partition": make_partition(b, num_blocks=3, balance="layers")},
+        lambda b: {"partition": make_partition(b, "segment", num_blocks=3, balance="flops")},
+        lambda b: {"partition": make_partition(b, "segment", num_blocks=3, balance="layers")},
     ),
     "optimizers made by lambdas": (lambda b: {"optimizer": sgd()}, lambda b: {"optimizer": sgd(momentum=0.9)}),
     "optimizers that treat groups differently": (lambda b: {"optimizer": sgd()}, lambda b: {"optimizer": slower_head}),

@@ -82,7 +82,8 @@ def test_each_cell_has_its_own_schedule(small, console, monkeypatch):
 
     monkeypatch.setattr(BlockwiseModule, "_step", watched)
     options = ["trainer.max_epochs=3", "early_stopping.patience=1", "scheduler=cosine", "optimizer.lr=[0.3,1e-3]"]
-    run(small("block=[0,full]", "select_by=loss", "optimizer.layer_decay=0.5", *options), console)
+    partition = ["partition=segment", "partition.num_blocks=3"]
+    run(small("block=[0,full]", "select_by=loss", "optimizer.layer_decay=0.5", *options, *partition), console)
     steps = [len(of_cell) for of_cell in rates.values()]
     assert min(steps) < max(steps) == 12
     for key, of_cell in rates.items():

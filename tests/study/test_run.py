@@ -158,7 +158,7 @@ def test_the_record_follows_the_schema(small, console):
     assert block["backbone"]["weights"] == "random"
     counts = {"train": 50, "val": 30, "test": 50, "skipped": []}
     assert block["data"] == {"name": "digits", "classes": 10, "image_size": 32, **counts}
-    assert block["partition"] == {"name": "segment", "num_blocks": 3}
+    assert block["partition"] == {"name": "unit", "num_blocks": 3}
     cell = block["cell"]
     assert (cell["scope"], cell["blocks"], cell["quarter"]) == ("2", [2], 4)
     assert isinstance(cell["first_layer"], str)

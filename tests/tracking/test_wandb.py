@@ -62,8 +62,8 @@ def test_every_cell_is_a_run_of_its_sweeps_group(call, tmp_path, server):
     for record in records:
         run = server.runs[settings_hash(record["settings"])]
         scope = record["cell"]["scope"]
-        assert set(run.tags) >= {"test_resnet", "digits", "segment", {"1": "block 1"}.get(scope, scope)}
-        assert ("quarter 3" in run.tags) == (scope == "1")
+        assert set(run.tags) >= {"test_resnet", "digits", "unit", {"1": "block 1"}.get(scope, scope)}
+        assert ("quarter 2" in run.tags) == (scope == "1")
         assert run.config["settings"] == record["settings"]
         assert run.config["first_layer"] == record["cell"]["first_layer"]
         assert run.exit_code == (0 if record["status"] == "finished" else 1)

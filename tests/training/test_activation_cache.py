@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from blockwise.backbone.layers import record_layers
-from blockwise.backbone.partition import LayerPartitioner
 from blockwise.backbone.stages import StagedBackbone, stage_backbone
+from blockwise.partition import LayerPartitioner
 from blockwise.study.run import run
 from blockwise.training.activation_cache import ActivationCache
 

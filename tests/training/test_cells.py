@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from blockwise.backbone.layers import record_layers
-from blockwise.backbone.partition import LayerPartitioner
 from blockwise.backbone.stages import stage_backbone, whole_backbone
+from blockwise.partition import LayerPartitioner
 from blockwise.training.cells import Cell, CellNetwork, Progress
 from blockwise.training.scopes import parse_scopes
 

@@ -9,10 +9,10 @@ import torch
 
 from blockwise.backbone.layers import record_layers
 from blockwise.backbone.load import ImageSpec
-from blockwise.backbone.partition import SegmentPartitioner
 from blockwise.backbone.stages import stage_backbone
 from blockwise.data import BlockwiseDataModule
 from blockwise.data.sources.digits import Digits
+from blockwise.partition import SegmentPartitioner
 from blockwise.training.cells import Cell
 from blockwise.training.module import BlockwiseModule
 from blockwise.training.scopes import parse_scopes

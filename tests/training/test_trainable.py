@@ -9,9 +9,9 @@ from blockwise.analysis.summary import sweeps
 from blockwise.api import fine_tuned
 from blockwise.backbone.layers import is_norm, record_layers
 from blockwise.backbone.load import load_backbone
-from blockwise.backbone.partition import LayerPartitioner
 from blockwise.backbone.stages import stage_backbone
 from blockwise.errors import InputError
+from blockwise.partition import LayerPartitioner
 from blockwise.study.run import run
 from blockwise.training.cells import CellNetwork
 from blockwise.training.scopes import parse_scopes

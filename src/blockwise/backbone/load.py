@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -14,9 +14,11 @@ from torch import nn
 from blockwise.backbone.makers import maker_of
 from blockwise.backbone.makers.base import ImageSpec as ImageSpec
 from blockwise.backbone.makers.base import Maker, kind_and_line
-from blockwise.backbone.weights import load_checkpoint, package_file
+from blockwise.backbone.makers.weights import load_checkpoint, package_file
 from blockwise.errors import InputError
 from blockwise.io.origins import short_name
+
+HeadKind = Literal["linear", "mlp", "own"]
 
 
 @dataclass
@@ -28,8 +30,9 @@ class Backbone:
         network: The network without its classifier.
         weights: Origin of the weights: a tag, `random`, or the file name and hash of a checkpoint.
         images: Size and preprocessing of its input images.
-        settings: What else the settings of a record say of it: `options` if there are any, and the `architecture` that
-            a `config.json` names.
+        settings: What else the settings of a record say of it: `options` if there are any, the `architecture` that a
+            `config.json` names, and the `head` unless it is linear.
+        head: Kind of the new head: `linear`, `mlp` or `own`.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Backbone:
     weights: str
     images: ImageSpec
     settings: Mapping[str, Any] = field(default_factory=dict)
+    head: HeadKind = "linear"
 
 
 def load_backbone(
@@ -100,7 +104,9 @@ def _load(model: Mapping[str, Any], image_size: int | None, *, download: bool) -
         weights = f"{place} sha256:{hashlib.sha256(local.read_bytes()).hexdigest()[:12]}"
         weights += ", names mapped by order" if mapped else ""
     network = maker.without_classifier(network).eval().requires_grad_(requires_grad=False)
-    return Backbone(short_name(model["name"]), network, weights, _images(maker), maker.settings())
+    head: HeadKind = model.get("head") or "linear"
+    settings = {**maker.settings(), **({} if head == "linear" else {"head": head})}
+    return Backbone(short_name(model["name"]), network, weights, _images(maker), settings, head)
 
 
 def describe_backbone(model: Mapping[str, Any], image_size: int | None = None) -> tuple[nn.Module, torch.Tensor]:
@@ -121,10 +127,10 @@ def describe_backbone(model: Mapping[str, Any], image_size: int | None = None) -
                 example = torch.zeros(1, 3, size, size)
                 with torch.no_grad():
                     network(example)
-        except InputError:
-            raise
-        except Exception as error:
+        except Exception as error:  # some networks compute with their weights while they are made
             if device == "cpu":
+                if isinstance(error, InputError):
+                    raise
                 raise InputError(
                     f"data.image_size={size} does not fit {model['name']} ({kind_and_line(error)}): "
                     "choose another size, or null for the model's default"

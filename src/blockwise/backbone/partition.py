@@ -1,4 +1,4 @@
-"""Partitioners: group the layers of a backbone into blocks.
+"""Partitions: the layers of a backbone, grouped into blocks, and what all partitioners share.
 
 A partitioner is a small class with a name and a `blocks` method. To add one, write the class and a YAML file in
 `conf/partition/`. `layer`, `segment` and `window` come from Barakat & Huang (2023). Their fourth method, training the
@@ -8,9 +8,10 @@ best-ranked blocks jointly, is the scope `top3`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import prod
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -39,11 +40,19 @@ class Partition:
         name: Name of the partitioner.
         layers: All layers of the backbone.
         blocks: The blocks. They may overlap (`window`); together they contain every parameter.
+        rules: 2 if the first versions cut this network at other layers, although with the same options.
+        head: The layers of the architecture's own head, which are in no block; see `split_head`.
+        options: Options of the partitioner that `auto` chose; None if the partitioner is the config's.
+        reason: Why `auto` chose the partitioner.
     """
 
     name: str
     layers: tuple[Layer, ...]
     blocks: tuple[Block, ...]
+    rules: int = 1
+    head: tuple[Layer, ...] = ()
+    options: Mapping[str, Any] | None = None
+    reason: str = ""
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -92,124 +101,48 @@ class BlockPartitioner(ABC):
             raise InputError("the backbone executes no layer with parameters: there is nothing to fine-tune")
         spans = self.blocks(layers, network)
         blocks = tuple(Block(index, first, last) for index, (first, last) in enumerate(spans))
-        return Partition(self.name, tuple(layers), blocks)
+        return Partition(self.name, tuple(layers), blocks, self.rules(layers, network))
+
+    def options(self) -> dict[str, Any]:
+        """Return the options, as in `conf/partition/`."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+
+    def rules(self, layers: Sequence[Layer], network: nn.Module) -> int:
+        """Return 2 if the first versions cut this network at other layers, else 1; records keep them apart."""
+        del network
+        return 2 if any(layer.revised for layer in layers) else 1
 
 
-class LayerPartitioner(BlockPartitioner):
-    """Every weighted layer is a block of its own."""
+def split_head(layers: Sequence[Layer]) -> int:
+    """Return the index of the first layer of the architecture's own head: weighted layers on vectors, not on maps.
 
-    name = "layer"
-
-    def blocks(self, layers: Sequence[Layer], network: nn.Module) -> list[tuple[int, int]]:
-        """Return one span per weighted layer, including the norm and the weightless layers that follow it."""
-        return spans_from(unit_starts(layers), len(layers))
-
-
-class SegmentPartitioner(BlockPartitioner):
-    """Cuts the network at separators and merges adjacent segments into `num_blocks` balanced blocks.
-
-    Args:
-        separators: Kinds of layers that end a segment: `pool`, `activation`, or both.
-        num_blocks: Number of blocks after merging; None keeps every segment as a block.
-        balance: Quantity to balance between blocks: weighted `layers`, `parameters` or `flops`.
+    Examples are the two linear layers of VGG in front of the classifier, and the last convolution of MobileNetV3. The
+    classifier itself is none of the layers. If there is no such layer, the index is the number of layers.
     """
-
-    name = "segment"
-
-    def __init__(
-        self,
-        separators: str | Sequence[str] = ("pool", "activation"),
-        num_blocks: int | None = 12,
-        balance: Weight = "layers",
-    ) -> None:
-        self.separators = (separators,) if isinstance(separators, str) else tuple(separators)
-        self.num_blocks = num_blocks
-        self.balance = _one_of("partition.balance", balance, ("layers", "parameters", "flops"))
-        for separator in self.separators:
-            _one_of("partition.separators", separator, ("pool", "activation"))
-        if not self.separators:
-            raise InputError("partition.separators=[] is empty: choose pool, activation or both")
-
-    def blocks(self, layers: Sequence[Layer], network: nn.Module) -> list[tuple[int, int]]:
-        """Return the spans of the merged segments."""
-        starts = self._segment_starts(layers)
-        if self.num_blocks is not None:
-            starts = merge(starts, layers, self.num_blocks, self.balance, "segments")
-        return spans_from(starts, len(layers))
-
-    def _segment_starts(self, layers: Sequence[Layer]) -> list[int]:
-        units = unit_starts(layers)
-        ends = [layer.index for layer in layers if self._separates(layer)]
-        # after a separator between a convolution and its norm, the next segment starts behind the norm
-        return sorted({0} | {next((unit for unit in units if unit > end), 0) for end in ends})
-
-    def _separates(self, layer: Layer) -> bool:
-        return ("pool" in self.separators and layer.kind == "pool") or (
-            "activation" in self.separators and layer.activates
-        )
+    first = len(layers)
+    for start in reversed(unit_starts(layers)[1:]):
+        outputs = [layer for layer in layers[start:first] if layer.kind not in ("pool", "other")]
+        if layers[start].beside or any(prod(layer.output_size) not in layer.output_size for layer in outputs):
+            break
+        first = start
+    return first
 
 
-class WindowPartitioner(BlockPartitioner):
-    """A window of `length` weighted layers that slides over the network by `stride` layers; blocks may overlap.
+def partition_network(
+    partitioner: BlockPartitioner, layers: Sequence[Layer], network: nn.Module, head: str = "linear"
+) -> Partition:
+    """Partition a network; with the head `own`, the layers of the architecture's own head are in no block.
 
-    The last window is shifted back to end at the last layer, so every layer is in at least one block.
+    Raises:
+        InputError: The partitioner's options do not fit the network.
     """
-
-    name = "window"
-
-    def __init__(self, length: int = 8, stride: int = 4) -> None:
-        self.length = _at_least_one("partition.length", length)
-        self.stride = _at_least_one("partition.stride", stride)
-        if stride > length:
-            raise InputError(
-                f"partition.stride={stride} skips layers between windows of partition.length={length}: "
-                f"choose a stride from 1 to {length}"
-            )
-
-    def blocks(self, layers: Sequence[Layer], network: nn.Module) -> list[tuple[int, int]]:
-        """Return the span of the window at each position."""
-        units = unit_starts(layers)
-        if self.length > len(units):
-            raise InputError(
-                f"partition.length={self.length} is longer than the backbone's {len(units)} weighted layers: "
-                f"choose 1 to {len(units)}"
-            )
-        edges = [*units, len(layers)]
-        last = len(units) - self.length
-        firsts = sorted({*range(0, last + 1, self.stride), last})
-        return [(edges[first], edges[first + self.length] - 1) for first in firsts]
-
-
-class StagePartitioner(BlockPartitioner):
-    """The architecture's own stages: from timm's `feature_info` if there is one, else runs of equal resolution."""
-
-    name = "stage"
-
-    def blocks(self, layers: Sequence[Layer], network: nn.Module) -> list[tuple[int, int]]:
-        """Return one span per stage."""
-        units = unit_starts(layers)
-        ends = _feature_ends(layers, network) or _resolution_ends(layers, units)
-        starts = {0} | {next((unit for unit in units if unit > end), 0) for end in ends}
-        return spans_from(sorted(starts), len(layers))
-
-
-class EvenPartitioner(BlockPartitioner):
-    """`num_blocks` blocks with nearly the same number of weighted layers each."""
-
-    name = "even"
-
-    def __init__(self, num_blocks: int = 12) -> None:
-        self.num_blocks = num_blocks
-
-    def blocks(self, layers: Sequence[Layer], network: nn.Module) -> list[tuple[int, int]]:
-        """Return the spans of the blocks."""
-        starts = merge(unit_starts(layers), layers, self.num_blocks, "layers", "weighted layers")
-        return spans_from(starts, len(layers))
+    end = split_head(layers) if head == "own" else len(layers)
+    return replace(partitioner(layers[:end], network), head=tuple(layers[end:]))
 
 
 def unit_starts(layers: Sequence[Layer]) -> list[int]:
     """Return the layers at which a block may begin: weighted layers that are not joined to the layer before them."""
-    starts = [layer.index for layer in layers if layer.kind in ("weighted", "norm") and not layer.joined]
+    starts = [layer.index for layer in layers if layer.kind in ("weighted", "norm", "scale") and not layer.joined]
     return [0, *starts[1:]]
 
 
@@ -237,7 +170,7 @@ def merge(starts: Sequence[int], layers: Sequence[Layer], num: int, balance: Wei
     if isinstance(num, bool) or not isinstance(num, int) or not 1 <= num <= len(starts):
         raise InputError(
             f"partition.num_blocks={num} does not fit: the backbone has {len(starts)} {what}, so choose 1 to "
-            f"{len(starts)}" + (", or null to keep every segment" if what == "segments" else "")
+            f"{len(starts)}" + (f", or null to keep every {what[:-1]}" if what in ("segments", "units") else "")
         )
     weights = [sum(_weight(layer, balance) for layer in layers[a : b + 1]) for a, b in spans_from(starts, len(layers))]
     sums = np.concatenate([[0.0], np.cumsum(weights, dtype=float)])
@@ -264,32 +197,23 @@ def _weight(layer: Layer, balance: Weight) -> float:
     return float(layer.num_parameters if balance == "parameters" else layer.flops)
 
 
-def _feature_ends(layers: Sequence[Layer], network: nn.Module) -> list[int]:
-    """Return the last layer of each module that timm lists as the end of a stage."""
-    info = getattr(network, "feature_info", None) or []
-    modules = [entry["module"] for entry in info if entry.get("module")] if isinstance(info, list) else []
-    ends = []
-    for module in modules:
-        inside = [layer.index for layer in layers if (layer.name + ".").startswith(module + ".")]
-        if inside:
-            ends.append(inside[-1])
-    return ends
+def one_of(key: str, value: Any, choices: Sequence[str]) -> Any:
+    """Return a setting that must be one of some words.
 
-
-def _resolution_ends(layers: Sequence[Layer], units: Sequence[int]) -> list[int]:
-    """Return the layers after which the feature map gets smaller."""
-    sizes = [layers[unit].output_size for unit in units]
-    areas = [size[1] * size[2] if len(size) == 3 else 0 for size in sizes]
-    return [following - 1 for following, (a, b) in zip(units[1:], pairwise(areas), strict=True) if 0 < b < a]
-
-
-def _one_of(key: str, value: Any, choices: Sequence[str]) -> Any:
+    Raises:
+        InputError: It is not.
+    """
     if value not in choices:
         raise InputError(f"{key}={value} is unknown: choose {' or '.join(choices)}")
     return value
 
 
-def _at_least_one(key: str, value: int) -> int:
+def at_least_one(key: str, value: int) -> int:
+    """Return a setting that must be an integer of at least 1.
+
+    Raises:
+        InputError: It is not.
+    """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InputError(f"{key}={value} must be an integer of at least 1")
     return value

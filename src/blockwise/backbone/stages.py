@@ -41,6 +41,7 @@ class StagedBackbone(nn.Module):
         frozen: The same stages, optimized for inference; see `freeze`.
         partition: The partition; its block edges are the boundaries.
         num_features: Length of the feature vector after the last stage.
+        own_head: The layers of the architecture's own head, if they are in no block: a template for new ones.
         whole: True if the network could not be cut and is a single stage.
     """
 
@@ -55,6 +56,7 @@ class StagedBackbone(nn.Module):
         self.stages = nn.ModuleList(stages).requires_grad_(requires_grad=False)
         self.partition = partition
         self.num_features = 0
+        self.own_head: nn.Module | None = None
         self.whole = len(stages) == 1 and len(partition.cuts) > 1
         self._inputs = list(inputs)
         self._outputs = list(outputs)
@@ -97,9 +99,12 @@ class StagedBackbone(nn.Module):
         return {name: value for name, value in values_by_name.items() if name in needed}
 
     def features(self, activations: Activations) -> Tensor:
-        """Return the feature vectors, shape (batch, num_features), from the activations after the last stage."""
-        features = activations[self._result]
-        return features.mean((2, 3)) if features.ndim == 4 else features
+        """Return the feature vectors, shape (batch, num_features), from the activations after the last stage.
+
+        If the architecture's own head follows, return what this head reads.
+        """
+        features: Tensor = activations[self._result]
+        return features if self.own_head is not None else pooled(features)
 
     def boundaries(self, images: Tensor, wanted: set[int]) -> Iterator[tuple[int, Activations]]:
         """Run the frozen stages once, up to the last wanted boundary, and yield the activations at each wanted one.
@@ -127,6 +132,11 @@ class StagedBackbone(nn.Module):
         return self.features(activations)
 
 
+def pooled(features: Tensor) -> Tensor:
+    """Return feature vectors, shape (batch, features): the mean over the positions of a map or over tokens."""
+    return features.mean((2, 3)) if features.ndim == 4 else features.mean(1) if features.ndim == 3 else features
+
+
 def stage_backbone(network: nn.Module, partition: Partition, example: Tensor) -> StagedBackbone:
     """Cut a network at the edges of a partition's blocks.
 
@@ -141,22 +151,17 @@ def stage_backbone(network: nn.Module, partition: Partition, example: Tensor) ->
     """
     network.eval()
     forbid_inplace(network)
-    if len(partition.cuts) == 1:
+    if len(partition.cuts) == 1 and not partition.head:
         return whole_backbone(network, partition, example)
     # one image more than traced with, which reveals a batch size that is hard-coded in the graph
     check = torch.cat([example, example[:1]])
     try:
-        graph = trace(network, example)
-        staged = _split(network, graph, partition)
-        with torch.no_grad():
-            expected, features = network(check), staged(check)
+        staged = _split(network, trace(network, example), partition)
+        _check_stages(network, staged, check)
     except CannotStageError:
         raise
     except Exception as error:
         raise CannotStageError(f"{type(error).__name__}: {error}") from error
-    if not _agree(staged.features({staged._result: expected}), features):
-        raise CannotStageError("the traced network and the original give different outputs")
-    staged.num_features = features.shape[1]
     return staged
 
 
@@ -175,14 +180,39 @@ def _frozen(stage: nn.Module, dtype: torch.dtype, *, fuse: bool) -> nn.Module:
     return folded
 
 
-def _agree(expected: Tensor, actual: Tensor) -> bool:
-    """Return whether two outputs agree up to rounding, relative to the largest value.
+@torch.no_grad()
+def _check_stages(network: nn.Module, staged: StagedBackbone, images: Tensor) -> None:
+    """Compare the stages with the network, and note the number of features.
 
-    The tolerance is not relative to each element: folding norms changes the last bits, and networks with random weights
-    have outputs of any magnitude.
+    Folding norms changes the last bits, and some networks, above all with random weights, amplify them. So if the
+    outputs differ, they are compared again in double precision.
+
+    Raises:
+        CannotStageError: The outputs differ.
+    """
+    expected, actual = pooled(network(images)), _with_own_head(staged, images)
+    staged.num_features = actual.shape[1]
+    if _agree(expected, actual, 1e-5):
+        return
+    exact = copy.deepcopy(staged).double()
+    exact.freeze()
+    expected = pooled(copy.deepcopy(network).double()(images.double()))
+    if not _agree(expected, _with_own_head(exact, images.double()), 1e-7):
+        raise CannotStageError("the traced network and the original give different outputs")
+
+
+def _with_own_head(staged: StagedBackbone, images: Tensor) -> Tensor:
+    features = staged(images)
+    return features if staged.own_head is None else pooled(staged.own_head(features)[0])
+
+
+def _agree(expected: Tensor, actual: Tensor, tolerance: float) -> bool:
+    """Return whether two outputs agree up to rounding.
+
+    The tolerance is relative to the largest value, since networks with random weights have outputs of any magnitude.
     """
     scale = expected.abs().max()
-    return bool(torch.allclose(expected, actual, rtol=1e-4, atol=float(1e-5 * scale), equal_nan=True))
+    return bool(torch.allclose(expected, actual, rtol=10 * tolerance, atol=float(tolerance * scale), equal_nan=True))
 
 
 def whole_backbone(network: nn.Module, partition: Partition, example: Tensor) -> StagedBackbone:
@@ -199,7 +229,7 @@ def _split(network: nn.Module, graph: fx.Graph, partition: Partition) -> StagedB
     if not isinstance(result, fx.Node):
         raise CannotStageError("the network does not return a single tensor")
     modules, inputs, outputs = [], [], []
-    for stage in range(len(partition.cuts)):
+    for stage in range(len(partition.cuts) + bool(partition.head)):
         nodes = [node for node in graph.nodes if stage_of.get(node) == stage]
         # a dict removes duplicates and keeps the order
         consumed = dict.fromkeys(n for node in nodes for n in node.all_input_nodes if stage_of[n] < stage)
@@ -207,13 +237,19 @@ def _split(network: nn.Module, graph: fx.Graph, partition: Partition) -> StagedB
         modules.append(_extract(network, nodes, list(consumed), returned))
         inputs.append(tuple(node.name for node in consumed))
         outputs.append(tuple(node.name for node in returned))
-    return StagedBackbone(modules, inputs, outputs, partition)
+    if not partition.head:
+        return StagedBackbone(modules, inputs, outputs, partition)
+    staged = StagedBackbone(modules[:-1], inputs[:-1], outputs[:-1], partition)
+    if outputs[-2] != inputs[-1] or len(inputs[-1]) != 1:
+        raise CannotStageError("the architecture's own head reads several values")
+    staged.own_head = modules[-1].requires_grad_(requires_grad=False).eval()
+    return staged
 
 
 def _assign(network: nn.Module, graph: fx.Graph, partition: Partition) -> dict[fx.Node, int]:
     """Map each node to its stage (-1 for the images) by matching the graph's calls with the recorded layers."""
-    cuts = set(partition.cuts) - {0}
-    layers = iter(partition.layers)
+    cuts = {*partition.cuts, len(partition.layers)} - {0}
+    layers = iter((*partition.layers, *partition.head))
     stage_of: dict[fx.Node, int] = {}
     stage = 0
     for node in graph.nodes:

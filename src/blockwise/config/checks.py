@@ -27,6 +27,7 @@ TRANSFORM = "{_target_: torchvision.transforms.v2.GaussianBlur, kernel_size: 3}"
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 NORM_MODES = ("train", "eval")
 UNITS = ("epoch", "step")
+HEADS = ("linear", "mlp", "own")
 # in mixed precision, trained weights stay in float32 and arithmetic is done in 16 bits
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 MAX_SEED = 2**32 - 1
@@ -292,6 +293,7 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "scheduler.warmup_unit": partial(_choice, choices=UNITS),
     "scheduler.interval": partial(_choice, choices=UNITS),
     "select_by": partial(_choice, choices=SELECTIONS),
+    "model.head": partial(_choice, choices=HEADS),
     "freeze.norm": partial(_choice, choices=NORM_MODES),
     "early_stopping.patience": partial(_whole, least=1, optional=True),
     "sweeper.cells_per_job": partial(_whole, least=1, optional=True),

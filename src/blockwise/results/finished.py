@@ -23,6 +23,8 @@ from blockwise.results.record import Record
 from blockwise.results.store import read_record
 
 FOLDER = ".finished"
+# increase it when the same settings lead to other cells, as when partitions began to follow the flow of data
+RULES = 2
 # settings that change neither a record nor which records there are
 NO_EFFECT = ("plan", "checkpoint", "cache", "logger", "sweeper")
 # classes whose code does not change between runs; of others, this cannot be known
@@ -52,7 +54,7 @@ def run_key(cfg: Mapping[str, Any]) -> str | None:
         return None
     settings = {key: value for key, value in cfg.items() if key not in NO_EFFECT}
     try:
-        parts = [settings, versions(), list(_files(cfg))]
+        parts = [RULES, settings, versions(), list(_files(cfg))]
     except (OSError, ImportError, ValueError):
         return None
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]

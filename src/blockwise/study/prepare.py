@@ -13,7 +13,6 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 from rich.console import Console
 
-from blockwise.backbone.hub import UnreachableError
 from blockwise.backbone.layers import record_layers
 from blockwise.backbone.load import (
     Backbone,
@@ -23,7 +22,8 @@ from blockwise.backbone.load import (
     load_backbone,
     needs_download,
 )
-from blockwise.backbone.partition import Partition
+from blockwise.backbone.makers.hub import UnreachableError
+from blockwise.backbone.partition import Partition, partition_network
 from blockwise.backbone.stages import CannotStageError, StagedBackbone, stage_backbone, whole_backbone
 from blockwise.config.compose import plain
 from blockwise.data import BlockwiseDataModule
@@ -99,8 +99,8 @@ def _cut(cfg: DictConfig, network: torch.nn.Module, size: int) -> Partition:
             f"data.image_size={size} does not fit {cfg.model.name} ({reason}): "
             "choose another size, or null for the model's default"
         ) from error
-    partition: Partition = hydra.utils.instantiate(cfg.partition)(layers, network)
-    return partition
+    partitioner = hydra.utils.instantiate(cfg.partition)
+    return partition_network(partitioner, layers, network, cfg.model.get("head") or "linear")
 
 
 def make_stages(backbone: Backbone, partition: Partition, console: Console) -> StagedBackbone:
@@ -111,6 +111,8 @@ def make_stages(backbone: Backbone, partition: Partition, console: Console) -> S
         return stage_backbone(backbone.network, partition, example)
     except CannotStageError as error:
         check_memory(error, f"data.image_size={size}")
+        if partition.head:
+            raise InputError(f"model.head=own: {backbone.name} cannot be cut in front of its head ({error})") from error
         console.print(f"{backbone.name} cannot be cut into stages ({error}): its cells train one at a time.")
         return whole_backbone(backbone.network, partition, example)
 

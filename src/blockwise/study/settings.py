@@ -44,7 +44,7 @@ NO_EFFECT = frozenset(
 
 
 def config_settings(
-    cfg: dict[str, Any], backbone: Backbone, data: BlockwiseDataModule, partition: str
+    cfg: dict[str, Any], backbone: Backbone, data: BlockwiseDataModule, partition: Partition
 ) -> dict[str, Any]:
     """Return the settings that all cells of a config share; the study adds scope, blocks and learning rate per cell."""
     model, images = cfg["model"], data.images
@@ -66,7 +66,10 @@ def config_settings(
             "interpolation": images.interpolation,
             "crop_pct": images.crop_pct,
         },
-        "partition": {"name": partition, **_without(cfg["partition"], {"_target_"})},
+        "partition": {
+            **partition_settings(partition),
+            **(partition.options or _without(cfg["partition"], {"_target_"})),
+        },
         "optimizer": {
             "name": cfg["optimizer"]["_target_"],
             **_changed(_without(cfg["optimizer"], {"_target_", "_partial_", "lr"}), NEWER_OPTIMIZER),
@@ -77,6 +80,11 @@ def config_settings(
         "seed": cfg["seed"],
         **recipe_settings(_component(cfg["scheduler"]), _component(cfg["loss"]), cfg["select_by"]),
     }
+
+
+def partition_settings(partition: Partition) -> dict[str, Any]:
+    """Return what identifies a partitioner, besides its options."""
+    return {"name": partition.name, **({} if partition.rules == 1 else {"rules": partition.rules})}
 
 
 def freeze_settings(norm: str, network: nn.Module) -> dict[str, Any]:
@@ -165,7 +173,10 @@ def python_settings(
             "image_size": backbone.images.size,
             **describe_data(data),
         },
-        "partition": {"name": partition.name, "blocks": [[block.first, block.last] for block in partition.blocks]},
+        "partition": {
+            **partition_settings(partition),
+            "blocks": [[block.first, block.last] for block in partition.blocks],
+        },
         "optimizer": {**describe_optimizer(optimizer), **_rates(recipe)},
         "freeze": freeze_settings(recipe.norm, backbone.network),
         "early_stopping": {"patience": recipe.patience},

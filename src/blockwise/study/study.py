@@ -21,6 +21,7 @@ from rich.console import Console
 from blockwise.analysis.figures import accuracy_by_block
 from blockwise.analysis.summary import Sweep, sweeps
 from blockwise.analysis.sweep_table import print_table, sweep_table
+from blockwise.backbone.heads import new_head
 from blockwise.backbone.load import Backbone
 from blockwise.backbone.stages import StagedBackbone
 from blockwise.config.checks import as_list, check_config
@@ -164,7 +165,7 @@ class Study:
             rates=[float(rate) for rate in as_list(settings["optimizer"]["lr"])],
             optimizer=optimizer,
             trainer=partial(prepare.make_trainer, cfg),
-            settings=config_settings(settings, backbone, data, partition.name),
+            settings=config_settings(settings, backbone, data, partition),
             store=store,
             loggers=loggers,
             recipe=recipe,
@@ -264,7 +265,8 @@ class Study:
     def plan(self) -> tuple[list[CellPlan], Costs]:
         """Print and return the cells that `train` would train and their estimated cost, timed on steps with noise."""
         partition, cells = self.staged.partition, self.cells()
-        head = (self.staged.num_features + 1) * len(self.data.classes)
+        head = new_head(self.staged, len(self.data.classes), self.backbone.head)
+        width = sum(parameter.numel() for parameter in head.parameters())
         plans = [
             describe(
                 name,
@@ -272,7 +274,7 @@ class Study:
                 self._phases(cell),
                 partition,
                 recorded=self.is_recorded(cell),
-                trainable=head + num_trainable(cell.scope, partition, self.backbone.network),
+                trainable=width + num_trainable(cell.scope, partition, self.backbone.network),
             )
             for name, cell in zip(cell_names(cells), cells, strict=True)
         ]
@@ -380,6 +382,7 @@ class Study:
             num_classes=len(self.data.classes),
             optimizer=self.optimizer,
             recipe=recipe,
+            head=self.backbone.head,
             seed=self.settings["seed"],
             keep_bytes=self.keep_bytes,
         )

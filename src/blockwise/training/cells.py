@@ -14,7 +14,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from blockwise.backbone.heads import logits, new_head
 from blockwise.backbone.layers import is_norm
+from blockwise.backbone.load import HeadKind
 from blockwise.backbone.lora import add_lora
 from blockwise.backbone.stages import Activations, StagedBackbone
 from blockwise.data.batches import derive_seed
@@ -92,7 +94,14 @@ class CellNetwork(nn.Module):
     """
 
     def __init__(
-        self, backbone: StagedBackbone, scope: Scope, num_classes: int, *, norm: NormMode = "eval", seed: int = 0
+        self,
+        backbone: StagedBackbone,
+        scope: Scope,
+        num_classes: int,
+        *,
+        norm: NormMode = "eval",
+        head: HeadKind = "linear",
+        seed: int = 0,
     ) -> None:
         super().__init__()
         partition = backbone.partition
@@ -102,7 +111,7 @@ class CellNetwork(nn.Module):
         self._trainable = {block: trainable(partition, block, scope.part) for block in scope.blocks}
         stages = sorted({stage for stages in self._stages.values() for stage in stages})
         self.own = nn.ModuleDict({str(stage): copy.deepcopy(backbone.stages[stage]) for stage in stages})
-        self.head = _new_head(backbone.num_features, num_classes, seed)
+        self.head = new_head(backbone, num_classes, head, seed)
         self._norm = norm
         if scope.part == "lora":
             self._add_lora(seed)
@@ -151,8 +160,7 @@ class CellNetwork(nn.Module):
         for stage in range(self.start, len(backbone)):
             module = self.own[str(stage)] if str(stage) in self._used else None
             activations = backbone.run(stage, activations, module)
-        with torch.autocast(next(self.head.parameters()).device.type, enabled=False):
-            return self.head(backbone.features(activations).float())
+        return logits(self.head, backbone.features(activations))
 
     def trainable(self) -> list[nn.Parameter]:
         """Return all parameters that train in this epoch, the head's last."""
@@ -188,13 +196,6 @@ class CellNetwork(nn.Module):
         with torch.no_grad():
             for name, tensor in state.items():
                 current[name].copy_(tensor)
-
-
-def _new_head(num_features: int, num_classes: int, seed: int) -> nn.Linear:
-    """Return a new linear head; all cells with the same seed start with the same weights."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return nn.Linear(num_features, num_classes)
 
 
 def set_mode(module: nn.Module, trained: Collection[str], *, training: bool, norm: NormMode = "train") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -12,6 +13,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from blockwise.backbone.load import HeadKind
 from blockwise.backbone.stages import Activations, StagedBackbone
 from blockwise.data.batches import derive_seed
 from blockwise.data.datamodule import Batch
@@ -42,6 +44,7 @@ class BlockwiseModule(L.LightningModule):
         num_classes: Number of classes, the length of the logits.
         optimizer: Makes an optimizer from parameter groups, each with its own `lr`.
         recipe: How the cells train.
+        head: Kind of the new head.
         seed: Seed of the head's initial weights and of dropout.
         keep_bytes: Size of the cache of the frozen stages' output on validation images, in bytes; 0 caches nothing. The
             validation batches must be the same in every epoch.
@@ -63,6 +66,7 @@ class BlockwiseModule(L.LightningModule):
         optimizer: OptimizerFactory,
         recipe: Recipe | None = None,
         *,
+        head: HeadKind = "linear",
         seed: int = 0,
         keep_bytes: int = 0,
     ) -> None:
@@ -72,7 +76,8 @@ class BlockwiseModule(L.LightningModule):
         self.cells = list(cells)
         self.recipe = recipe or Recipe()
         norm = self.recipe.norm
-        networks = [CellNetwork(backbone, cell.scope, num_classes, norm=norm, seed=seed) for cell in cells]
+        make = partial(CellNetwork, backbone, num_classes=num_classes, norm=norm, head=head, seed=seed)
+        networks = [make(cell.scope) for cell in cells]
         self.networks: Sequence[CellNetwork] = nn.ModuleList(networks)  # type: ignore[assignment]
         self.progress = [Progress() for _ in cells]
         self.clock = Clock()

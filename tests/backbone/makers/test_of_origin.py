@@ -14,8 +14,8 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 import blockwise
-from blockwise.backbone import hub
 from blockwise.backbone.load import describe_backbone, load_backbone, needs_download
+from blockwise.backbone.makers import hub
 from blockwise.config.checks import check_config
 from blockwise.config.compose import compose_config, plain
 from blockwise.errors import InputError

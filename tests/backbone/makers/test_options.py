@@ -8,8 +8,8 @@ import torchvision
 from safetensors.torch import save_file
 
 import blockwise
-from blockwise.backbone import hub
 from blockwise.backbone.load import image_spec, load_backbone
+from blockwise.backbone.makers import hub
 from blockwise.config.checks import check_config
 from blockwise.config.compose import compose_config, plain
 from blockwise.errors import InputError

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from blockwise.backbone.makers.options import check_accepted, check_effective, given_options
-from blockwise.backbone.weights import match_names, read_state_dict
+from blockwise.backbone.makers.weights import match_names, read_state_dict
 from blockwise.errors import InputError
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import timm
 from torch import nn
 
-from blockwise.backbone import hub
+from blockwise.backbone.makers import hub
 from blockwise.backbone.makers.base import kind_and_line
 from blockwise.backbone.makers.of_timm import TimmMaker
 from blockwise.backbone.makers.options import refusal
 from blockwise.backbone.makers.origin import Origin, find_origin
-from blockwise.backbone.weights import read_state_dict
+from blockwise.backbone.makers.weights import read_state_dict
 from blockwise.errors import InputError
 from blockwise.io.names import file_name
 

@@ -9,7 +9,7 @@ from typing import Any
 import timm
 from torch import nn
 
-from blockwise.backbone import hub
+from blockwise.backbone.makers import hub
 from blockwise.backbone.makers.base import ImageSpec, Maker, image_spec_of, kind_and_line, unreachable
 from blockwise.errors import InputError, did_you_mean
 

@@ -12,7 +12,7 @@ import timm
 from timm.models import PretrainedCfg
 from timm.models._hub import load_model_config_from_path
 
-from blockwise.backbone import hub
+from blockwise.backbone.makers import hub
 from blockwise.errors import InputError, did_you_mean
 from blockwise.io import origins
 from blockwise.io.names import printable

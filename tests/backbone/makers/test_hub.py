@@ -11,8 +11,8 @@ from conftest import SMALL
 from processes import blockwise
 from safetensors.torch import save_file
 
-from blockwise.backbone import hub
 from blockwise.backbone.load import load_backbone, needs_download
+from blockwise.backbone.makers import hub
 from blockwise.config.compose import compose_config
 from blockwise.errors import InputError
 

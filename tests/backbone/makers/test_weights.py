@@ -4,7 +4,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from blockwise.backbone.weights import load_checkpoint, match_names, package_file
+from blockwise.backbone.makers.weights import load_checkpoint, match_names, package_file
 from blockwise.errors import InputError
 
 

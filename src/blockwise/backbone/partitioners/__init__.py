@@ -1,0 +1,1 @@
+"""Partitioners: each groups the layers of a backbone into blocks."""
