@@ -27,6 +27,7 @@ from blockwise.data.pixels.on_demand import (
 from blockwise.data.resumable import SPLITS, ResumableDataModule
 from blockwise.data.samples import Sample, Source
 from blockwise.errors import InputError, did_you_mean
+from blockwise.io.hashes import remembering
 
 Batch = tuple[Tensor, Tensor]
 # pixels, labels, and the seeds of the images' augmentation; if images are mixed, also the seed of it and the partners
@@ -76,7 +77,8 @@ class BlockwiseDataModule(ResumableDataModule):
         cache: PixelCache | None = None,
     ) -> None:
         super().__init__()
-        self.splits = source.splits()
+        with remembering(None if cache is None else cache.folder):
+            self.splits = source.splits()
         self.images = images
         self.batch_size = batch_size
         self.num_workers = num_workers

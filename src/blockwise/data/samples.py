@@ -6,14 +6,13 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from blockwise.errors import InputError
-from blockwise.io.files import open_regular
+from blockwise.io.hashes import hash_files
 from blockwise.io.names import decodable
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".jfif", ".png", ".gif", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
@@ -53,21 +52,16 @@ def fingerprint(samples: Iterable[Sample]) -> str:
     It covers the whole data set before splitting, so it does not depend on the seed.
     """
     ordered = sorted(samples, key=lambda sample: (sample.name, sample.label))
-    with ThreadPoolExecutor() as pool:
-        contents = pool.map(_content, ordered)
-        lines = [f"{sample.name}\0{sample.label}\0{content}" for sample, content in zip(ordered, contents, strict=True)]
+    contents = iter(hash_files([sample.image for sample in ordered if isinstance(sample.image, Path)]))
+    lines = []
+    for sample in ordered:
+        content = next(contents) if isinstance(sample.image, Path) else _hash_pixels(sample.image)
+        lines.append(f"{sample.name}\0{sample.label}\0{content}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def _content(sample: Sample) -> str:
-    image = sample.image
-    if not isinstance(image, Path):
-        return hashlib.blake2b(image.tobytes()).hexdigest()
-    try:
-        with open_regular(image) as file:
-            return hashlib.file_digest(file, "blake2b").hexdigest()
-    except OSError as error:  # decoding reports the file; once it can be read, the hash changes
-        return f"unreadable: {error.strerror}"
+def _hash_pixels(pixels: np.ndarray) -> str:
+    return hashlib.blake2b(pixels.tobytes()).hexdigest()
 
 
 class Source(ABC):
