@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from blockwise.data.samples import Sample, Source, Splits, cap, fingerprint, samples_in, split_by_seed
+from blockwise.data.sources.whole import check_whole, mark_whole
 from blockwise.errors import InputError
 from blockwise.io.download import DownloadError, download_folder
 
@@ -29,6 +31,7 @@ class ImageFolder(Source):
         name: Name of the data set in records.
         url: Archive to download and unpack as `root` if it is missing.
         checksum: Hash of the archive, such as `sha256:...`; None checks nothing.
+        images: Number of images in the archive; None means any.
         download: Whether to download it.
     """
 
@@ -43,6 +46,7 @@ class ImageFolder(Source):
         name: str = "imagefolder",
         url: str | None = None,
         checksum: str | None = None,
+        images: int | None = None,
         download: bool = True,
     ) -> None:
         self.root = Path(root).expanduser()
@@ -53,6 +57,7 @@ class ImageFolder(Source):
         self.name = name
         self.url = url
         self.checksum = checksum
+        self.images = images
         self.download = download
 
     def splits(self) -> Splits:
@@ -63,6 +68,7 @@ class ImageFolder(Source):
         """
         if not self.root.is_dir():
             self._fetch()
+        check_whole(self.root, self.name, *([] if self.images is None else [self.images]))
         if folders := self._split_folders():
             return self._given_splits(folders)
         samples, classes = samples_in(self.root)
@@ -126,7 +132,7 @@ class ImageFolder(Source):
         reason = ""
         if self.url and self.download:
             try:
-                download_folder(self.url, self.root, self.checksum)
+                download_folder(self.url, self.root, self.checksum, partial(mark_whole, images=self.images))
             except (DownloadError, OSError) as error:
                 reason = f" ({error})"
         if not self.root.is_dir():
