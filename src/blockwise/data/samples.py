@@ -101,8 +101,9 @@ def split_by_seed(
         InputError: A class has too few images.
     """
     parts: tuple[list[Sample], list[Sample], list[Sample]] = ([], [], [])
+    members_of = by_label(samples)
     for label, name in enumerate(classes):
-        own = shuffled([sample for sample in samples if sample.label == label], seed)
+        own = shuffled(members_of.get(label, []), seed)
         if len(own) < FEWEST:
             raise InputError(
                 f"class {name!r} has {len(own)} image(s): it needs at least {FEWEST}, to train, to validate and to test"
@@ -136,8 +137,15 @@ def cap(samples: Sequence[Sample], per_class: int | None, seed: int) -> tuple[Sa
     """Keep at most `per_class` samples of each class; None keeps all."""
     if per_class is None:
         return tuple(samples)
-    labels = sorted({sample.label for sample in samples})
-    return tuple(s for label in labels for s in shuffled([s for s in samples if s.label == label], seed)[:per_class])
+    return tuple(s for _, own in sorted(by_label(samples).items()) for s in shuffled(own, seed)[:per_class])
+
+
+def by_label(samples: Iterable[Sample]) -> dict[int, list[Sample]]:
+    """Return the samples of each class that has any."""
+    members: dict[int, list[Sample]] = {}
+    for sample in samples:
+        members.setdefault(sample.label, []).append(sample)
+    return members
 
 
 def samples_in(
@@ -162,13 +170,15 @@ def samples_in(
     _check_links(folder, classes)
     samples = []
     for label, entry in enumerate(classes):
-        files = sorted(_images_in(entry, folder))
+        # paths compare by their parts, but slowly: there may be 100,000
+        files = sorted(_images_in(entry, folder), key=lambda file: file.parts)
         if not files:
             raise InputError(
                 f"{entry} contains no images: every folder in {folder} must be a class and contain images "
                 f"({_suffixes()})"
             )
-        names = (decodable(file.relative_to(below or folder).as_posix()) for file in files)
+        depth = len((below or folder).parts)
+        names = (decodable("/".join(file.parts[depth:])) for file in files)
         samples += [Sample(name, label, file) for name, file in zip(names, files, strict=True)]
     return samples, [decodable(entry.name) for entry in classes]
 
@@ -196,10 +206,12 @@ def _images_in(folder: Path, data_set: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         folders[:] = [name for name in folders if name[0] != "."]
+        here = Path(parent)
         for name in files:
-            path = Path(parent, name)
-            if name[0] != "." and path.suffix.lower() in IMAGE_SUFFIXES and (path.is_file() or path.is_symlink()):
-                yield path
+            if name[0] != "." and name[name.rfind(".") :].lower() in IMAGE_SUFFIXES:
+                path = here / name
+                if path.is_file() or path.is_symlink():
+                    yield path
 
 
 def _suffixes() -> str:

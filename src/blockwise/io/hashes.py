@@ -38,7 +38,8 @@ def hash_files(paths: Sequence[Path]) -> list[str]:
     As in git's index, a remembered hash counts while size and times of the file are the same: the time of its content,
     which programs that copy files set back, and the time of its status, which they cannot set.
     """
-    names = [str(path.absolute()) for path in paths]
+    here = f"{Path.cwd()}{os.sep}"
+    names = [name if name.startswith(os.sep) else here + name for name in map(str, paths)]
     memory, now = _memory(paths), time.time_ns()
     remembered = _read(memory)
     states = {name: _state(path) for name, path in zip(names, paths, strict=True)}

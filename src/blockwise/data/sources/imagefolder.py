@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from blockwise.data.samples import Sample, Source, Splits, cap, fingerprint, samples_in, split_by_seed
+from blockwise.data.samples import Sample, Source, Splits, by_label, cap, fingerprint, samples_in, split_by_seed
 from blockwise.data.sources.whole import check_whole, mark_whole
 from blockwise.errors import InputError
 from blockwise.io.download import DownloadError, download_folder
@@ -117,7 +117,8 @@ class ImageFolder(Source):
 
     def _hold_out(self, samples: Sequence[Sample], classes: Sequence[str]) -> tuple[list[Sample], list[Sample]]:
         capped = cap(samples, self.train_per_class, self.seed)
-        smallest = min((sum(s.label == label for s in capped) for label in range(len(classes))), default=0)
+        members = by_label(capped)
+        smallest = min((len(members.get(label, [])) for label in range(len(classes))), default=0)
         val_per_class = max(1, smallest // 4) if self.val_per_class is None else self.val_per_class
         if not 0 < val_per_class < smallest:
             raise InputError(
