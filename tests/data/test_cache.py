@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tracemalloc
 import warnings
 from types import SimpleNamespace
 
@@ -161,6 +162,21 @@ def test_a_disk_that_fills_up_meanwhile_is_freed(samples, tmp_path, monkeypatch)
         pixels, _ = PixelCache(tmp_path / "cache", 10**6).decode(samples, "content", 8, "bilinear", lambda: None)
     assert np.array_equal(pixels, decode_all(samples, 8, "bilinear", lambda: None)[0])
     assert not list(tmp_path.glob("cache/*.partial"))
+
+
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path):
+    (sample,) = make_samples(tmp_path, 1)
+    samples = [sample] * 400
+    for cache in (PixelCache(tmp_path / "cache", 10**8), PixelCache(tmp_path / "small", 1)):
+        tracemalloc.start()
+        if cache.max_bytes > 1:
+            pixels, _ = decode(cache, samples, size=128)
+            pixels[range(0, 400, 20)]
+        else:
+            cache.check(samples, "content", 128, "bilinear", lambda: None)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 5e6  # all of them are 20 MB
 
 
 def test_images_are_checked_once(samples, decodings, tmp_path):
