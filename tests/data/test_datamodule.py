@@ -1,5 +1,6 @@
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -255,12 +256,12 @@ def test_images_that_fit_nowhere_are_decoded_as_they_are_read(tmp_path, monkeypa
     )
     setting = "cache.max_gb=1 to" if cache else "cache.folder"
     assert setting in read.notice()
-    assert f"by {on_demand.usual_workers()} worker processes" in read.notice()
+    assert f"by {on_demand.usual_workers(1)} worker processes" in read.notice()
     read.setup("fit")
     assert read.notice() is None
     assert read.skipped == cached.skipped == ["05.png"]
     assert read.class_counts() == cached.class_counts()
-    assert read.train_dataloader().num_workers == on_demand.usual_workers()
+    assert read.train_dataloader().num_workers == on_demand.usual_workers(1)
     for one, other in zip(batches_of(cached), batches_of(read), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
@@ -278,3 +279,11 @@ def test_images_that_fit_nowhere_are_checked_before_training(tmp_path):
 
 def test_pixels_that_are_given_need_no_cache(tmp_path):
     assert module(cache=PixelCache(tmp_path / "cache", 1)).train_dataloader().num_workers == 0
+
+
+def test_little_shared_memory_means_few_workers(monkeypatch):
+    monkeypatch.setattr(on_demand.os, "sched_getaffinity", lambda _: range(6), raising=False)
+    for free, workers in ((10**12, 6), (40 * 10**6, 4), (10**3, 1)):
+        monkeypatch.setattr(on_demand.shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        monkeypatch.setattr(on_demand.Path, "is_dir", lambda _: True)
+        assert on_demand.usual_workers(10**6) == workers

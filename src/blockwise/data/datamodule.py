@@ -170,6 +170,10 @@ class BlockwiseDataModule(ResumableDataModule):
         """Return the size of all decoded images."""
         return 3 * self._side() ** 2 * sum(len(getattr(self.splits, split)) for split in SPLITS)
 
+    def _workers(self) -> int:
+        """Return the number of processes that decode on demand."""
+        return self.num_workers or usual_workers(3 * self._side() ** 2 * self.batch_size)
+
     def notice(self) -> str | None:
         """Return what will be slow about these images, and which setting avoids it; None if nothing will be."""
         if self._decoded or not self.on_demand:
@@ -181,7 +185,7 @@ class BlockwiseDataModule(ResumableDataModule):
             place = f"more than cache.max_gb={self.cache.max_bytes / 1e9:g}"
             advice = f"cache.max_gb={math.ceil(self._bytes() / 1e9)}"
         return (
-            f"images are decoded as they are read, by {self.num_workers or usual_workers()} worker processes, since "
+            f"images are decoded as they are read, by {self._workers()} worker processes, since "
             f"their pixels take {size}, {place}: {advice} to decode them once, if the disk has room"
         )
 
@@ -242,7 +246,7 @@ class BlockwiseDataModule(ResumableDataModule):
 
     def _loader(self, split: str, batches: Sampler[Draw]) -> DataLoader[Drawn]:
         images = self._decoded[split]
-        workers = self.num_workers or (usual_workers() if isinstance(images.pixels, OnDemand) else 0)
+        workers = self._workers() if isinstance(images.pixels, OnDemand) else self.num_workers
         return DataLoader(
             images,
             sampler=batches,

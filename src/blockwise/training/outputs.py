@@ -38,7 +38,10 @@ class EpochOutputs:
 
     def pop(self, cells: Sequence[int]) -> tuple[dict[int, Tensor], Tensor]:
         """Return the logits of some cells, shape (images, classes), and the labels, shape (images,); then clear."""
-        logits = {cell: gather(_concatenate(self._logits[cell])).float() for cell in cells}
+        logits = {}
+        for cell in cells:
+            logits[cell] = gather(_concatenate(self._logits[cell])).float()
+            self._logits[cell] = []  # with many images, two copies of all cells' logits would be large
         labels = gather(_concatenate(self._labels))
         self._clear()
         return logits, labels

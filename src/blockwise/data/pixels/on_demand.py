@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -17,6 +19,9 @@ from blockwise.data.samples import Sample
 MOST_IN_MEMORY = 10**9
 # more worker processes decode faster than a network trains
 MOST_WORKERS = 8
+SHARED = Path("/dev/shm")  # noqa: S108 (where the system has shared memory)
+# a DataLoader prefetches two per worker, and there are three loaders
+BATCHES_OF_A_WORKER = 3 * (2 + 1)
 
 
 class OnDemand:
@@ -39,10 +44,15 @@ class OnDemand:
         return np.stack([decode(self._images[position], self._size, self._interpolation) for position in positions])
 
 
-def usual_workers() -> int:
-    """Return the number of worker processes that decode if the user gives none."""
+def usual_workers(batch_bytes: int) -> int:
+    """Return the number of worker processes that decode if the user gives none.
+
+    Args:
+        batch_bytes: Size of a batch, which a worker hands over in shared memory; a container may have little of it.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MOST_WORKERS)
+    room = shutil.disk_usage(SHARED).free // (BATCHES_OF_A_WORKER * batch_bytes) if SHARED.is_dir() else cores
+    return max(1, min(cores, MOST_WORKERS, room))
 
 
 def fit_in_memory(size: int) -> bool:
