@@ -1,13 +1,17 @@
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from blockwise.backbone.load import ImageSpec
 from blockwise.data import BlockwiseDataModule, Sample, Source, Splits
+from blockwise.data.cache import PixelCache
 from blockwise.data.datamodule import normalise
+from blockwise.data.pixels import on_demand
 from blockwise.data.sources.digits import Digits
 from blockwise.errors import InputError
 
@@ -216,3 +220,70 @@ def test_too_few_left_is_an_error():
 def test_what_cannot_be_trained_on_is_refused(source, options, message):
     with pytest.raises(InputError, match=message):
         module(source, **options)
+
+
+class Files(Source):
+    """Random images in files; one of them is broken."""
+
+    name = "files"
+
+    def __init__(self, folder):
+        random = np.random.default_rng(0)
+        self.samples = []
+        for number in range(40):
+            path = folder / f"{number:02d}.png"
+            Image.fromarray(random.integers(0, 256, (24, 30, 3), np.uint8)).save(path)
+            self.samples.append(Sample(path.name, number % 2, path))
+        self.samples[5].image.write_bytes(b"no image")
+
+    def splits(self):
+        return Splits(("0", "1"), *(tuple(self.samples[part]) for part in PARTS), "fingerprint")
+
+
+PARTS = slice(0, 20), slice(20, 30), slice(30, 40)
+ROOM = 40 * 3 * 20**2  # bytes of the decoded images
+
+
+@pytest.mark.parametrize("cache", [ROOM - 1, None])
+def test_images_that_fit_nowhere_are_decoded_as_they_are_read(tmp_path, monkeypatch, cache):
+    source = Files(tmp_path)
+    cached = module(source, skip_broken=True, cache=PixelCache(tmp_path / "cache", ROOM))
+    assert cached.notice() is None
+    assert cached.train_dataloader().num_workers == 0
+    monkeypatch.setattr(on_demand, "MOST_IN_MEMORY", ROOM - 1)
+    read = BlockwiseDataModule(
+        source, SPEC, batch_size=8, skip_broken=True, cache=cache and PixelCache(tmp_path / "cache", cache)
+    )
+    setting = "cache.max_gb=1 to" if cache else "cache.folder"
+    assert setting in read.notice()
+    assert f"by {on_demand.usual_workers(1)} worker processes" in read.notice()
+    read.setup("fit")
+    assert read.notice() is None
+    assert read.skipped == cached.skipped == ["05.png"]
+    assert read.class_counts() == cached.class_counts()
+    assert read.train_dataloader().num_workers == on_demand.usual_workers(1)
+    for one, other in zip(batches_of(cached), batches_of(read), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def batches_of(data):
+    loaders = (data.train_dataloader(), data.val_dataloader(), data.test_dataloader())
+    return [data.on_after_batch_transfer(batch, 0) for loader in loaders for batch in loader]
+
+
+def test_images_that_fit_nowhere_are_checked_before_training(tmp_path):
+    data = BlockwiseDataModule(Files(tmp_path), SPEC, batch_size=8, cache=PixelCache(tmp_path / "cache", 1))
+    with pytest.raises(InputError, match=r"1 image\(s\) cannot be read: 05.png"):
+        data.setup("fit")
+
+
+def test_pixels_that_are_given_need_no_cache(tmp_path):
+    assert module(cache=PixelCache(tmp_path / "cache", 1)).train_dataloader().num_workers == 0
+
+
+def test_little_shared_memory_means_few_workers(monkeypatch):
+    monkeypatch.setattr(on_demand.os, "sched_getaffinity", lambda _: range(6), raising=False)
+    for free, workers in ((10**12, 6), (40 * 10**6, 4), (10**3, 1)):
+        monkeypatch.setattr(on_demand.shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        monkeypatch.setattr(on_demand.Path, "is_dir", lambda _: True)
+        assert on_demand.usual_workers(10**6) == workers

@@ -1,9 +1,10 @@
-"""The data module: images are decoded once and kept as uint8; augmentation runs on the device of the batch."""
+"""The data module: images are decoded to uint8, once if there is room; augmentation runs on the device of the batch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,12 +14,20 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from blockwise.backbone.load import ImageSpec
 from blockwise.data.augment import LIGHT, Augmentation, Element, expand
 from blockwise.data.batches import Draw, OrderedBatches, ShuffledBatches, balancing_weights
-from blockwise.data.cache import Decoded, PixelCache
-from blockwise.data.decode import decode_all
+from blockwise.data.cache import PixelCache
 from blockwise.data.mixing import draw_mix, mix_batch
-from blockwise.data.resumable import ResumableDataModule
+from blockwise.data.pixels import Decoded, Pixels
+from blockwise.data.pixels.on_demand import (
+    OnDemand,
+    decode_on_demand,
+    decode_without_cache,
+    fit_in_memory,
+    usual_workers,
+)
+from blockwise.data.resumable import SPLITS, ResumableDataModule
 from blockwise.data.samples import Sample, Source
 from blockwise.errors import InputError, did_you_mean
+from blockwise.io.hashes import remembering
 
 Batch = tuple[Tensor, Tensor]
 # pixels, labels, and the seeds of the images' augmentation; if images are mixed, also the seed of it and the partners
@@ -42,7 +51,8 @@ class BlockwiseDataModule(ResumableDataModule):
         cutmix: Alpha of CutMix's Beta distribution; 0 is off. If both are on, each batch uses one of them.
         sampler: `shuffle` takes each training image once per epoch; `balanced` draws classes with equal probability.
         seed: Seed of order and augmentation.
-        num_workers: Number of worker processes; decoded images are in memory, so 0 is fast.
+        num_workers: Number of worker processes; decoded images are read quickly, so 0 is fast. If images are decoded on
+            demand, 0 means as many as there are cores.
         skip_broken: Skip images that cannot be read.
         cache: Disk cache of decoded images for later runs; None caches nothing.
 
@@ -67,14 +77,15 @@ class BlockwiseDataModule(ResumableDataModule):
         cache: PixelCache | None = None,
     ) -> None:
         super().__init__()
-        self.splits = source.splits()
+        with remembering(None if cache is None else cache.folder):
+            self.splits = source.splits()
         self.images = images
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.skip_broken = skip_broken
         self.cache = cache
         self.skipped: list[str] = []
-        self._decoded: dict[str, _Pixels] = {}
+        self._decoded: dict[str, _Images] = {}
         self.seed = seed
         self.augment = tuple(expand(augment))
         self._augment = Augmentation(self.augment, images.size, self._side())
@@ -82,7 +93,7 @@ class BlockwiseDataModule(ResumableDataModule):
         self._check_settings(source.name)
 
     def _check_settings(self, name: str) -> None:
-        for split in ("train", "val", "test"):
+        for split in SPLITS:
             if not getattr(self.splits, split):
                 raise InputError(f"the data set {name} has no images in its {split} split")
         if len(self.splits.classes) < 2:
@@ -122,16 +133,15 @@ class BlockwiseDataModule(ResumableDataModule):
         """
         if self._decoded:
             return
-        parts: dict[str, Sequence[Sample]] = {s: getattr(self.splits, s) for s in ("train", "val", "test")}
+        parts: dict[str, Sequence[Sample]] = {split: getattr(self.splits, split) for split in SPLITS}
         side = self._side()
         report = begin(sum(len(part) for part in parts.values()))
         broken: list[tuple[str, str]] = []
         for split, samples in parts.items():
             pixels, reasons = self._decode(samples, side, report)
             broken += [(samples[index].name, reason) for index, reason in sorted(reasons.items())]
-            kept = [index for index in range(len(samples)) if index not in reasons]
-            labels = np.array([samples[index].label for index in kept])
-            self._decoded[split] = _Pixels(pixels[kept] if reasons else pixels, labels)
+            labels = np.array([sample.label for sample in samples])
+            self._decoded[split] = _Images(pixels, labels, np.delete(np.arange(len(samples)), list(reasons)))
         self.skipped = [name for name, _ in broken]
         self._check(broken)
         trained = set(self._decoded["train"].labels.tolist())
@@ -139,9 +149,45 @@ class BlockwiseDataModule(ResumableDataModule):
             raise InputError(f"these classes have no readable training images: {', '.join(lost)}")
 
     def _decode(self, samples: Sequence[Sample], side: int, report: Callable[[], None]) -> Decoded:
+        options = (side, self.images.interpolation, report)
+        if not self.on_demand:
+            if self.cache is None:
+                return decode_without_cache(samples, *options)
+            return self.cache.decode(samples, self.splits.fingerprint, *options)
         if self.cache is None:
-            return decode_all(samples, side, self.images.interpolation, report)
-        return self.cache.decode(samples, self.splits.fingerprint, side, self.images.interpolation, report)
+            return decode_on_demand(samples, *options)
+        broken = self.cache.check(samples, self.splits.fingerprint, *options)
+        return OnDemand(samples, side, self.images.interpolation), broken
+
+    @property
+    def on_demand(self) -> bool:
+        """Whether images are decoded each time they are read, since their pixels fit neither the cache nor memory."""
+        if self.cache is None or any(not isinstance(sample.image, Path) for sample in self.splits.train):
+            return not fit_in_memory(self._bytes())
+        return self._bytes() > self.cache.max_bytes
+
+    def _bytes(self) -> int:
+        """Return the size of all decoded images."""
+        return 3 * self._side() ** 2 * sum(len(getattr(self.splits, split)) for split in SPLITS)
+
+    def _workers(self) -> int:
+        """Return the number of processes that decode on demand."""
+        return self.num_workers or usual_workers(3 * self._side() ** 2 * self.batch_size)
+
+    def notice(self) -> str | None:
+        """Return what will be slow about these images, and which setting avoids it; None if nothing will be."""
+        if self._decoded or not self.on_demand:
+            return None
+        size = f"{self._bytes() / 1e9:.3g} GB"
+        if self.cache is None:
+            place, advice = "without a cache", "set cache.folder"
+        else:
+            place = f"more than cache.max_gb={self.cache.max_bytes / 1e9:g}"
+            advice = f"cache.max_gb={math.ceil(self._bytes() / 1e9)}"
+        return (
+            f"images are decoded as they are read, by {self._workers()} worker processes, since "
+            f"their pixels take {size}, {place}: {advice} to decode them once, if the disk has room"
+        )
 
     def _check(self, broken: list[tuple[str, str]]) -> None:
         if broken and not self.skip_broken:
@@ -199,12 +245,14 @@ class BlockwiseDataModule(ResumableDataModule):
         return self._loader("test", OrderedBatches(len(self._decoded["test"]), self.batch_size, *self.part()))
 
     def _loader(self, split: str, batches: Sampler[Draw]) -> DataLoader[Drawn]:
+        images = self._decoded[split]
+        workers = self._workers() if isinstance(images.pixels, OnDemand) else self.num_workers
         return DataLoader(
-            self._decoded[split],
+            images,
             sampler=batches,
             batch_size=None,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            num_workers=workers,
+            persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
 
@@ -229,17 +277,19 @@ def normalise(pixels: Tensor, images: ImageSpec) -> Tensor:
     return floats.contiguous(memory_format=torch.channels_last)
 
 
-class _Pixels(Dataset[Drawn]):
-    """Decoded images; an index is the `Draw` of a whole batch."""
+class _Images(Dataset[Drawn]):
+    """The images of a split that can be read; an index is the `Draw` of a whole batch."""
 
-    def __init__(self, pixels: np.ndarray, labels: np.ndarray) -> None:
+    def __init__(self, pixels: Pixels, labels: np.ndarray, kept: np.ndarray) -> None:
         self.pixels = pixels
-        self.labels = labels
+        self.labels = labels[kept]
+        self.kept = kept
 
     def __len__(self) -> int:
-        return len(self.pixels)
+        return len(self.kept)
 
     def __getitem__(self, draw: Draw) -> Drawn:
         positions = list(draw.positions)
-        drawn = torch.from_numpy(self.pixels[positions]), torch.from_numpy(self.labels[positions]), list(draw.seeds)
+        pixels = torch.from_numpy(self.pixels[self.kept[positions].tolist()])
+        drawn = pixels, torch.from_numpy(self.labels[positions]), list(draw.seeds)
         return drawn if draw.mix_seed is None else (*drawn, (draw.mix_seed, list(draw.partners)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -17,6 +17,8 @@ from blockwise.io.names import printable
 
 # Pillow would also open formats that start other programs, such as PostScript
 FORMATS = ("JPEG", "PNG", "GIF", "PPM", "BMP", "TIFF", "WEBP")
+# images per task of a thread: few, so that Ctrl-C ends soon
+CHUNK = 16
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -28,7 +30,7 @@ INTERPOLATIONS = {
 def decode_all(
     samples: Sequence[Sample], size: int, interpolation: str, report: Callable[[], None]
 ) -> tuple[np.ndarray, dict[int, str]]:
-    """Decode samples into square images.
+    """Decode samples into square images, all in memory.
 
     Args:
         samples: The samples to decode.
@@ -41,18 +43,48 @@ def decode_all(
     """
     pixels = np.zeros((len(samples), 3, size, size), np.uint8)
     broken: dict[int, str] = {}
+    for chunk, reasons in decode_chunks(samples, range(len(samples)), size, interpolation, pixels.__setitem__):
+        broken |= reasons
+        for _ in chunk:
+            report()
+    return pixels, broken
 
-    def decode_into(index: int) -> None:
-        try:
-            pixels[index] = decode(samples[index].image, size, interpolation)
-        except Exception as error:  # damaged files make decoders raise errors of many types
-            broken[index] = printable(str(error)) or type(error).__name__
-        report()
+
+def decode_chunks(
+    samples: Sequence[Sample],
+    indices: Sequence[int],
+    size: int,
+    interpolation: str,
+    keep: Callable[[int, np.ndarray], None],
+) -> Generator[tuple[Sequence[int], dict[int, str]], None, None]:
+    """Decode some samples on all cores, and yield the indices of the next few that are done.
+
+    Threads are as fast as processes here, since Pillow needs no lock of Python to decode and to resize.
+
+    Args:
+        samples: All samples.
+        indices: The indices of those to decode.
+        size: Side of the decoded images in pixels.
+        interpolation: A key of `INTERPOLATIONS`.
+        keep: Called with the index and the pixels of each image, from several threads; its errors are raised.
+
+    Yields:
+        Indices, and the errors of those that cannot be read.
+    """
+
+    def decode_chunk(chunk: Sequence[int]) -> tuple[Sequence[int], dict[int, str]]:
+        broken: dict[int, str] = {}
+        for index in chunk:
+            try:
+                pixels = decode(samples[index].image, size, interpolation)
+            except Exception as error:  # damaged files make decoders raise errors of many types
+                broken[index] = printable(str(error)) or type(error).__name__
+            else:
+                keep(index, pixels)
+        return chunk, broken
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(decode_into, range(len(samples))):
-            pass
-    return pixels, broken
+        yield from pool.map(decode_chunk, (indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK)))
 
 
 def decode(image: Path | np.ndarray, size: int, interpolation: str) -> np.ndarray:

@@ -6,14 +6,13 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from blockwise.errors import InputError
-from blockwise.io.files import open_regular
+from blockwise.io.hashes import hash_files
 from blockwise.io.names import decodable
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".jfif", ".png", ".gif", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
@@ -53,21 +52,16 @@ def fingerprint(samples: Iterable[Sample]) -> str:
     It covers the whole data set before splitting, so it does not depend on the seed.
     """
     ordered = sorted(samples, key=lambda sample: (sample.name, sample.label))
-    with ThreadPoolExecutor() as pool:
-        contents = pool.map(_content, ordered)
-        lines = [f"{sample.name}\0{sample.label}\0{content}" for sample, content in zip(ordered, contents, strict=True)]
+    contents = iter(hash_files([sample.image for sample in ordered if isinstance(sample.image, Path)]))
+    lines = []
+    for sample in ordered:
+        content = next(contents) if isinstance(sample.image, Path) else _hash_pixels(sample.image)
+        lines.append(f"{sample.name}\0{sample.label}\0{content}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def _content(sample: Sample) -> str:
-    image = sample.image
-    if not isinstance(image, Path):
-        return hashlib.blake2b(image.tobytes()).hexdigest()
-    try:
-        with open_regular(image) as file:
-            return hashlib.file_digest(file, "blake2b").hexdigest()
-    except OSError as error:  # decoding reports the file; once it can be read, the hash changes
-        return f"unreadable: {error.strerror}"
+def _hash_pixels(pixels: np.ndarray) -> str:
+    return hashlib.blake2b(pixels.tobytes()).hexdigest()
 
 
 class Source(ABC):
@@ -107,8 +101,9 @@ def split_by_seed(
         InputError: A class has too few images.
     """
     parts: tuple[list[Sample], list[Sample], list[Sample]] = ([], [], [])
+    members_of = by_label(samples)
     for label, name in enumerate(classes):
-        own = shuffled([sample for sample in samples if sample.label == label], seed)
+        own = shuffled(members_of.get(label, []), seed)
         if len(own) < FEWEST:
             raise InputError(
                 f"class {name!r} has {len(own)} image(s): it needs at least {FEWEST}, to train, to validate and to test"
@@ -142,8 +137,15 @@ def cap(samples: Sequence[Sample], per_class: int | None, seed: int) -> tuple[Sa
     """Keep at most `per_class` samples of each class; None keeps all."""
     if per_class is None:
         return tuple(samples)
-    labels = sorted({sample.label for sample in samples})
-    return tuple(s for label in labels for s in shuffled([s for s in samples if s.label == label], seed)[:per_class])
+    return tuple(s for _, own in sorted(by_label(samples).items()) for s in shuffled(own, seed)[:per_class])
+
+
+def by_label(samples: Iterable[Sample]) -> dict[int, list[Sample]]:
+    """Return the samples of each class that has any."""
+    members: dict[int, list[Sample]] = {}
+    for sample in samples:
+        members.setdefault(sample.label, []).append(sample)
+    return members
 
 
 def samples_in(
@@ -168,13 +170,15 @@ def samples_in(
     _check_links(folder, classes)
     samples = []
     for label, entry in enumerate(classes):
-        files = sorted(_images_in(entry, folder))
+        # paths compare by their parts, but slowly: there may be 100,000
+        files = sorted(_images_in(entry, folder), key=lambda file: file.parts)
         if not files:
             raise InputError(
                 f"{entry} contains no images: every folder in {folder} must be a class and contain images "
                 f"({_suffixes()})"
             )
-        names = (decodable(file.relative_to(below or folder).as_posix()) for file in files)
+        depth = len((below or folder).parts)
+        names = (decodable("/".join(file.parts[depth:])) for file in files)
         samples += [Sample(name, label, file) for name, file in zip(names, files, strict=True)]
     return samples, [decodable(entry.name) for entry in classes]
 
@@ -202,10 +206,12 @@ def _images_in(folder: Path, data_set: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         folders[:] = [name for name in folders if name[0] != "."]
+        here = Path(parent)
         for name in files:
-            path = Path(parent, name)
-            if name[0] != "." and path.suffix.lower() in IMAGE_SUFFIXES and (path.is_file() or path.is_symlink()):
-                yield path
+            if name[0] != "." and name[name.rfind(".") :].lower() in IMAGE_SUFFIXES:
+                path = here / name
+                if path.is_file() or path.is_symlink():
+                    yield path
 
 
 def _suffixes() -> str:

@@ -8,7 +8,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -128,14 +128,26 @@ def making_folder(folder: Path) -> Iterator[Path | None]:
         if folder.exists():
             yield None
             return
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
+        prefix = f".{folder.name}.unfinished-"
+        for left in folder.parent.iterdir():  # by a process that was killed; no other one has the lock
+            if left.name.startswith(prefix):
+                shutil.rmtree(left)
+        with tempfile.TemporaryDirectory(prefix=prefix, dir=folder.parent) as temporary:
             made = Path(temporary, folder.name)
             yield made
             made.rename(folder)
 
 
-def download_folder(url: str, folder: Path, checksum: str | None = None) -> None:
+def download_folder(
+    url: str, folder: Path, checksum: str | None = None, finish: Callable[[Path], None] = lambda _: None
+) -> None:
     """Download an archive and unpack it as `folder`. If its only content is one folder, unpack what that contains.
+
+    Args:
+        url: The address of the archive.
+        folder: The new folder; if it is there already, nothing is done.
+        checksum: Expected hash of the archive; None checks nothing.
+        finish: Called with the unpacked folder before it gets its name; an error leaves no folder.
 
     Raises:
         InputError: The archive cannot be downloaded or unpacked.
@@ -151,3 +163,4 @@ def download_folder(url: str, folder: Path, checksum: str | None = None) -> None
             raise InputError(f"{url} contains no files")
         only = entries[0] if len(entries) == 1 and entries[0].is_dir() else content
         only.rename(made)
+        finish(made)

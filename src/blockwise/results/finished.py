@@ -101,8 +101,9 @@ def _files(cfg: Mapping[str, Any]) -> Iterator[tuple[str, int, int]]:
         if path.is_dir():
             for parent, folders, names in os.walk(path, followlinks=True):
                 folders[:] = sorted(name for name in folders if name[0] != "." and not _leads_up(Path(parent, name)))
+                here = Path(parent)  # parsed once: there may be 100,000 images
                 for name in sorted(names):
-                    yield _state(Path(parent, name))
+                    yield _state(here / name)
         else:
             yield _state(path)
 

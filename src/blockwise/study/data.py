@@ -44,6 +44,8 @@ class StudyData:
             InputError: Images cannot be read, and skipping them is not allowed.
         """
         if isinstance(self.module, BlockwiseDataModule):
+            if notice := self.module.notice():
+                console.print(notice, highlight=False)
             with decoding(console) as begin:
                 self.module.decode(begin)
             if skipped := self.module.skipped:

@@ -145,7 +145,9 @@ def make_data(cfg: DictConfig, images: ImageSpec) -> BlockwiseDataModule:
         seed=cfg.seed,
         num_workers=cfg.data.num_workers,
         skip_broken=cfg.data.skip_broken,
-        cache=None if cfg.cache.folder is None else PixelCache(cfg.cache.folder, int(1e9 * cfg.cache.max_gb)),
+        cache=PixelCache(cfg.cache.folder, int(1e9 * cfg.cache.max_gb))
+        if cfg.cache.folder and cfg.cache.max_gb
+        else None,
     )
 
 

@@ -25,33 +25,64 @@ class EpochOutputs:
         self._clear()
 
     def _clear(self) -> None:
-        self._logits: list[list[Tensor]] = [[] for _ in range(self._num_cells)]
-        self._labels: list[Tensor] = []
+        self._logits = [_Rows() for _ in range(self._num_cells)]
+        self._labels = _Rows()
 
     def add_labels(self, labels: Tensor) -> None:
         """Add the labels of a batch, shape (batch,)."""
-        self._labels.append(labels)
+        self._labels.add(labels)
 
     def add_logits(self, cell: int, logits: Tensor) -> None:
         """Add the logits of a cell for a batch, shape (batch, classes)."""
-        self._logits[cell].append(logits)
+        self._logits[cell].add(logits)
 
     def pop(self, cells: Sequence[int]) -> tuple[dict[int, Tensor], Tensor]:
         """Return the logits of some cells, shape (images, classes), and the labels, shape (images,); then clear."""
-        logits = {cell: gather(_concatenate(self._logits[cell])).float() for cell in cells}
-        labels = gather(_concatenate(self._labels))
+        logits = {cell: gather(self._logits[cell].all()).float() for cell in cells}
+        labels = gather(self._labels.all())
         self._clear()
         return logits, labels
 
     def state(self) -> tuple[list[Tensor], Tensor]:
         """Return the logits of every cell and the labels, for a checkpoint."""
-        return [gather(_concatenate(logits)) for logits in self._logits], gather(_concatenate(self._labels))
+        return [gather(rows.all()).clone() for rows in self._logits], gather(self._labels.all()).clone()
 
     def load_state(self, logits: Sequence[Tensor], labels: Tensor) -> None:
         """Restore what `state` returned, on rank 0 only, since it was gathered from all processes."""
-        restore = bool(len(labels)) and rank() == 0
-        self._logits = [[values] if restore else [] for values in logits]
-        self._labels = [labels] if restore else []
+        self._clear()
+        if len(labels) and rank() == 0:
+            self._labels.add(labels)
+            for rows, values in zip(self._logits, logits, strict=True):
+                if len(values):
+                    rows.add(values)
+
+
+class _Rows:
+    """Batches of rows in one tensor that grows.
+
+    A list would keep a small tensor per batch. Between the large tensors of a step, these cut freed memory into pieces
+    that later steps cannot use, and the memory of a run grows with its number of images.
+    """
+
+    def __init__(self) -> None:
+        self._tensor = torch.empty(0)
+        self._count = 0
+
+    def add(self, values: Tensor) -> None:
+        """Append the rows of a batch."""
+        count = self._count + len(values)
+        if count > len(self._tensor) or not self._count:
+            # rows from a checkpoint are on the CPU
+            larger = values.new_empty((max(count, 2 * self._count), *values.shape[1:]))
+            if self._count:
+                larger[: self._count] = self._tensor[: self._count]
+            self._tensor = larger
+        self._tensor[self._count : count] = values
+        self._count = count
+
+    def all(self) -> Tensor:
+        """Return all rows."""
+        return self._tensor[: self._count]
 
 
 class Clock:
@@ -76,8 +107,3 @@ class Clock:
         start = perf_counter()
         yield
         progress.seconds += perf_counter() - start
-
-
-def _concatenate(batches: list[Tensor]) -> Tensor:
-    # outputs from a checkpoint are on the CPU
-    return torch.cat([batch.to(batches[-1].device) for batch in batches]) if batches else torch.empty(0)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from blockwise.data.sources import caltech101, flowers102
+from blockwise.data.sources import flowers102
 from blockwise.data.sources.caltech101 import Caltech101
 from blockwise.data.sources.digits import Digits
 from blockwise.data.sources.flowers102 import Flowers102
@@ -109,38 +109,6 @@ def test_flowers102_damaged_is_not_called_missing(flowers):
     (flowers / "flowers-102" / "setid.mat").write_bytes(b"half a file")
     with pytest.raises(InputError, match=r"setid.mat is damaged: remove it"):
         Flowers102(flowers).splits()
-
-
-@pytest.mark.parametrize(
-    ("module", "source", "archive"),
-    [
-        (caltech101, Caltech101, "101_ObjectCategories"),
-        (flowers102, Flowers102, "jpg"),
-    ],
-)
-def test_the_archives_of_known_data_sets_are_unpacked(tmp_path, monkeypatch, module, source, archive):
-    """With archives built as the real ones are, and no network."""
-
-    def build(url, path, checksum):
-        assert url.startswith("https://")
-        assert checksum.startswith("md5:")
-        if not path.name.endswith((".zip", ".tgz")):
-            path.write_bytes(b"")
-            return
-        fill(tmp_path / "built" / archive, {"ant": 2})
-        name = "caltech-101/101_ObjectCategories" if path.suffix == ".zip" else "102flowers"
-        (tmp_path / "packed" / name).parent.mkdir(parents=True)
-        packed = shutil.make_archive(str(tmp_path / "packed" / name), "gztar", tmp_path / "built", archive)
-        if path.suffix == ".zip":
-            packed = shutil.make_archive(str(tmp_path / "outer"), "zip", tmp_path / "packed")
-        shutil.move(packed, path)
-
-    monkeypatch.setattr(module, "download", build)
-    made = source(tmp_path / "data")
-    made._fetch()
-    place = made.folder if module is caltech101 else made.folder / "jpg"
-    assert sorted(path.name for path in (place / "ant").iterdir()) == ["image_0000.jpg", "image_0001.jpg"]
-    assert [path.name for path in place.parent.iterdir() if path.name[0] == "."] == [f".{place.name}.lock"]
 
 
 @pytest.mark.data

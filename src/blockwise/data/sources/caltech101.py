@@ -5,12 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from blockwise.data.samples import Source, Splits, samples_in, split_by_seed
+from blockwise.data.sources.whole import check_whole, mark_whole
 from blockwise.errors import InputError
 from blockwise.io.download import DownloadError, download, making_folder, unpack
 
 BACKGROUND = "BACKGROUND_Google"
 URL = "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip"
 CHECKSUM = "md5:3138e1922a9193bfa496528edbbc45d0"  # as in torchvision
+# with the background class; and without it, as some keep it
+IMAGES, FOLDERS = 9144, 102
+IMAGES_WITHOUT_BACKGROUND = 8677
 
 
 class Caltech101(Source):
@@ -41,10 +45,11 @@ class Caltech101(Source):
         """Return the splits; download the images first if they are missing.
 
         Raises:
-            InputError: The images are missing, or a class is too small for the split.
+            InputError: The images are missing or incomplete, or a class is too small for the split.
         """
         if not self.folder.is_dir():
             self._fetch()
+        check_whole(self.folder, self.name, IMAGES, IMAGES_WITHOUT_BACKGROUND)
         samples, classes = samples_in(self.folder, without=[BACKGROUND])
         if not samples:
             raise InputError(f"{self.folder} contains no images: it must contain one folder of images per category")
@@ -75,3 +80,4 @@ class Caltech101(Source):
         archive = inner / "caltech-101" / "101_ObjectCategories.tar.gz"
         unpack(archive, folder.with_name("images"))
         (folder.with_name("images") / folder.name).rename(folder)
+        mark_whole(folder, IMAGES, FOLDERS)

@@ -8,12 +8,14 @@ from pathlib import Path
 from scipy.io import loadmat
 
 from blockwise.data.samples import Sample, Source, Splits, cap, fingerprint
+from blockwise.data.sources.whole import check_whole, mark_whole
 from blockwise.errors import InputError
 from blockwise.io.download import DownloadError, download, making_folder, unpack
 from blockwise.io.files import read_regular, replacing
 
 URL = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/"
-IMAGES, IMAGES_MD5 = "102flowers.tgz", "52808999861908f626f3c1f4e79d11fa"
+ARCHIVE, ARCHIVE_MD5 = "102flowers.tgz", "52808999861908f626f3c1f4e79d11fa"
+IMAGES = 8189
 LABELS, SPLIT = "imagelabels.mat", "setid.mat"
 # MD5 sums, as in torchvision
 MD5 = {LABELS: "e0620be6f572b9609742df49c70aed4d", SPLIT: "a5357ecc9cb78c4bef273ce3793fc85c"}
@@ -48,6 +50,7 @@ class Flowers102(Source):
             InputError: The data is missing or damaged.
         """
         self._fetch()
+        check_whole(self.folder / "jpg", self.name, IMAGES)
         for name, expected in MD5.items():
             if hashlib.md5(read_regular(self.folder / name), usedforsecurity=False).hexdigest() != expected:
                 raise InputError(f"{self.folder / name} is damaged: remove it, and it is downloaded again")
@@ -77,7 +80,7 @@ class Flowers102(Source):
         if missing:
             raise InputError(
                 f"Oxford Flowers 102 is not complete in {self.folder}, {' and '.join(missing)} missing ({reason}): "
-                f"download {IMAGES}, {LABELS} and {SPLIT} from {URL} to that folder and unpack the archive there "
+                f"download {ARCHIVE}, {LABELS} and {SPLIT} from {URL} to that folder and unpack the archive there "
                 "(to jpg/), or set data.root=<folder that contains flowers-102>"
             )
 
@@ -88,7 +91,8 @@ class Flowers102(Source):
                 download(URL + name, temporary, f"md5:{MD5[name]}")
         with making_folder(self.folder / "jpg") as made:
             if made is not None:
-                archive = made.with_name(IMAGES)
-                download(URL + IMAGES, archive, f"md5:{IMAGES_MD5}")
+                archive = made.with_name(ARCHIVE)
+                download(URL + ARCHIVE, archive, f"md5:{ARCHIVE_MD5}")
                 unpack(archive, made.with_name("content"))
                 (made.with_name("content") / "jpg").rename(made)
+                mark_whole(made, IMAGES)

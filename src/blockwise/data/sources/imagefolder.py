@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from blockwise.data.samples import Sample, Source, Splits, cap, fingerprint, samples_in, split_by_seed
+from blockwise.data.samples import Sample, Source, Splits, by_label, cap, fingerprint, samples_in, split_by_seed
+from blockwise.data.sources.whole import check_whole, mark_whole
 from blockwise.errors import InputError
 from blockwise.io.download import DownloadError, download_folder
 
@@ -29,6 +31,7 @@ class ImageFolder(Source):
         name: Name of the data set in records.
         url: Archive to download and unpack as `root` if it is missing.
         checksum: Hash of the archive, such as `sha256:...`; None checks nothing.
+        images: Number of images in the archive; None means any.
         download: Whether to download it.
     """
 
@@ -43,6 +46,7 @@ class ImageFolder(Source):
         name: str = "imagefolder",
         url: str | None = None,
         checksum: str | None = None,
+        images: int | None = None,
         download: bool = True,
     ) -> None:
         self.root = Path(root).expanduser()
@@ -53,6 +57,7 @@ class ImageFolder(Source):
         self.name = name
         self.url = url
         self.checksum = checksum
+        self.images = images
         self.download = download
 
     def splits(self) -> Splits:
@@ -63,6 +68,7 @@ class ImageFolder(Source):
         """
         if not self.root.is_dir():
             self._fetch()
+        check_whole(self.root, self.name, *([] if self.images is None else [self.images]))
         if folders := self._split_folders():
             return self._given_splits(folders)
         samples, classes = samples_in(self.root)
@@ -111,7 +117,8 @@ class ImageFolder(Source):
 
     def _hold_out(self, samples: Sequence[Sample], classes: Sequence[str]) -> tuple[list[Sample], list[Sample]]:
         capped = cap(samples, self.train_per_class, self.seed)
-        smallest = min((sum(s.label == label for s in capped) for label in range(len(classes))), default=0)
+        members = by_label(capped)
+        smallest = min((len(members.get(label, [])) for label in range(len(classes))), default=0)
         val_per_class = max(1, smallest // 4) if self.val_per_class is None else self.val_per_class
         if not 0 < val_per_class < smallest:
             raise InputError(
@@ -126,7 +133,7 @@ class ImageFolder(Source):
         reason = ""
         if self.url and self.download:
             try:
-                download_folder(self.url, self.root, self.checksum)
+                download_folder(self.url, self.root, self.checksum, partial(mark_whole, images=self.images))
             except (DownloadError, OSError) as error:
                 reason = f" ({error})"
         if not self.root.is_dir():
