@@ -16,7 +16,7 @@ from blockwise.data.batches import Draw, OrderedBatches, ShuffledBatches, balanc
 from blockwise.data.cache import Decoded, PixelCache
 from blockwise.data.decode import decode_all
 from blockwise.data.mixing import draw_mix, mix_batch
-from blockwise.data.resumable import ResumableDataModule
+from blockwise.data.resumable import SPLITS, ResumableDataModule
 from blockwise.data.samples import Sample, Source
 from blockwise.errors import InputError, did_you_mean
 
@@ -159,6 +159,12 @@ class BlockwiseDataModule(ResumableDataModule):
     def counts(self) -> dict[str, int]:
         """Return the number of readable images per split."""
         return {split: len(pixels) for split, pixels in self._decoded.items()}
+
+    @property
+    def turned(self) -> int:
+        """Number of images that decoding makes upright, as their EXIF orientation says."""
+        samples = (sample for split in SPLITS for sample in getattr(self.splits, split))
+        return sum(sample.orientation != 1 for sample in samples)
 
     @property
     def mixed(self) -> bool:

@@ -8,12 +8,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from blockwise.errors import InputError
 from blockwise.io.files import open_regular
+from blockwise.io.images import orientation
 from blockwise.io.names import decodable
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".jfif", ".png", ".gif", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
@@ -35,6 +37,11 @@ class Sample:
     label: int
     image: Path | np.ndarray
 
+    @cached_property
+    def orientation(self) -> int:
+        """The EXIF orientation that is undone when the image is decoded, 2 to 8; 1 if there is none."""
+        return _orientation(self)
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -48,7 +55,7 @@ class Splits:
 
 
 def fingerprint(samples: Iterable[Sample]) -> str:
-    """Return a hash of the names, labels and content of samples.
+    """Return a hash of the names, labels and content of samples, and of the EXIF orientation of those that have one.
 
     It covers the whole data set before splitting, so it does not depend on the seed.
     """
@@ -65,9 +72,21 @@ def _content(sample: Sample) -> str:
         return hashlib.blake2b(image.tobytes()).hexdigest()
     try:
         with open_regular(image) as file:
-            return hashlib.file_digest(file, "blake2b").hexdigest()
+            content = hashlib.file_digest(file, "blake2b").hexdigest()
     except OSError as error:  # decoding reports the file; once it can be read, the hash changes
         return f"unreadable: {error.strerror}"
+    # earlier versions ignored it; data sets without a turned image keep the fingerprint of these versions
+    return content if sample.orientation == 1 else f"{content} turned {sample.orientation}"
+
+
+def _orientation(sample: Sample) -> int:
+    if not isinstance(sample.image, Path):
+        return 1
+    try:
+        with open_regular(sample.image) as file:
+            return orientation(file)
+    except OSError:  # decoding reports the file
+        return 1
 
 
 class Source(ABC):

@@ -37,6 +37,12 @@ class StudyData:
         """Whether batches depend only on seed and epoch, so that training can resume within an epoch."""
         return isinstance(self.module, ResumableDataModule)
 
+    def tell(self, console: Console) -> None:
+        """Print what is done to the images without a setting."""
+        if turned := self.module.turned if isinstance(self.module, BlockwiseDataModule) else 0:
+            counted = "1 image is" if turned == 1 else f"{turned:,} images are"
+            console.print(f"{counted} turned upright, as the EXIF orientation says", highlight=False)
+
     def prepare(self, console: Console) -> None:
         """Decode the images that can be decoded up front, and report those that cannot be read.
 

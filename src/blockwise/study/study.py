@@ -237,6 +237,7 @@ class Study:
             InputError: Images cannot be read, or Lightning refuses the settings.
             Interrupted: A signal interrupted training; a checkpoint is saved.
         """
+        self.data.tell(self.console)
         records = self._train([scope for scope in self.scopes if scope.top is None], retrain=retrain)
         for scope in (scope for scope in self.scopes if scope.top is not None):
             for policy in self.recipe.policies:
