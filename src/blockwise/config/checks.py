@@ -208,6 +208,13 @@ def _text(key: str, value: Any, *, optional: bool = False) -> None:
         raise InputError(f"{key}={value} must be text" + (", or null" if optional else ""))
 
 
+def _folders(key: str, value: Any) -> None:
+    if value == []:
+        raise InputError(f"{key}=[] is no folder: give one or more")
+    for folder in value if isinstance(value, list) else [value]:
+        _text(key, folder)
+
+
 def _channels(key: str, values: Any, *, positive: bool = False) -> None:
     if values is None:
         return
@@ -238,6 +245,7 @@ OF_SOME = frozenset(
     {
         "optimizer.weight_decay",
         "data.root",
+        "data.classes",
         "data.url",
         "data.checksum",
         "data.mixup",
@@ -264,7 +272,8 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "model.options": check_options,
     "data.name": _name,
     **dict.fromkeys(LIMITS, _number),
-    "data.root": _text,
+    "data.root": _folders,
+    "data.classes": partial(_text, optional=True),
     "data.url": partial(_text, optional=True),
     "data.checksum": partial(_text, optional=True),
     "data.image_size": partial(_whole, least=1, most=LARGEST_IMAGE, optional=True),

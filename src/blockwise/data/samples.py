@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +19,7 @@ from blockwise.io.images import orientation
 from blockwise.io.names import decodable
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".jfif", ".png", ".gif", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
+SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 # images of a class that is split by seed: one each to train, to validate and to test
 FEWEST = 3
 
@@ -148,6 +149,54 @@ def split_by_seed(
         for part, members in zip(parts, (own[: train - val], own[train - val : train], rest), strict=True):
             part.extend(members)
     return Splits(tuple(classes), tuple(parts[0]), tuple(parts[1]), tuple(parts[2]), fingerprint(samples))
+
+
+def split_as_given(
+    parts: Mapping[str, Sequence[Sample]],
+    classes: Sequence[str],
+    *,
+    train_per_class: int | None,
+    val_per_class: int | None,
+    test_per_class: int | None,
+    seed: int,
+) -> Splits:
+    """Return the splits that a data set has; if it has no `val`, validation images are held out of `train` by seed.
+
+    Args:
+        parts: The samples of `train`, `test` and perhaps `val`.
+        classes: Class names.
+        train_per_class: Maximum number of training images per class, including those held out; None uses all.
+        val_per_class: Maximum number of validation images per class, or the number that is held out; None uses all, or
+            holds out a quarter of the training images of the smallest class.
+        test_per_class: Maximum number of test images per class; None uses all.
+        seed: Seed of what is held out and left out.
+
+    Raises:
+        InputError: A class has too few training images to hold some out.
+    """
+    train: Sequence[Sample] = cap(parts["train"], train_per_class, seed)
+    if "val" in parts:
+        val: Sequence[Sample] = cap(parts["val"], val_per_class, seed)
+    else:
+        train, val = _hold_out(train, len(classes), val_per_class, seed)
+    test = cap(parts["test"], test_per_class, seed)
+    everything = [sample for part in parts.values() for sample in part]
+    return Splits(tuple(classes), tuple(train), tuple(val), test, fingerprint(everything))
+
+
+def _hold_out(
+    samples: Sequence[Sample], classes: int, val_per_class: int | None, seed: int
+) -> tuple[list[Sample], tuple[Sample, ...]]:
+    smallest = min((sum(sample.label == label for sample in samples) for label in range(classes)), default=0)
+    count = max(1, smallest // 4) if val_per_class is None else val_per_class
+    if not 0 < count < smallest:
+        raise InputError(
+            f"data.val_per_class={count} does not fit: the smallest class has {smallest} training images, "
+            f"so choose 1 to {max(smallest - 1, 1)}, or add a val split"
+        )
+    val = cap(samples, count, seed)
+    held = {sample.name for sample in val}
+    return [sample for sample in samples if sample.name not in held], val
 
 
 def shuffled(samples: Sequence[Sample], seed: int) -> list[Sample]:

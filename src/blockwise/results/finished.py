@@ -106,9 +106,11 @@ def _files(cfg: Mapping[str, Any]) -> Iterator[tuple[str, int, int]]:
 
 
 def _paths(cfg: Mapping[str, Any]) -> Iterator[Path]:
-    model = cfg["model"]
-    if root := cfg["data"].get("root"):
-        yield Path(root).expanduser().resolve()
+    model, data = cfg["model"], cfg["data"]
+    roots = data.get("root")
+    for path in [*(roots if isinstance(roots, list) else [roots]), data.get("classes")]:
+        if path:
+            yield Path(path).expanduser().resolve()
     if checkpoint := model.get("checkpoint"):
         yield Path(checkpoint).expanduser().resolve()
     elif package := model.get("package"):
