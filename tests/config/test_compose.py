@@ -11,6 +11,7 @@ from blockwise.errors import InputError
 NEEDED = {
     "model=timm": ["model.name=resnet18"],
     "model=torchvision": ["model.name=resnet18"],
+    "data=csv": ["data.file=x.csv"],
     "data=imagefolder": ["data.root=x"],
 }
 
@@ -29,7 +30,8 @@ def test_every_partitioner_is_made(partition):
 
 @pytest.mark.parametrize("data", options("data"))
 def test_every_source_is_made(data, tmp_path):
-    cfg = compose_config([f"data={data}", *([f"data.root={tmp_path}"] if data != "digits" else [])])
+    place = {"digits": [], "csv": ["data.file=x.csv"]}.get(data, [f"data.root={tmp_path}"])
+    cfg = compose_config([f"data={data}", *place])
     assert hydra.utils.instantiate(cfg.data.source).name == data
 
 
@@ -145,3 +147,9 @@ def test_a_data_set_of_before_has_no_newer_settings():
 
 def test_zero_is_a_value():
     check_config(plain(compose_config(["seed=0", "optimizer.weight_decay=0", "data.num_workers=0"])))
+
+
+@pytest.mark.parametrize(("data", "key"), [("imagefolder", "data.root"), ("csv", "data.file")])
+def test_what_must_be_given_is_named(data, key):
+    with pytest.raises(InputError, match=f"^{key} is missing: set {key}=<value>$"):
+        plain(compose_config([f"data={data}"]))

@@ -6,10 +6,12 @@ from blockwise.data.sources.caltech101 import Caltech101
 from blockwise.data.sources.digits import Digits
 from blockwise.data.sources.flowers102 import Flowers102
 from blockwise.data.sources.imagefolder import ImageFolder
+from blockwise.data.sources.table import CsvTable
 
 __all__ = [
     "BlockwiseDataModule",
     "Caltech101",
+    "CsvTable",
     "Digits",
     "Flowers102",
     "ImageFolder",

@@ -25,6 +25,8 @@ from blockwise.results.store import read_record
 FOLDER = ".finished"
 # settings that change neither a record nor which records there are
 NO_EFFECT = ("plan", "checkpoint", "cache", "logger", "sweeper")
+# data sets whose images are in places that a config does not name
+ELSEWHERE = ("blockwise.data.sources.table.",)
 # classes whose code does not change between runs; of others, this cannot be known
 KNOWN = ("blockwise.", "torch.", "torchvision.", "lightning.", "hydra.")
 
@@ -43,12 +45,12 @@ class Finished:
 
 
 def run_key(cfg: Mapping[str, Any]) -> str | None:
-    """Return the hash of a run; None if it uses code of your own or files that are missing.
+    """Return the hash of a run; None if it uses code of your own, files that are missing, or files unknown here.
 
     Args:
         cfg: The composed config as plain data.
     """
-    if not all(target.startswith(KNOWN) for target in _targets(cfg)):
+    if not all(target.startswith(KNOWN) and not target.startswith(ELSEWHERE) for target in _targets(cfg)):
         return None
     settings = {key: value for key, value in cfg.items() if key not in NO_EFFECT}
     try:
