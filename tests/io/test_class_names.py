@@ -22,6 +22,12 @@ def test_names_are_in_the_order_of_the_classes(tmp_path, name, content):
     assert read_class_names(tmp_path / name, CLASSES) == ("tench", "great white shark")
 
 
+def test_names_may_be_given_at_once():
+    assert read_class_names(["tench", "shark"], CLASSES) == ("tench", "shark")
+    with pytest.raises(InputError, match=r"data.classes=\['tench'\] has 1 names for 2 classes"):
+        read_class_names(["tench"], CLASSES)
+
+
 def test_classes_with_spaces_are_told_from_their_names_by_tabs(tmp_path):
     (tmp_path / "names.txt").write_text("red rose\trosa rubra\nlily\tlilium\n")
     assert read_class_names(tmp_path / "names.txt", ["lily", "red rose"]) == ("lilium", "rosa rubra")
@@ -35,7 +41,7 @@ def test_names_of_several_words_are_no_pairs(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.txt", b"one\n", "has 1 names for 2 classes: write one per line, in the order n01, n02, or each class"),
+        ("x.txt", b"one\n", "has 1 names for 2 classes: give one for each, in the order n01, n02"),
         ("x.txt", b"same\nsame\n", "names two classes 'same'"),
         ("x.txt", b"\xff\xfeo\0", "is no text in UTF-8"),
         ("x.txt", b"a\0b", "is no text in UTF-8"),

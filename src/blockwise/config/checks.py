@@ -109,7 +109,7 @@ def as_list(value: Any) -> list[Any]:
 def _get(cfg: Mapping[str, Any], key: str) -> Any:
     *groups, name = key.split(".")
     for group in groups:
-        cfg = cfg[group]
+        cfg = cfg.get(group) or {}
     return cfg.get(name)
 
 
@@ -215,6 +215,17 @@ def _folders(key: str, value: Any) -> None:
         _text(key, folder)
 
 
+def _names(key: str, value: Any) -> None:
+    if value is not None:
+        for name in value if isinstance(value, list) else [value]:
+            _text(key, name)
+
+
+def _version(key: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        _text(key, value, optional=True)
+
+
 def _channels(key: str, values: Any, *, positive: bool = False) -> None:
     if values is None:
         return
@@ -241,10 +252,17 @@ def _strategy(key: str, strategy: Any) -> None:
 
 # settings that only some configs of a group have, or that files from before they were there lack
 LIMITS = tuple(f"trainer.limit_{split}_batches" for split in ("train", "val", "test"))
+# a LightningDataModule makes its batches itself
+OF_BATCHES = tuple(
+    f"data.{key}"
+    for key in "crop_pct batch_size augment num_workers skip_broken "
+    "train_per_class val_per_class test_per_class".split()
+)
 OF_SOME = frozenset(
     {
         "optimizer.weight_decay",
         "data.root",
+        *OF_BATCHES,
         "data.classes",
         "data.file",
         "data.images",
@@ -278,7 +296,10 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "data.name": _name,
     **dict.fromkeys(LIMITS, _number),
     "data.root": _folders,
-    "data.classes": partial(_text, optional=True),
+    "data.classes": _names,
+    "data.num_classes": partial(_whole, least=2, optional=True),
+    "data.version": _version,
+    "data.source._target_": _text,
     "data.file": _text,
     "data.images": partial(_text, optional=True),
     "data.path_column": _text,

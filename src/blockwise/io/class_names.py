@@ -12,7 +12,7 @@ from blockwise.errors import InputError
 from blockwise.io.files import read_regular
 
 
-def read_class_names(file: str | Path, classes: Sequence[str]) -> tuple[str, ...]:
+def read_class_names(file: str | Path | Sequence[str], classes: Sequence[str]) -> tuple[str, ...]:
     """Return the names that a file gives to classes.
 
     It is a text file with one name per line, in the order of the classes, or with the class, white space and its name
@@ -20,15 +20,13 @@ def read_class_names(file: str | Path, classes: Sequence[str]) -> tuple[str, ...
     are ignored in dictionaries and lines with both.
 
     Args:
-        file: The file.
+        file: The file; or the names themselves, in the order of the classes.
         classes: The classes as the data set calls them, in the order of their labels.
 
     Raises:
         InputError: The file cannot be read, a class has no name, or two classes have the same name.
     """
-    path = Path(file).expanduser()
-    text = _read(path)
-    content = _parse_json(path, text) if path.suffix.lower() == ".json" else _parse_lines(text, classes)
+    content = _content(Path(file).expanduser(), classes) if isinstance(file, (str, Path)) else list(file)
     if isinstance(content, dict):
         if missing := [name for name in classes if name not in content]:
             raise InputError(f"data.classes={file} has no name for {_several(missing)}")
@@ -37,11 +35,16 @@ def read_class_names(file: str | Path, classes: Sequence[str]) -> tuple[str, ...
         names = content
         if len(names) != len(classes):
             raise InputError(
-                f"data.classes={file} has {len(names)} names for {len(classes)} classes: write one per line, in the "
-                f"order {_several(classes)}, or each class with its name behind it"
+                f"data.classes={file} has {len(names)} names for {len(classes)} classes: give one for each, in the "
+                f"order {_several(classes)}"
             )
     _check(str(file), names)
     return tuple(names)
+
+
+def _content(path: Path, classes: Sequence[str]) -> dict[str, Any] | list[Any]:
+    text = _read(path)
+    return _parse_json(path, text) if path.suffix.lower() == ".json" else _parse_lines(text, classes)
 
 
 def _read(path: Path) -> str:

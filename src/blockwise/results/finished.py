@@ -50,7 +50,10 @@ def run_key(cfg: Mapping[str, Any]) -> str | None:
     Args:
         cfg: The composed config as plain data.
     """
-    if not all(target.startswith(KNOWN) and not target.startswith(ELSEWHERE) for target in _targets(cfg)):
+    if not all(target.startswith(KNOWN) for target in _targets(cfg)):
+        return None
+    sources = list(_targets(cfg["data"].get("source")))
+    if any(not source.startswith("blockwise.") or source.startswith(ELSEWHERE) for source in sources):
         return None
     settings = {key: value for key, value in cfg.items() if key not in NO_EFFECT}
     try:
@@ -109,8 +112,8 @@ def _files(cfg: Mapping[str, Any]) -> Iterator[tuple[str, int, int]]:
 
 def _paths(cfg: Mapping[str, Any]) -> Iterator[Path]:
     model, data = cfg["model"], cfg["data"]
-    roots = data.get("root")
-    for path in [*(roots if isinstance(roots, list) else [roots]), data.get("classes")]:
+    roots, names = data.get("root"), data.get("classes")
+    for path in [*(roots if isinstance(roots, list) else [roots]), names if isinstance(names, str) else None]:
         if path:
             yield Path(path).expanduser().resolve()
     if checkpoint := model.get("checkpoint"):

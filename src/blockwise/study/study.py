@@ -159,7 +159,7 @@ class Study:
         return cls(
             backbone=backbone,
             staged=prepare.make_stages(backbone, partition, console),
-            data=StudyData(cfg.data.name, data.splits.classes, backbone.images.size, data),
+            data=data,
             scopes=scopes,
             rates=[float(rate) for rate in as_list(settings["optimizer"]["lr"])],
             optimizer=optimizer,
