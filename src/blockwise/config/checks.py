@@ -221,6 +221,15 @@ def _names(key: str, value: Any) -> None:
             _text(key, name)
 
 
+def _splits(key: str, value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, dict) or "train" not in value or not value.keys() <= {"train", "val", "test"}:
+        raise InputError(f"{key}={value} must name the splits: {{train: ..., val: ..., test: ...}}, or be null")
+    for split, name in value.items():
+        _text(f"{key}.{split}", name)
+
+
 def _version(key: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         _text(key, value, optional=True)
@@ -268,6 +277,11 @@ OF_SOME = frozenset(
         "data.images",
         "data.path_column",
         "data.label_column",
+        "data.image_column",
+        "data.path",
+        "data.config",
+        "data.revision",
+        "data.splits",
         "data.split_column",
         "data.url",
         "data.checksum",
@@ -303,7 +317,12 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "data.file": _text,
     "data.images": partial(_text, optional=True),
     "data.path_column": _text,
-    "data.label_column": _text,
+    "data.label_column": partial(_text, optional=True),
+    "data.image_column": partial(_text, optional=True),
+    "data.path": _text,
+    "data.config": partial(_text, optional=True),
+    "data.revision": partial(_text, optional=True),
+    "data.splits": _splits,
     "data.split_column": partial(_text, optional=True),
     "data.url": partial(_text, optional=True),
     "data.checksum": partial(_text, optional=True),

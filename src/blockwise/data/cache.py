@@ -50,7 +50,7 @@ class PixelCache:
             report: Called once per image.
         """
         shape = (len(samples), 3, size, size)
-        in_memory = not all(isinstance(sample.image, Path) for sample in samples)
+        in_memory = any(isinstance(sample.image, np.ndarray) for sample in samples)
         if in_memory or np.prod(shape) > self.max_bytes:
             return decode_all(samples, size, interpolation, report)
         names = [sample.name for sample in samples]

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from blockwise.data.samples import Sample
-from blockwise.io.files import open_regular
+from blockwise.data.samples import Sample, open_file
 from blockwise.io.images import TURNS, open_image, orientation
 from blockwise.io.names import printable
 
@@ -53,12 +52,12 @@ def decode_all(
     return pixels, broken
 
 
-def decode(image: Path | np.ndarray, size: int, interpolation: str) -> np.ndarray:
+def decode(image: Path | Callable[[], bytes] | np.ndarray, size: int, interpolation: str) -> np.ndarray:
     """Return an image, upright and in RGB, cropped to its centre square and resized: uint8, shape (3, size, size)."""
     if isinstance(image, np.ndarray):
         square = _fit(to_rgb(Image.fromarray(image)), size, interpolation)
     else:
-        with open_regular(image) as file:
+        with open_file(image) as file:
             turn = TURNS.get(orientation(file))
             file.seek(0)
             with open_image(file) as opened:

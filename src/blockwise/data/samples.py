@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from io import BufferedReader, BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from blockwise.io.names import decodable
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".jfif", ".png", ".gif", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
 SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+SPLIT_WORDS = {word: split for split, words in SPLIT_NAMES.items() for word in words}
 # images of a class that is split by seed: one each to train, to validate and to test
 FEWEST = 3
 
@@ -31,12 +33,13 @@ class Sample:
     Attributes:
         name: Name in the data set, the same on every machine.
         label: Index of its class.
-        image: A file, or the pixels: uint8, shape (height, width) or (height, width, 3).
+        image: A file, a function that returns the content of one, or the pixels: uint8, shape (height, width) or
+            (height, width, 3).
     """
 
     name: str
     label: int
-    image: Path | np.ndarray
+    image: Path | Callable[[], bytes] | np.ndarray
 
     @cached_property
     def orientation(self) -> int:
@@ -55,6 +58,15 @@ class Splits:
     fingerprint: str
 
 
+def open_file(image: Path | Callable[[], bytes]) -> BufferedReader | BytesIO:
+    """Open the file of a sample, or what a function returns as if it were one.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    return open_regular(image) if isinstance(image, Path) else BytesIO(image())
+
+
 def fingerprint(samples: Iterable[Sample]) -> str:
     """Return a hash of the names, labels and content of samples, and of the EXIF orientation of those that have one.
 
@@ -69,10 +81,10 @@ def fingerprint(samples: Iterable[Sample]) -> str:
 
 def _content(sample: Sample) -> str:
     image = sample.image
-    if not isinstance(image, Path):
+    if isinstance(image, np.ndarray):
         return hashlib.blake2b(image.tobytes()).hexdigest()
     try:
-        with open_regular(image) as file:
+        with open_file(image) as file:
             content = hashlib.file_digest(file, "blake2b").hexdigest()
     except OSError as error:  # decoding reports the file; once it can be read, the hash changes
         return f"unreadable: {error.strerror}"
@@ -81,10 +93,10 @@ def _content(sample: Sample) -> str:
 
 
 def _orientation(sample: Sample) -> int:
-    if not isinstance(sample.image, Path):
+    if isinstance(sample.image, np.ndarray):
         return 1
     try:
-        with open_regular(sample.image) as file:
+        with open_file(sample.image) as file:
             return orientation(file)
     except OSError:  # decoding reports the file
         return 1

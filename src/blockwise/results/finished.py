@@ -26,7 +26,7 @@ FOLDER = ".finished"
 # settings that change neither a record nor which records there are
 NO_EFFECT = ("plan", "checkpoint", "cache", "logger", "sweeper")
 # data sets whose images are in places that a config does not name
-ELSEWHERE = ("blockwise.data.sources.table.",)
+ELSEWHERE = ("blockwise.data.sources.table.", "blockwise.data.sources.huggingface.")
 # classes whose code does not change between runs; of others, this cannot be known
 KNOWN = ("blockwise.", "torch.", "torchvision.", "lightning.", "hydra.")
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from blockwise.data.samples import SPLIT_NAMES, Sample, Source, Splits, split_as_given, split_by_seed
+from blockwise.data.samples import SPLIT_WORDS, Sample, Source, Splits, split_as_given, split_by_seed
 from blockwise.errors import InputError
 from blockwise.io.class_names import read_class_names
 from blockwise.io.files import read_regular
@@ -16,7 +16,6 @@ from blockwise.io.names import printable
 
 SPLIT_COLUMN = "split"
 DELIMITERS = ",;\t"
-SPLIT_WORDS = {word: split for split, words in SPLIT_NAMES.items() for word in words}
 # places that an error names
 NAMED = 3
 
