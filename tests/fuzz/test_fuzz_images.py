@@ -11,10 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from blockwise.data.decode import FORMATS, decode_all, to_rgb
-from blockwise.data.samples import Sample
+from blockwise.data.decode import decode_all, to_rgb
+from blockwise.data.samples import Sample, fingerprint
+from blockwise.io.images import FORMATS
 
 RAMP = (np.add.outer(np.arange(12), np.arange(18)) * 8).astype(np.uint8)
+TURNED = Image.Exif()
+TURNED[0x0112] = 6  # orientation
 VARIANTS = [
     *(("PNG", mode, {}) for mode in ("L", "RGBA", "P", "1", "LA", "I;16")),
     *(("JPEG", mode, options) for mode, options in (("RGB", {}), ("CMYK", {}), ("L", {"progressive": True}))),
@@ -23,6 +26,7 @@ VARIANTS = [
     *(("TIFF", "RGB", {"compression": name}) for name in (None, "tiff_lzw", "tiff_deflate", "jpeg", "packbits")),
     *(("TIFF", mode, {}) for mode in ("CMYK", "I;16", "F")),
     *(("WEBP", "RGB", options) for options in ({}, {"lossless": True})),
+    *((kind, "RGB", {"exif": TURNED}) for kind in ("JPEG", "PNG", "TIFF", "WEBP")),
     *(("PPM", mode, {}) for mode in ("L", "RGB", "1")),
 ]
 
@@ -56,6 +60,8 @@ def check(content):
         seen = []
         samples = [Sample("image.jpg", 0, folder / "image.jpg")]
         pixels, broken = decode_all(samples, 8, "bilinear", lambda: seen.append(1))
+        assert len(fingerprint(samples)) == 16
+        assert 1 <= samples[0].orientation <= 8
         assert pixels.shape == (1, 3, 8, 8)
         assert len(seen) == 1
         assert set(broken) <= {0}

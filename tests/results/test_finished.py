@@ -54,6 +54,24 @@ def test_whatever_could_change_the_result_counts(run, tmp_path, what):
     assert recall_finished(cfg) is None
 
 
+def test_several_folders_and_the_names_of_classes_count(run, tmp_path):
+    cfg, _ = run
+    (tmp_path / "more").mkdir()
+    (tmp_path / "names.txt").write_text("a")
+    cfg["data"] |= {"root": [str(tmp_path / "images"), str(tmp_path / "more")], "classes": str(tmp_path / "names.txt")}
+    key = run_key(cfg)
+    (tmp_path / "names.txt").write_text("b!")
+    named = run_key(cfg)
+    (tmp_path / "more" / "2.png").write_text("image")
+    assert len({key, named, run_key(cfg)}) == 3
+
+
+def test_a_table_names_its_images_so_nothing_is_recalled(run):
+    cfg, _ = run
+    cfg["data"]["source"]["_target_"] = "blockwise.data.sources.table.CsvTable"
+    assert run_key(cfg) is None
+
+
 def test_a_record_that_is_gone_or_damaged_is_trained_again(run, tmp_path):
     cfg, records = run
     path = tmp_path / "results" / os.path.relpath(records[0].folder, tmp_path / "results") / "record.json"

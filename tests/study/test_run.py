@@ -221,6 +221,19 @@ def test_skipped_images_are_named_and_recorded(small, console, tmp_path):
     assert record["data"]["skipped"] == []
 
 
+def test_turned_images_are_told_once(small, console, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation
+    for name in ("x", "y"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(10):
+            image = Image.new("RGB", (40, 30), (25 * i, 0, 0))
+            image.save(tmp_path / "images" / name / f"{i}.png", **({"exif": exif} if i < 3 else {}))
+    options = ["data=imagefolder", f"data.root={tmp_path / 'images'}", "data.image_size=32", "data.batch_size=4"]
+    run(small(*options, "block=[all,top2]"), console)
+    assert console.export_text().count("6 images are turned upright, as the EXIF orientation says") == 1
+
+
 def test_a_trainer_setting_that_shortens_training_is_another_result(small, console):
     short = small("block=head", "+trainer.limit_train_batches=1")
     assert run(short, console)[0]["settings"] != run(small("block=head"), console)[0]["settings"]

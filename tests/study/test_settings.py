@@ -1,6 +1,7 @@
 import pytest
 import torch
 from conftest import SMALL
+from PIL import Image
 from torchvision.transforms import v2
 
 from blockwise.backbone.load import ImageSpec
@@ -140,3 +141,20 @@ def test_a_finished_run_with_a_transform_of_torchvision_is_recalled(small):
     assert run_key(settings) is not None
     settings["data"]["augment"][0]["_target_"] = "mine.Blur"
     assert run_key(settings) is None
+
+
+def test_names_of_classes_are_no_part_of_the_settings_of_a_folder(small, console, tmp_path):
+    """The keys are those of the first versions, whose records are found."""
+    for name in ("n01", "n02"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(10):
+            Image.new("L", (8, 8), number).save(tmp_path / "images" / name / f"{number}.png")
+    (tmp_path / "names.txt").write_text("tench\nshark\n")
+    options = ["data=imagefolder", f"data.root={tmp_path / 'images'}", "data.batch_size=4"]
+    plain = settings(small(*options), console)
+    assert settings(small(*options, f"data.classes={tmp_path / 'names.txt'}"), console) == plain
+    assert settings(small(*options[:1], f"data.root=[{tmp_path / 'images'}]", options[2]), console) == plain
+    assert set(plain["data"]) == set(
+        "name train_per_class val_per_class test_per_class batch_size skip_broken augment fingerprint image_size mean "
+        "std interpolation crop_pct".split()
+    )

@@ -110,7 +110,7 @@ def as_list(value: Any) -> list[Any]:
 def _get(cfg: Mapping[str, Any], key: str) -> Any:
     *groups, name = key.split(".")
     for group in groups:
-        cfg = cfg[group]
+        cfg = cfg.get(group) or {}
     return cfg.get(name)
 
 
@@ -209,6 +209,33 @@ def _text(key: str, value: Any, *, optional: bool = False) -> None:
         raise InputError(f"{key}={value} must be text" + (", or null" if optional else ""))
 
 
+def _folders(key: str, value: Any) -> None:
+    if value == []:
+        raise InputError(f"{key}=[] is no folder: give one or more")
+    for folder in value if isinstance(value, list) else [value]:
+        _text(key, folder)
+
+
+def _names(key: str, value: Any) -> None:
+    if value is not None:
+        for name in value if isinstance(value, list) else [value]:
+            _text(key, name)
+
+
+def _splits(key: str, value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, dict) or "train" not in value or not value.keys() <= {"train", "val", "test"}:
+        raise InputError(f"{key}={value} must name the splits: {{train: ..., val: ..., test: ...}}, or be null")
+    for split, name in value.items():
+        _text(f"{key}.{split}", name)
+
+
+def _version(key: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        _text(key, value, optional=True)
+
+
 def _channels(key: str, values: Any, *, positive: bool = False) -> None:
     if values is None:
         return
@@ -235,13 +262,31 @@ def _strategy(key: str, strategy: Any) -> None:
 
 # settings that only some configs of a group have, or that files from before they were there lack
 LIMITS = tuple(f"trainer.limit_{split}_batches" for split in ("train", "val", "test"))
+# a LightningDataModule makes its batches itself
+OF_BATCHES = tuple(
+    f"data.{key}"
+    for key in "crop_pct batch_size augment num_workers skip_broken "
+    "train_per_class val_per_class test_per_class".split()
+)
 OF_SOME = frozenset(
     {
         "optimizer.weight_decay",
         "data.root",
+        *OF_BATCHES,
+        "data.classes",
+        "data.file",
+        "data.images",
+        "data.num_images",
+        "data.path_column",
+        "data.label_column",
+        "data.image_column",
+        "data.path",
+        "data.config",
+        "data.revision",
+        "data.splits",
+        "data.split_column",
         "data.url",
         "data.checksum",
-        "data.images",
         "data.mixup",
         "data.cutmix",
         "data.sampler",
@@ -266,10 +311,24 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "model.options": check_options,
     "data.name": _name,
     **dict.fromkeys(LIMITS, _number),
-    "data.root": _text,
+    "data.root": _folders,
+    "data.classes": _names,
+    "data.num_classes": partial(_whole, least=2, optional=True),
+    "data.version": _version,
+    "data.source._target_": _text,
+    "data.file": _text,
+    "data.images": partial(_text, optional=True),
+    "data.path_column": _text,
+    "data.label_column": partial(_text, optional=True),
+    "data.image_column": partial(_text, optional=True),
+    "data.path": _text,
+    "data.config": partial(_text, optional=True),
+    "data.revision": partial(_text, optional=True),
+    "data.splits": _splits,
+    "data.split_column": partial(_text, optional=True),
     "data.url": partial(_text, optional=True),
     "data.checksum": partial(_text, optional=True),
-    "data.images": partial(_whole, least=1, optional=True),
+    "data.num_images": partial(_whole, least=1, optional=True),
     "data.image_size": partial(_whole, least=1, most=LARGEST_IMAGE, optional=True),
     "data.crop_pct": _share,
     "data.batch_size": partial(_whole, least=2),

@@ -146,6 +146,8 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
         raise InputError("a setting refers to itself by ${...}: write its value instead") from error
     except InterpolationResolutionError as error:
         reason = str(error).split("\n")[0]
+        if "MissingMandatoryValue" in reason:
+            raise explain(error) from error
         raise InputError(
             f"{error.full_key} cannot be resolved ({reason}): write a value instead of ${{...}}"
         ) from error

@@ -6,20 +6,18 @@ nor on the other images of the batch.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import hydra
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
 from blockwise.errors import InputError, did_you_mean, first_line
+from blockwise.io.targets import instantiate
 
 # a name, a mapping with `_target_`, or a transform
 Element = Any
@@ -210,33 +208,10 @@ def _make(element: Element, size: int) -> Transform:
                 + did_you_mean(element, NAMED)
             )
         return NAMED[element](size)
-    transform = _instantiate(element) if isinstance(element, Mapping) else element
+    transform = instantiate("data.augment", element) if isinstance(element, Mapping) else element
     if not callable(transform):
         raise InputError(f"data.augment: {_label(element)} is no transform: it cannot be called with an image")
     return transform
-
-
-def _instantiate(element: Mapping[str, Any]) -> Any:
-    target = str(element.get("_target_"))
-    try:
-        pkgutil.resolve_name(target)
-    except Exception as error:  # imports raise whatever they like
-        raise InputError(f"data.augment: there is no {target}{_suggestion(target)}") from error
-    try:
-        return hydra.utils.instantiate({"_convert_": "all", **element})
-    except Exception as error:  # so do transforms
-        raise InputError(
-            f"data.augment: {target} refuses its options ({first_line(error.__cause__ or error)})"
-        ) from error
-
-
-def _suggestion(target: str) -> str:
-    """Return a similar name of a class's module, or why the module cannot be imported."""
-    parent, _, name = target.rpartition(".")
-    try:
-        return "." + did_you_mean(name, dir(importlib.import_module(parent)))
-    except Exception as reason:  # the module itself cannot be imported
-        return f" ({first_line(reason.__cause__ or reason)})"
 
 
 def _label(element: Element) -> str:

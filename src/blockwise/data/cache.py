@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import PIL
 from filelock import FileLock, Timeout
 
@@ -62,7 +63,7 @@ class PixelCache:
             report: Called once per image.
         """
         shape = (len(samples), 3, size, size)
-        in_memory = not all(isinstance(sample.image, Path) for sample in samples)
+        in_memory = any(isinstance(sample.image, np.ndarray) for sample in samples)
         if in_memory or math.prod(shape) > self.max_bytes:
             return decode_without_cache(samples, size, interpolation, report)
         path = self._path(samples, fingerprint, size, interpolation)

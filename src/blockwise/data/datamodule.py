@@ -207,6 +207,12 @@ class BlockwiseDataModule(ResumableDataModule):
         return {split: len(pixels) for split, pixels in self._decoded.items()}
 
     @property
+    def turned(self) -> int:
+        """Number of images that decoding makes upright, as their EXIF orientation says."""
+        samples = (sample for split in SPLITS for sample in getattr(self.splits, split))
+        return sum(sample.orientation != 1 for sample in samples)
+
+    @property
     def mixed(self) -> bool:
         """Whether training images are mixed, so that their labels are probabilities."""
         return self.mixup > 0 or self.cutmix > 0

@@ -6,17 +6,14 @@ import os
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-from blockwise.data.samples import Sample
-from blockwise.io.files import open_regular
+from blockwise.data.samples import Sample, open_file
+from blockwise.io.images import TURNS, open_image, orientation
 from blockwise.io.names import printable
 
-# Pillow would also open formats that start other programs, such as PostScript
-FORMATS = ("JPEG", "PNG", "GIF", "PPM", "BMP", "TIFF", "WEBP")
 # images per task of a thread: few, so that Ctrl-C ends soon
 CHUNK = 16
 INTERPOLATIONS = {
@@ -87,25 +84,22 @@ def decode_chunks(
         yield from pool.map(decode_chunk, (indices[start : start + CHUNK] for start in range(0, len(indices), CHUNK)))
 
 
-def decode(image: Path | np.ndarray, size: int, interpolation: str) -> np.ndarray:
-    """Return an image in RGB, cropped to its centre square and resized: uint8, shape (3, size, size)."""
+def decode(image: Path | Callable[[], bytes] | np.ndarray, size: int, interpolation: str) -> np.ndarray:
+    """Return an image, upright and in RGB, cropped to its centre square and resized: uint8, shape (3, size, size)."""
     if isinstance(image, np.ndarray):
-        square = _fit(Image.fromarray(image), size, interpolation)
+        square = _fit(to_rgb(Image.fromarray(image)), size, interpolation)
     else:
-        with open_regular(image) as file, _open(file) as opened:
-            square = _fit(opened, size, interpolation)
+        with open_file(image) as file:
+            turn = TURNS.get(orientation(file))
+            file.seek(0)
+            with open_image(file) as opened:
+                upright = to_rgb(opened) if turn is None else to_rgb(opened).transpose(turn)
+            square = _fit(upright, size, interpolation)
     return np.asarray(square).transpose(2, 0, 1)
 
 
-def _open(file: BinaryIO) -> Image.Image:
-    try:
-        return Image.open(file, formats=FORMATS)
-    except UnidentifiedImageError:
-        raise ValueError(f"this is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}") from None
-
-
 def _fit(image: Image.Image, size: int, interpolation: str) -> Image.Image:
-    return ImageOps.fit(to_rgb(image), (size, size), INTERPOLATIONS[interpolation])
+    return ImageOps.fit(image, (size, size), INTERPOLATIONS[interpolation])
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

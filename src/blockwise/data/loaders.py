@@ -94,28 +94,43 @@ class _Batches:
 
 
 class FirstBatchCheck(L.Callback):
-    """Checks the first batch of each split when training reaches it, for data that cannot be checked up front."""
+    """Checks the first batch of each split when training reaches it, for data that cannot be checked up front.
+
+    Attributes:
+        counts: Number of images of each split that was reached; 0 if it is unknown.
+    """
 
     def __init__(self, num_classes: int, size: int) -> None:
         self._expected = num_classes, size
-        self._checked: set[str] = set()
+        self.counts: dict[str, int] = {}
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Check the first training batch."""
-        self._check("train", batch, batch_idx)
+        self._check("train", trainer.train_dataloader, batch, batch_idx)
 
     def on_validation_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
         """Check the first validation batch."""
-        self._check("val", batch, batch_idx)
+        self._check("val", trainer.val_dataloaders, batch, batch_idx)
 
     def on_test_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
         """Check the first test batch."""
-        self._check("test", batch, batch_idx)
+        self._check("test", trainer.test_dataloaders, batch, batch_idx)
 
-    def _check(self, split: str, batch: Any, index: int) -> None:
-        if index == 0 and split not in self._checked:
-            self._checked.add(split)
+    def _check(self, split: str, loader: Any, batch: Any, index: int) -> None:
+        if index == 0 and split not in self.counts:
+            self.counts[split] = count_images(loader)
             check_batch(split, batch, *self._expected)
+
+
+class SeededEpochs(L.Callback):
+    """Seeds PyTorch's generator before each epoch, so that the order of the images depends on seed and epoch."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Seed the generator, from which the batches of this epoch are drawn next."""
+        torch.default_generator.manual_seed(derive_seed(self.seed, trainer.current_epoch))
 
 
 def check_data(data: Any) -> None:

@@ -5,17 +5,23 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from io import BufferedReader, BytesIO
 from pathlib import Path
 
 import numpy as np
 
 from blockwise.errors import InputError
-from blockwise.io.hashes import hash_files
+from blockwise.io.files import open_regular
+from blockwise.io.hashes import UNREADABLE, hash_content, hash_files, turned
+from blockwise.io.images import orientation
 from blockwise.io.names import decodable
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".jfif", ".png", ".gif", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
+SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+SPLIT_WORDS = {word: split for split, words in SPLIT_NAMES.items() for word in words}
 # images of a class that is split by seed: one each to train, to validate and to test
 FEWEST = 3
 
@@ -27,12 +33,18 @@ class Sample:
     Attributes:
         name: Name in the data set, the same on every machine.
         label: Index of its class.
-        image: A file, or the pixels: uint8, shape (height, width) or (height, width, 3).
+        image: A file, a function that returns the content of one, or the pixels: uint8, shape (height, width) or
+            (height, width, 3).
     """
 
     name: str
     label: int
-    image: Path | np.ndarray
+    image: Path | Callable[[], bytes] | np.ndarray
+
+    @cached_property
+    def orientation(self) -> int:
+        """The EXIF orientation that is undone when the image is decoded, 2 to 8; 1 if there is none."""
+        return _orientation(self)
 
 
 @dataclass(frozen=True)
@@ -46,8 +58,17 @@ class Splits:
     fingerprint: str
 
 
+def open_file(image: Path | Callable[[], bytes]) -> BufferedReader | BytesIO:
+    """Open the file of a sample, or what a function returns as if it were one.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    return open_regular(image) if isinstance(image, Path) else BytesIO(image())
+
+
 def fingerprint(samples: Iterable[Sample]) -> str:
-    """Return a hash of the names, labels and content of samples.
+    """Return a hash of the names, labels and content of samples, and of the EXIF orientation of those that have one.
 
     It covers the whole data set before splitting, so it does not depend on the seed.
     """
@@ -55,13 +76,30 @@ def fingerprint(samples: Iterable[Sample]) -> str:
     contents = iter(hash_files([sample.image for sample in ordered if isinstance(sample.image, Path)]))
     lines = []
     for sample in ordered:
-        content = next(contents) if isinstance(sample.image, Path) else _hash_pixels(sample.image)
+        content = next(contents) if isinstance(sample.image, Path) else _hash(sample.image)
+        # the hash tells it, so that the headers need not be read again; `Sample` is frozen, but keeps what it computed
+        vars(sample)["orientation"] = turned(content)
         lines.append(f"{sample.name}\0{sample.label}\0{content}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
-def _hash_pixels(pixels: np.ndarray) -> str:
-    return hashlib.blake2b(pixels.tobytes()).hexdigest()
+def _hash(image: Callable[[], bytes] | np.ndarray) -> str:
+    if isinstance(image, np.ndarray):
+        return hashlib.blake2b(image.tobytes()).hexdigest()
+    try:
+        return hash_content(image())
+    except OSError as error:  # decoding reports it; once it can be read, the hash changes
+        return f"{UNREADABLE}{error.strerror}"
+
+
+def _orientation(sample: Sample) -> int:
+    if isinstance(sample.image, np.ndarray):
+        return 1
+    try:
+        with open_file(sample.image) as file:
+            return orientation(file)
+    except OSError:  # decoding reports the file
+        return 1
 
 
 class Source(ABC):
@@ -124,6 +162,55 @@ def split_by_seed(
         for part, members in zip(parts, (own[: train - val], own[train - val : train], rest), strict=True):
             part.extend(members)
     return Splits(tuple(classes), tuple(parts[0]), tuple(parts[1]), tuple(parts[2]), fingerprint(samples))
+
+
+def split_as_given(
+    parts: Mapping[str, Sequence[Sample]],
+    classes: Sequence[str],
+    *,
+    train_per_class: int | None,
+    val_per_class: int | None,
+    test_per_class: int | None,
+    seed: int,
+) -> Splits:
+    """Return the splits that a data set has; if it has no `val`, validation images are held out of `train` by seed.
+
+    Args:
+        parts: The samples of `train`, `test` and perhaps `val`.
+        classes: Class names.
+        train_per_class: Maximum number of training images per class, including those held out; None uses all.
+        val_per_class: Maximum number of validation images per class, or the number that is held out; None uses all, or
+            holds out a quarter of the training images of the smallest class.
+        test_per_class: Maximum number of test images per class; None uses all.
+        seed: Seed of what is held out and left out.
+
+    Raises:
+        InputError: A class has too few training images to hold some out.
+    """
+    train: Sequence[Sample] = cap(parts["train"], train_per_class, seed)
+    if "val" in parts:
+        val: Sequence[Sample] = cap(parts["val"], val_per_class, seed)
+    else:
+        train, val = _hold_out(train, len(classes), val_per_class, seed)
+    test = cap(parts["test"], test_per_class, seed)
+    everything = [sample for part in parts.values() for sample in part]
+    return Splits(tuple(classes), tuple(train), tuple(val), test, fingerprint(everything))
+
+
+def _hold_out(
+    samples: Sequence[Sample], classes: int, val_per_class: int | None, seed: int
+) -> tuple[list[Sample], tuple[Sample, ...]]:
+    members = by_label(samples)
+    smallest = min((len(members.get(label, [])) for label in range(classes)), default=0)
+    count = max(1, smallest // 4) if val_per_class is None else val_per_class
+    if not 0 < count < smallest:
+        raise InputError(
+            f"data.val_per_class={count} does not fit: the smallest class has {smallest} training images, "
+            f"so choose 1 to {max(smallest - 1, 1)}, or add a val split"
+        )
+    val = cap(samples, count, seed)
+    held = {sample.name for sample in val}
+    return [sample for sample in samples if sample.name not in held], val
 
 
 def shuffled(samples: Sequence[Sample], seed: int) -> list[Sample]:

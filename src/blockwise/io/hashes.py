@@ -11,14 +11,17 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
+from io import BytesIO
 from pathlib import Path
 
 from blockwise.io.files import open_regular, replacing
+from blockwise.io.images import orientation
 
 # files per task of a thread
 CHUNK = 64
 # the coarsest clock of a file system: a file may change within it without another time
 TICK_SECONDS = 2
+UNREADABLE, TURNED = "unreadable: ", " turned "
 _folder: ContextVar[Path | None] = ContextVar("folder", default=None)
 
 
@@ -33,7 +36,7 @@ def remembering(folder: Path | None) -> Iterator[None]:
 
 
 def hash_files(paths: Sequence[Path]) -> list[str]:
-    """Return the BLAKE2b hash of each file, or `unreadable: <why>`.
+    """Return `hash_content` of each file, or `unreadable: <why>`.
 
     As in git's index, a remembered hash counts while size and times of the file are the same: the time of its content,
     which programs that copy files set back, and the time of its status, which they cannot set.
@@ -51,7 +54,11 @@ def hash_files(paths: Sequence[Path]) -> list[str]:
     if missing := [name for name in states if name not in hashes]:
         hashes.update(zip(missing, _hash_all(missing), strict=True))
         if memory is not None:
-            settled = (name for name, state in states.items() if _settled(state, now) and " " not in hashes[name])
+            settled = (
+                name
+                for name, state in states.items()
+                if _settled(state, now) and not hashes[name].startswith(UNREADABLE)
+            )
             _write(memory, {name: states[name] + hashes[name] for name in settled})
     return [hashes[name] for name in names]
 
@@ -79,9 +86,23 @@ def _hash_all(names: Sequence[str]) -> list[str]:
 def _hash(name: str) -> str:
     try:
         with open_regular(Path(name)) as file:
-            return hashlib.file_digest(file, "blake2b").hexdigest()
-    except OSError as error:  # decoding reports the file
-        return f"unreadable: {error.strerror}"
+            return hash_content(file.read())
+    except OSError as error:  # decoding reports the file; once it can be read, the hash changes
+        return f"{UNREADABLE}{error.strerror}"
+
+
+def hash_content(content: bytes) -> str:
+    """Return the BLAKE2b hash of an image file and, if it is turned, its EXIF orientation.
+
+    The first versions ignored orientations; images without one keep the hash of these versions.
+    """
+    digest, value = hashlib.blake2b(content).hexdigest(), orientation(BytesIO(content))
+    return digest if value == 1 else f"{digest}{TURNED}{value}"
+
+
+def turned(content: str) -> int:
+    """Return the EXIF orientation that a hash of `hash_content` tells, 1 to 8."""
+    return int(content.partition(TURNED)[2] or 1)
 
 
 def _memory(paths: Sequence[Path]) -> Path | None:

@@ -27,6 +27,8 @@ FOLDER = ".finished"
 RULES = 2
 # settings that change neither a record nor which records there are
 NO_EFFECT = ("plan", "checkpoint", "cache", "logger", "sweeper")
+# data sets whose images are in places that a config does not name
+ELSEWHERE = ("blockwise.data.sources.table.", "blockwise.data.sources.huggingface.")
 # classes whose code does not change between runs; of others, this cannot be known
 KNOWN = ("blockwise.", "torch.", "torchvision.", "lightning.", "hydra.")
 
@@ -45,12 +47,15 @@ class Finished:
 
 
 def run_key(cfg: Mapping[str, Any]) -> str | None:
-    """Return the hash of a run; None if it uses code of your own or files that are missing.
+    """Return the hash of a run; None if it uses code of your own, files that are missing, or files unknown here.
 
     Args:
         cfg: The composed config as plain data.
     """
     if not all(target.startswith(KNOWN) for target in _targets(cfg)):
+        return None
+    sources = list(_targets(cfg["data"].get("source")))
+    if any(not source.startswith("blockwise.") or source.startswith(ELSEWHERE) for source in sources):
         return None
     settings = {key: value for key, value in cfg.items() if key not in NO_EFFECT}
     try:
@@ -109,9 +114,11 @@ def _files(cfg: Mapping[str, Any]) -> Iterator[tuple[str, int, int]]:
 
 
 def _paths(cfg: Mapping[str, Any]) -> Iterator[Path]:
-    model = cfg["model"]
-    if root := cfg["data"].get("root"):
-        yield Path(root).expanduser().resolve()
+    model, data = cfg["model"], cfg["data"]
+    roots, names = data.get("root"), data.get("classes")
+    for path in [*(roots if isinstance(roots, list) else [roots]), names if isinstance(names, str) else None]:
+        if path:
+            yield Path(path).expanduser().resolve()
     if checkpoint := model.get("checkpoint"):
         yield Path(checkpoint).expanduser().resolve()
     elif package := model.get("package"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,10 @@ import lightning as L
 from rich.console import Console
 
 from blockwise.data import BlockwiseDataModule
-from blockwise.data.loaders import FirstBatchCheck, LoaderDataModule, count_images
+from blockwise.data.loaders import FirstBatchCheck, LoaderDataModule, SeededEpochs
 from blockwise.data.resumable import SPLITS, ResumableDataModule
+from blockwise.errors import InputError
+from blockwise.io.class_names import read_class_names
 from blockwise.results.record import DataEntry
 from blockwise.tracking.progress import decoding
 
@@ -25,17 +27,25 @@ class StudyData:
         classes: Class names, in the order of their labels.
         image_size: Side of the images in pixels.
         module: Yields batches: normalised images, shape (batch, 3, size, size), and labels, shape (batch,).
+        seed: Seed of the order of a data module that is not blockwise's own; None leaves PyTorch's generator alone.
     """
 
     name: str
     classes: Sequence[str]
     image_size: int
     module: L.LightningDataModule
+    seed: int | None = None
 
     @property
     def ours(self) -> bool:
         """Whether batches depend only on seed and epoch, so that training can resume within an epoch."""
         return isinstance(self.module, ResumableDataModule)
+
+    def tell(self, console: Console) -> None:
+        """Print what is done to the images without a setting."""
+        if turned := self.module.turned if isinstance(self.module, BlockwiseDataModule) else 0:
+            counted = "1 image is" if turned == 1 else f"{turned:,} images are"
+            console.print(f"{counted} turned upright, as the EXIF orientation says", highlight=False)
 
     def prepare(self, console: Console) -> None:
         """Decode the images that can be decoded up front, and report those that cannot be read.
@@ -61,8 +71,11 @@ class StudyData:
         return self.module.class_counts() if isinstance(self.module, BlockwiseDataModule) else None
 
     def callbacks(self) -> list[L.Callback]:
-        """Return the callbacks that check data during training if it could not be checked up front."""
-        return [] if self.ours else [FirstBatchCheck(len(self.classes), self.image_size)]
+        """Return the callbacks that check, and seed, data that could not be checked up front."""
+        if self.ours:
+            return []
+        seeding: list[L.Callback] = [] if self.seed is None else [SeededEpochs(self.seed)]
+        return [FirstBatchCheck(len(self.classes), self.image_size), *seeding]
 
     def entry(self, trainer: L.Trainer) -> DataEntry:
         """Return the data entry of records, after a trainer has used the data."""
@@ -78,8 +91,9 @@ class StudyData:
     def _counts(self, trainer: L.Trainer) -> dict[str, int]:
         if isinstance(self.module, ResumableDataModule):
             return self.module.counts()
-        loaders = (trainer.train_dataloader, trainer.val_dataloaders, trainer.test_dataloaders)
-        return {split: count_images(loader) for split, loader in zip(SPLITS, loaders, strict=True)}
+        # a trainer that has tested no longer has its training batches
+        counted = {key: count for entry in _checks(trainer) for key, count in entry.counts.items()}
+        return {split: counted.get(split, 0) for split in SPLITS}
 
     def batches(self) -> dict[str, int]:
         """Return the number of batches per split, without decoding images."""
@@ -99,3 +113,32 @@ class StudyData:
         for stage in ("fit", "test"):
             self.module.setup(stage)
         return {split: getattr(self.module, f"{split}_dataloader")() for split in SPLITS}
+
+
+def _checks(trainer: L.Trainer) -> list[FirstBatchCheck]:
+    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, FirstBatchCheck)]
+
+
+def module_classes(settings: Mapping[str, Any], module: L.LightningDataModule) -> tuple[str, ...]:
+    """Return the class names of a LightningDataModule: from the settings, or else from its own attributes.
+
+    Args:
+        settings: The settings of the data, with `num_classes` and `classes`.
+        module: The data module; its `num_classes` and `classes` are used where the settings have none.
+
+    Raises:
+        InputError: Neither knows the number of classes, or they do not agree.
+    """
+    number, names = (settings.get(key) or getattr(module, key, None) for key in ("num_classes", "classes"))
+    if number is None and names is not None and not isinstance(names, str):
+        number = len(names)
+    if number is None:
+        raise InputError(
+            f"data.num_classes is missing: {type(module).__name__} has no attribute num_classes, so set "
+            "data.num_classes=<number>, or data.classes=[<name>,<name>]"
+        )
+    if number < 2:
+        raise InputError(f"data.num_classes={number} must be at least 2")
+    numbers = [str(label) for label in range(int(number))]
+    return tuple(numbers) if names is None else read_class_names(names, numbers)

@@ -26,11 +26,15 @@ from blockwise.backbone.makers.hub import UnreachableError
 from blockwise.backbone.partition import Partition, partition_network
 from blockwise.backbone.stages import CannotStageError, StagedBackbone, stage_backbone, whole_backbone
 from blockwise.config.compose import plain
-from blockwise.data import BlockwiseDataModule
+from blockwise.data import BlockwiseDataModule, Source
 from blockwise.data.cache import PixelCache
+from blockwise.data.loaders import check_data
 from blockwise.errors import InputError, first_line, out_of_memory
 from blockwise.fast.memory import has_bfloat16
+from blockwise.io.targets import instantiate
 from blockwise.recipe.parameter_groups import OptimizerFactory, check_optimizer
+from blockwise.study.data import StudyData, module_classes
+from blockwise.study.settings import DATA, NEWER_DATA
 from blockwise.study.worker import known_unreachable, report_unreachable
 from blockwise.tracking.callback import OpenLog
 from blockwise.training.scopes import parse_scopes
@@ -63,7 +67,8 @@ def make_backbone(cfg: DictConfig) -> Backbone:
 def make_images(cfg: DictConfig) -> ImageSpec:
     """Return the size and preprocessing of a config's images."""
     images = image_spec(cfg.model, cfg.data.image_size)
-    return images if cfg.data.crop_pct is None else replace(images, crop_pct=float(cfg.data.crop_pct))
+    crop_pct = cfg.data.get("crop_pct")  # a LightningDataModule crops its images itself
+    return images if crop_pct is None else replace(images, crop_pct=float(crop_pct))
 
 
 def check_before_download(cfg: DictConfig) -> None:
@@ -127,24 +132,38 @@ def check_memory(error: BaseException, setting: str) -> None:
         raise InputError(f"memory ran out with {setting}: choose smaller images or a larger machine") from error
 
 
-def make_data(cfg: DictConfig, images: ImageSpec) -> BlockwiseDataModule:
-    """Return the data module of a config; images are not decoded yet.
+def make_data(cfg: DictConfig, images: ImageSpec) -> StudyData:
+    """Return the data of a config; images are not decoded yet.
 
     Raises:
-        InputError: The data set is missing or too small, or a transform cannot be used.
+        InputError: The data set is missing or too small, or a transform or a data module cannot be used.
     """
     settings = plain(cfg)["data"]
+    source = instantiate("data.source", settings["source"])
+    if isinstance(source, L.LightningDataModule):
+        check_data(source)
+        return StudyData(settings["name"], module_classes(settings, source), images.size, source, cfg.seed)
+    if not hasattr(source, "splits"):
+        raise InputError(f"data.source: {settings['source']['_target_']} is neither a LightningDataModule nor a Source")
+    module = _blockwise_module(cfg, source, images)
+    return StudyData(settings["name"], module.splits.classes, images.size, module)
+
+
+def _blockwise_module(cfg: DictConfig, source: Source, images: ImageSpec) -> BlockwiseDataModule:
+    settings = plain(cfg)["data"]
+    if missing := [key for key in (*DATA, "augment", "num_workers") if key not in settings]:
+        raise InputError(f"data.{missing[0]} is missing: begin the file of the data set with defaults: [_base, _self_]")
     # a data set's own file may lack the newer settings
-    newer = {key: settings[key] for key in ("mixup", "cutmix", "sampler") if key in settings}
+    newer = {key: settings[key] for key in NEWER_DATA if key in settings}
     return BlockwiseDataModule(
-        hydra.utils.instantiate(cfg.data.source),
+        source,
         images,
-        batch_size=cfg.data.batch_size,
+        batch_size=settings["batch_size"],
         augment=settings["augment"],
         **newer,
         seed=cfg.seed,
-        num_workers=cfg.data.num_workers,
-        skip_broken=cfg.data.skip_broken,
+        num_workers=settings["num_workers"],
+        skip_broken=settings["skip_broken"],
         cache=PixelCache(cfg.cache.folder, int(1e9 * cfg.cache.max_gb))
         if cfg.cache.folder and cfg.cache.max_gb
         else None,

@@ -30,6 +30,7 @@ from blockwise.policies import POLICY_NAMES, Policy
 from blockwise.recipe.parameter_groups import OptimizerFactory
 from blockwise.recipe.recipe import Loss, Recipe
 from blockwise.recipe.schedulers import Schedule
+from blockwise.study.data import StudyData
 
 DATA = ("name", "train_per_class", "val_per_class", "test_per_class", "batch_size", "skip_broken")
 # left out of the settings at their default, so that records from before they were there keep their hash
@@ -43,11 +44,9 @@ NO_EFFECT = frozenset(
 )
 
 
-def config_settings(
-    cfg: dict[str, Any], backbone: Backbone, data: BlockwiseDataModule, partition: Partition
-) -> dict[str, Any]:
+def config_settings(cfg: dict[str, Any], backbone: Backbone, data: StudyData, partition: Partition) -> dict[str, Any]:
     """Return the settings that all cells of a config share; the study adds scope, blocks and learning rate per cell."""
-    model, images = cfg["model"], data.images
+    model = cfg["model"]
     return {
         "model": {
             "name": backbone.name,
@@ -56,16 +55,7 @@ def config_settings(
             "weights": backbone.weights,
             **backbone.settings,
         },
-        "data": {
-            **{key: cfg["data"][key] for key in DATA},
-            **_training_batches(data),
-            "fingerprint": data.splits.fingerprint,
-            "image_size": images.size,
-            "mean": list(images.mean),
-            "std": list(images.std),
-            "interpolation": images.interpolation,
-            "crop_pct": images.crop_pct,
-        },
+        "data": _data_settings(cfg["data"], data),
         "partition": {
             **partition_settings(partition),
             **(partition.options or _without(cfg["partition"], {"_target_"})),
@@ -85,6 +75,35 @@ def config_settings(
 def partition_settings(partition: Partition) -> dict[str, Any]:
     """Return what identifies a partitioner, besides its options."""
     return {"name": partition.name, **({} if partition.rules == 1 else {"rules": partition.rules})}
+
+
+def _data_settings(settings: Mapping[str, Any], data: StudyData) -> dict[str, Any]:
+    module = data.module
+    if not isinstance(module, BlockwiseDataModule):
+        version = settings.get("version")
+        return {
+            **_given_data(data.name, None if version is None else str(version), data.classes, data.image_size, module),
+            "options": _without(settings["source"], {"_target_"}),
+        }
+    images = module.images
+    return {
+        **{key: settings[key] for key in DATA},
+        **_training_batches(module),
+        "fingerprint": module.splits.fingerprint,
+        "image_size": images.size,
+        "mean": list(images.mean),
+        "std": list(images.std),
+        "interpolation": images.interpolation,
+        "crop_pct": images.crop_pct,
+    }
+
+
+def _given_data(
+    name: str, version: str | None, classes: Sequence[str], image_size: int, module: L.LightningDataModule
+) -> dict[str, Any]:
+    """Return the settings of data from Python."""
+    described = {"name": name, "version": version, "classes": list(classes), "image_size": image_size}
+    return {**described, **describe_data(module)}
 
 
 def freeze_settings(norm: str, network: nn.Module) -> dict[str, Any]:
@@ -166,13 +185,7 @@ def python_settings(
     callbacks = [callbacks] if isinstance(callbacks, L.Callback) else callbacks
     return {
         "model": {"name": backbone.name, "weights": backbone.weights, **describe(backbone.settings)},
-        "data": {
-            "name": data_name,
-            "version": data_version,
-            "classes": list(classes),
-            "image_size": backbone.images.size,
-            **describe_data(data),
-        },
+        "data": _given_data(data_name, data_version, classes, backbone.images.size, data),
         "partition": {
             **partition_settings(partition),
             "blocks": [[block.first, block.last] for block in partition.blocks],

@@ -160,7 +160,7 @@ class Study:
         return cls(
             backbone=backbone,
             staged=prepare.make_stages(backbone, partition, console),
-            data=StudyData(cfg.data.name, data.splits.classes, backbone.images.size, data),
+            data=data,
             scopes=scopes,
             rates=[float(rate) for rate in as_list(settings["optimizer"]["lr"])],
             optimizer=optimizer,
@@ -238,6 +238,7 @@ class Study:
             InputError: Images cannot be read, or Lightning refuses the settings.
             Interrupted: A signal interrupted training; a checkpoint is saved.
         """
+        self.data.tell(self.console)
         records = self._train([scope for scope in self.scopes if scope.top is None], retrain=retrain)
         for scope in (scope for scope in self.scopes if scope.top is not None):
             for policy in self.recipe.policies:

@@ -130,7 +130,7 @@ def data_set(request, tmp_path, monkeypatch):
     else:
         url, checksum = f"{server.url}flower_photos.tgz", f"sha256:{hashlib.sha256(*files.values()).hexdigest()}"
         patches = {}
-        options = {"url": url, "checksum": checksum, "images": 10, "name": "tf_flowers"}
+        options = {"url": url, "checksum": checksum, "num_images": 10, "name": "tf_flowers"}
         made = SimpleNamespace(code=f"ImageFolder({str(root / 'photos')!r}, **{options})", place=root / "photos")
     for name, value in patches.items():
         monkeypatch.setattr(f"blockwise.data.sources.{name}", value)
@@ -264,7 +264,7 @@ def test_no_space_to_download(data_set, capsys):
 
 def test_an_archive_with_too_few_images_is_not_used(data_set, monkeypatch):
     if data_set.name == "tf_flowers":
-        data_set.code = data_set.code.replace("'images': 10", "'images': 11")
+        data_set.code = data_set.code.replace("'num_images': 10", "'num_images': 11")
     else:
         monkeypatch.setattr(f"blockwise.data.sources.{data_set.name}.IMAGES", 9999)
     with pytest.raises(InputError, match=r"contains [\d,]+ images, not [\d,]+: it is not used"):

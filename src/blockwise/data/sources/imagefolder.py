@@ -1,17 +1,18 @@
-"""Any folder of images with one folder per class, with or without folders for the splits."""
+"""Folders of images with one folder per class, with or without folders for the splits."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from blockwise.data.samples import Sample, Source, Splits, by_label, cap, fingerprint, samples_in, split_by_seed
+from blockwise.data.samples import SPLIT_NAMES, Sample, Source, Splits, samples_in, split_as_given, split_by_seed
 from blockwise.data.sources.whole import check_whole, mark_whole
 from blockwise.errors import InputError
+from blockwise.io.class_names import read_class_names
 from blockwise.io.download import DownloadError, download_folder
 
-SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 LAYOUT = "one folder of images per class, or the folders train, val (optional) and test with class folders inside"
 
 
@@ -21,123 +22,135 @@ class ImageFolder(Source):
     If there are split folders but no `val` folder, validation images are held out of `train` by seed.
 
     Args:
-        root: The folder.
+        root: The folder, or several; class folders of the same name are one class.
         train_per_class: Training images per class, including those held out for validation; None uses 80 %, or the
             whole train folder if there is one.
         val_per_class: Validation images per class; None holds out a quarter of the training images, or uses the whole
             val folder if there is one.
         test_per_class: Maximum number of test images per class; None uses all.
         seed: Seed of the split.
+        classes: File with the names of the classes, see `read_class_names`; None takes the names of the folders.
         name: Name of the data set in records.
         url: Archive to download and unpack as `root` if it is missing.
         checksum: Hash of the archive, such as `sha256:...`; None checks nothing.
-        images: Number of images in the archive; None means any.
+        num_images: Number of images in the archive; None means any.
         download: Whether to download it.
     """
 
     def __init__(
         self,
-        root: str | Path,
+        root: str | Path | Sequence[str | Path],
         *,
         train_per_class: int | None = None,
         val_per_class: int | None = None,
         test_per_class: int | None = None,
         seed: int = 0,
+        classes: str | Path | None = None,
         name: str = "imagefolder",
         url: str | None = None,
         checksum: str | None = None,
-        images: int | None = None,
+        num_images: int | None = None,
         download: bool = True,
     ) -> None:
-        self.root = Path(root).expanduser()
-        self.train_per_class = train_per_class
-        self.val_per_class = val_per_class
-        self.test_per_class = test_per_class
+        self.roots = [Path(folder).expanduser() for folder in ([root] if isinstance(root, (str, Path)) else root)]
+        self.sizes = {
+            "train_per_class": train_per_class,
+            "val_per_class": val_per_class,
+            "test_per_class": test_per_class,
+        }
         self.seed = seed
+        self.classes = classes
         self.name = name
         self.url = url
         self.checksum = checksum
-        self.images = images
+        self.num_images = num_images
         self.download = download
 
     def splits(self) -> Splits:
         """Find the images and return their splits; download them first if `root` is missing.
 
         Raises:
-            InputError: The folder is missing, has another layout, or is too small for the split.
+            InputError: A folder is missing, has another layout, or is too small for the split.
         """
-        if not self.root.is_dir():
-            self._fetch()
-        check_whole(self.root, self.name, *([] if self.images is None else [self.images]))
-        if folders := self._split_folders():
-            return self._given_splits(folders)
-        samples, classes = samples_in(self.root)
-        if not samples:
-            raise InputError(f"data.root={self.root} contains no images: it must contain {LAYOUT}")
-        return split_by_seed(
-            samples,
-            classes,
-            train_per_class=self.train_per_class,
-            val_per_class=self.val_per_class,
-            test_per_class=self.test_per_class,
-            seed=self.seed,
-        )
-
-    def _split_folders(self) -> dict[str, Path]:
-        """Return the folder of each split, matched case-insensitively; empty if `root` contains class folders."""
-        entries = {entry.name.lower(): entry for entry in self.root.iterdir() if entry.is_dir()}
-        folders = {s: entries[name] for s, names in SPLIT_NAMES.items() for name in names if name in entries}
-        if folders and not {"train", "test"} <= set(folders):
-            present, missing = ", ".join(folders), " and ".join(sorted({"train", "test"} - set(folders)))
-            raise InputError(f"data.root={self.root} has {present} but no {missing}: it must contain {LAYOUT}")
-        return folders
-
-    def _given_splits(self, folders: dict[str, Path]) -> Splits:
-        train, classes = samples_in(folders["train"], below=self.root)
-        if not train:
-            raise InputError(f"{folders['train']} contains no images: data.root must contain {LAYOUT}")
-        test = self._samples(folders["test"], classes)
-        everything = [*train, *test]
-        if "val" in folders:
-            val: Sequence[Sample] = self._samples(folders["val"], classes)
-            everything += val
-            val = cap(val, self.val_per_class, self.seed)
-            train = list(cap(train, self.train_per_class, self.seed))
+        for root in self.roots:
+            if not root.is_dir():
+                self._fetch(root)
+            check_whole(root, self.name, *([] if self.num_images is None else [self.num_images]))
+        _check_overlap(self.roots)
+        layouts = [_split_folders(root) for root in self.roots]
+        for root, layout in zip(self.roots, layouts, strict=True):
+            if layout.keys() != layouts[0].keys():
+                raise InputError(f"{self.roots[0]} and {root} do not have the same folders for the splits")
+        if layouts[0]:
+            parts, classes = self._given(layouts)
+            splits = split_as_given(parts, classes, **self.sizes, seed=self.seed)
         else:
-            train, val = self._hold_out(train, classes)
-        capped = cap(test, self.test_per_class, self.seed)
-        return Splits(tuple(classes), tuple(train), tuple(val), capped, fingerprint(everything))
+            samples, classes = self._samples(self.roots)
+            splits = split_by_seed(samples, classes, **self.sizes, seed=self.seed)
+        if self.classes is None:
+            return splits
+        return replace(splits, classes=read_class_names(self.classes, splits.classes))
 
-    def _samples(self, folder: Path, classes: Sequence[str]) -> list[Sample]:
-        samples, own = samples_in(folder, below=self.root)
-        if own != list(classes):
-            different = sorted(set(own) ^ set(classes))
-            raise InputError(f"{folder} and the train folder do not have the same classes: {', '.join(different)}")
-        return samples
+    def _given(self, layouts: Sequence[dict[str, Path]]) -> tuple[dict[str, list[Sample]], list[str]]:
+        """Return the images of each split, and the class names."""
+        parts: dict[str, list[Sample]] = {}
+        parts["train"], classes = self._samples([layout["train"] for layout in layouts])
+        for split in (split for split in layouts[0] if split != "train"):
+            parts[split], own = self._samples([layout[split] for layout in layouts])
+            if own != classes:
+                different = ", ".join(sorted(set(own) ^ set(classes)))
+                raise InputError(f"{layouts[0][split]} and the train folder do not have the same classes: {different}")
+        return parts, classes
 
-    def _hold_out(self, samples: Sequence[Sample], classes: Sequence[str]) -> tuple[list[Sample], list[Sample]]:
-        capped = cap(samples, self.train_per_class, self.seed)
-        members = by_label(capped)
-        smallest = min((len(members.get(label, [])) for label in range(len(classes))), default=0)
-        val_per_class = max(1, smallest // 4) if self.val_per_class is None else self.val_per_class
-        if not 0 < val_per_class < smallest:
-            raise InputError(
-                f"data.val_per_class={val_per_class} does not fit: the smallest class has {smallest} training images, "
-                f"so choose 1 to {max(smallest - 1, 1)}, or add a val folder"
-            )
-        val = cap(capped, val_per_class, self.seed)
-        held = {sample.name for sample in val}
-        return [sample for sample in capped if sample.name not in held], list(val)
+    def _samples(self, folders: Sequence[Path]) -> tuple[list[Sample], list[str]]:
+        """Return the images in folders that contain class folders, one folder per root, and the class names."""
+        found = [samples_in(folder, below=root) for folder, root in zip(folders, self.roots, strict=True)]
+        for folder, (samples, _) in zip(folders, found, strict=True):
+            if not samples:
+                raise InputError(f"{folder} contains no images: data.root must contain {LAYOUT}")
+        return found[0] if len(found) == 1 else _merge(found)
 
-    def _fetch(self) -> None:
+    def _fetch(self, root: Path) -> None:
         reason = ""
-        if self.url and self.download:
+        if self.url and self.download and len(self.roots) == 1:
             try:
-                download_folder(self.url, self.root, self.checksum, partial(mark_whole, images=self.images))
+                download_folder(self.url, root, self.checksum, partial(mark_whole, images=self.num_images))
             except (DownloadError, OSError) as error:
                 reason = f" ({error})"
-        if not self.root.is_dir():
+        if not root.is_dir():
             fetch = f"download {self.url} and unpack it there, or " if self.url else ""
             raise InputError(
-                f"data.root={self.root} is not a folder{reason}: it must contain {LAYOUT}; {fetch}set another data.root"
+                f"data.root={root} is not a folder{reason}: it must contain {LAYOUT}; {fetch}set another data.root"
             )
+
+
+def _check_overlap(roots: Sequence[Path]) -> None:
+    for number, root in enumerate(roots):
+        for other in [*roots[:number], *roots[number + 1 :]]:
+            if root.resolve().is_relative_to(other.resolve()):
+                raise InputError(f"data.root lists {other} and {root}, which share images: leave one of them out")
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    """Return the folder of each split, matched case-insensitively; empty if `root` contains class folders."""
+    entries = {entry.name.lower(): entry for entry in root.iterdir() if entry.is_dir()}
+    folders = {s: entries[name] for s, names in SPLIT_NAMES.items() for name in names if name in entries}
+    if folders and not {"train", "test"} <= set(folders):
+        present, missing = ", ".join(folders), " and ".join(sorted({"train", "test"} - set(folders)))
+        raise InputError(f"data.root={root} has {present} but no {missing}: it must contain {LAYOUT}")
+    return folders
+
+
+def _merge(found: Sequence[tuple[list[Sample], list[str]]]) -> tuple[list[Sample], list[str]]:
+    """Return the samples and classes of several roots; names begin with the position of the root.
+
+    The folders themselves may be called otherwise on another machine, and two of them may be called the same.
+    """
+    classes = sorted(set().union(*(names for _, names in found)))
+    labels = {name: label for label, name in enumerate(classes)}
+    samples = [
+        Sample(f"{number}/{sample.name}", labels[names[sample.label]], sample.image)
+        for number, (own, names) in enumerate(found, start=1)
+        for sample in own
+    ]
+    return samples, classes
