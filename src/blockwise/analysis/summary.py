@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
@@ -113,9 +113,13 @@ class Sweep:
 
     @property
     def title(self) -> str:
-        """Return `backbone on data, partition`, and the policy unless it is static."""
-        policy = "" if self.policy == STATIC else f", policy {self.policy}"
-        return f"{self.backbone} on {self.data}, partition {self.partition}{policy}"
+        """Return `backbone on data, partition`, and the policy unless it is static.
+
+        `v2` marks a partition that the first versions cut elsewhere, so that it is not taken for theirs.
+        """
+        partition, policy = self.settings.get("partition"), "" if self.policy == STATIC else f", policy {self.policy}"
+        version = " v2" if isinstance(partition, Mapping) and partition.get("rules") == 2 else ""
+        return f"{self.backbone} on {self.data}, partition {self.partition}{version}{policy}"
 
     @property
     def select_by(self) -> str:
