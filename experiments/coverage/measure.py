@@ -45,6 +45,8 @@ FIELDS = (
     "why"
 ).split()
 PARTITION = "auto"
+# side of the images, where a network takes it
+PIXELS = 128
 
 
 def main() -> None:
@@ -123,11 +125,10 @@ def examine(name: str) -> dict[str, Any]:
 
 
 def _examine(name: str, row: dict[str, Any]) -> None:
-    backbone = load_backbone(name, pretrained=False)
+    backbone, partition = load(name)
     liven(backbone.network)
     row["parameters"] = sum(p.numel() for p in backbone.network.parameters())
     row["pixels"] = size = backbone.images.size
-    partition = make_partition(backbone, PARTITION)
     row |= {"inspect": "yes", "partition": partition.name, "blocks": len(partition)}
     plain = copy.deepcopy(backbone.network)
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
@@ -143,6 +144,16 @@ def _examine(name: str, row: dict[str, Any]) -> None:
             staged = stage_backbone(backbone64, partition, images.double())
             row["gradients_float64"] = error_of_gradients(plain, staged, partition, images.double())
     row["train"] = train(backbone, partition)
+
+
+def load(name: str) -> tuple[Backbone, Partition]:
+    """Return a network of random weights and its partition, for small images if it takes these."""
+    try:
+        backbone = load_backbone(name, pretrained=False, image_size=PIXELS)
+        return backbone, make_partition(backbone, PARTITION)
+    except Exception:  # it is made for one size, or has too few positions left
+        backbone = load_backbone(name, pretrained=False)
+        return backbone, make_partition(backbone, PARTITION)
 
 
 def liven(network: nn.Module) -> None:

@@ -42,15 +42,15 @@ def train_commands(grid: str, data: Path, overrides: list[str]) -> list[Command]
 
 def demo_runs(data: Path) -> list[Command]:
     """Return the settings of the demo's multiruns: those that need no download, and Caltech-101 if it is in `data`."""
-    lite = "model=efficientnet_lite0 data=digits"
+    lite = "model=efficientnet_lite0 partition=segment data=digits"
     # networks small enough to train from random weights
     tiny = (
         "model=timm model.name=test_resnet,test_efficientnet model.pretrained=false "
-        "data=digits data.image_size=32 partition.num_blocks=8"
+        "data=digits data.image_size=32 partition=segment partition.num_blocks=8"
     )
     # one seed and few, small images: otherwise this takes hours on two cores
     caltech = (
-        "model=efficientnet_lite0 data=caltech101 data.image_size=96 "
+        "model=efficientnet_lite0 partition=segment data=caltech101 data.image_size=96 "
         "data.train_per_class=5 data.val_per_class=1 data.test_per_class=2 seed=0"
     )
     runs = [lite.split(), tiny.split()]

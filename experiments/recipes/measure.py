@@ -63,7 +63,13 @@ def main() -> None:
     recipes = chosen[0].split(",") if chosen else list(RECIPES)
     overrides = [word for word in overrides if not word.startswith("recipes=")]
     name = next((word.removeprefix("data.name=") for word in overrides if word.startswith("data.name=")), data)
-    common = [f"data={data}", f"block={BLOCKS}", f"optimizer.lr=[{','.join(map(str, RATES))}]", *SMALL[data]]
+    common = [
+        f"data={data}",
+        "partition=segment",
+        f"block={BLOCKS}",
+        f"optimizer.lr=[{','.join(map(str, RATES))}]",
+        *SMALL[data],
+    ]
     for recipe in recipes:
         command = [sys.executable, "train.py", *common, *RECIPES[recipe], *overrides]
         subprocess.run([*command, f"results_dir={FOLDER / name / recipe}"], check=True, cwd=ROOT)

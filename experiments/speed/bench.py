@@ -32,7 +32,7 @@ NAMES = {
     "ours": "blockwise, bfloat16",
 }
 MODELS = {
-    "efficientnet_lite0": ["model=efficientnet_lite0"],
+    "efficientnet_lite0": ["model=efficientnet_lite0", "partition=segment"],
     # speed does not depend on the weights, and random ones need no download
     "resnet50": ["model=resnet50", "model.pretrained=false"],
 }
