@@ -16,8 +16,12 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 import timm
@@ -45,6 +49,7 @@ FIELDS = (
     "why"
 ).split()
 PARTITION = "auto"
+PROCESSES = 2
 # side of the images, where a network takes it
 PIXELS = 128
 
@@ -66,10 +71,28 @@ def main() -> None:
 
 
 def in_processes(work: Callable[[str], dict[str, Any]], names: Iterable[str]) -> Iterable[dict[str, Any]]:
-    """Yield the rows of networks as two processes finish them."""
-    with ProcessPoolExecutor(2, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for done in as_completed([pool.submit(work, name) for name in names]):
-            yield done.result()
+    """Yield the rows of networks as two processes finish them; a process that dies costs only its network."""
+    waiting: SimpleQueue[str | None] = SimpleQueue()
+    rows: SimpleQueue[dict[str, Any]] = SimpleQueue()
+    count = 0
+    for count, name in enumerate(names, start=1):
+        waiting.put(name)
+    for _ in range(PROCESSES):
+        waiting.put(None)
+        Thread(target=_work_on, args=(work, waiting, rows), daemon=True).start()
+    for _ in range(count):
+        yield rows.get()
+
+
+def _work_on(work: Callable[[str], dict[str, Any]], waiting: SimpleQueue[str | None], rows: SimpleQueue[Any]) -> None:
+    pool = None
+    while (name := waiting.get()) is not None:
+        pool = pool or ProcessPoolExecutor(1, get_context("fork"), torch.set_num_threads, (1,))
+        try:
+            rows.put(pool.submit(work, name).result())
+        except BrokenProcessPool:
+            pool = None
+            rows.put(dict.fromkeys(FIELDS, "") | {"name": name, "blocks": 0, "why": "the process died"})
 
 
 def write(name: str, rows: Iterable[dict[str, Any]], fields: Iterable[str]) -> list[dict[str, Any]]:
@@ -78,7 +101,7 @@ def write(name: str, rows: Iterable[dict[str, Any]], fields: Iterable[str]) -> l
     for row in rows:
         written = sorted([*written, row], key=lambda row: row["name"])
         with (HERE / "results" / name).open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(fields), lineterminator="\n")
+            writer = csv.DictWriter(file, list(fields), lineterminator="\n", extrasaction="ignore")
             writer.writeheader()
             writer.writerows(written)
     return written

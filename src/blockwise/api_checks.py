@@ -162,5 +162,5 @@ def check_partition(backbone: Any, partition: Any) -> None:
     if not isinstance(backbone, Backbone) or not isinstance(partition, Partition):
         raise InputError("pass a backbone from load_backbone and a partition from make_partition")
     own = {name for name, _ in backbone.network.named_parameters()}
-    if {name for layer in (*partition.layers, *partition.head) for name in layer.parameters} != own:
+    if {name for layer in partition.layers for name in layer.parameters} | partition.unused != own:
         raise InputError(f"the partition does not belong to {backbone.name}: make it with make_partition(backbone)")

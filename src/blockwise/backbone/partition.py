@@ -42,6 +42,7 @@ class Partition:
         blocks: The blocks. They may overlap (`window`); together they contain every parameter.
         rules: 2 if the first versions cut this network at other layers, although with the same options.
         head: The layers of the architecture's own head, which are in no block; see `split_head`.
+        unused: Parameters of the network that these layers do not use.
         options: Options of the partitioner that `auto` chose; None if the partitioner is the config's.
         reason: Why `auto` chose the partitioner.
     """
@@ -51,6 +52,7 @@ class Partition:
     blocks: tuple[Block, ...]
     rules: int = 1
     head: tuple[Layer, ...] = ()
+    unused: frozenset[str] = frozenset()
     options: Mapping[str, Any] | None = None
     reason: str = ""
 
@@ -101,7 +103,9 @@ class BlockPartitioner(ABC):
             raise InputError("the backbone executes no layer with parameters: there is nothing to fine-tune")
         spans = self.blocks(layers, network)
         blocks = tuple(Block(index, first, last) for index, (first, last) in enumerate(spans))
-        return Partition(self.name, tuple(layers), blocks, self.rules(layers, network))
+        used = {name for layer in layers for name in layer.parameters}
+        unused = frozenset(name for name, _ in network.named_parameters() if name not in used)
+        return Partition(self.name, tuple(layers), blocks, self.rules(layers, network), unused=unused)
 
     def options(self) -> dict[str, Any]:
         """Return the options, as in `conf/partition/`."""

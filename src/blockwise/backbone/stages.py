@@ -21,6 +21,7 @@ from blockwise.fast.depthwise import replace_depthwise
 from blockwise.fast.folding import CONVOLUTIONS, called, fold_norms
 from blockwise.fast.fusion import fuse_convolutions
 from blockwise.fast.inplace import allow_inplace, forbid_inplace
+from blockwise.fast.strided import replace_strided
 
 Activations = Mapping[str, Any]
 """The activations at a boundary: the values that later stages need, by name."""
@@ -263,10 +264,20 @@ def _assign(network: nn.Module, graph: fx.Graph, partition: Partition) -> dict[f
         stage_of[node] = -1 if node.op == "placeholder" else stage
     if next(layers, None) is not None:
         raise CannotStageError("the trace calls fewer layers than the recorded forward pass")
-    for node in graph.nodes:
-        if node.op == "get_attr":  # a parameter is read where it is used
-            stage_of[node] = min((stage_of[user] for user in node.users), default=0)
+    # a parameter, and what is computed from parameters alone, is read and computed where it is used
+    dependent = _dependent_on_images(graph)
+    for node in reversed(graph.nodes):
+        if node in stage_of and node not in dependent and not _is_layer(network, node):
+            stage_of[node] = min((stage_of[user] for user in node.users if user in stage_of), default=0)
     return stage_of
+
+
+def _dependent_on_images(graph: fx.Graph) -> set[fx.Node]:
+    dependent: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder" or any(source in dependent for source in node.all_input_nodes):
+            dependent.add(node)
+    return dependent
 
 
 def _is_layer(network: nn.Module, node: fx.Node) -> bool:
@@ -293,5 +304,6 @@ def _extract(
     graph.output(tuple(copies[node] for node in outputs))
     stage = fx.GraphModule(network, graph)
     replace_depthwise(stage)
+    replace_strided(stage)
     allow_inplace(stage)
     return stage
