@@ -74,13 +74,12 @@ def in_processes(work: Callable[[str], dict[str, Any]], names: Iterable[str]) ->
     """Yield the rows of networks as two processes finish them; a process that dies costs only its network."""
     waiting: SimpleQueue[str | None] = SimpleQueue()
     rows: SimpleQueue[dict[str, Any]] = SimpleQueue()
-    count = 0
-    for count, name in enumerate(names, start=1):
+    names = list(names)
+    for name in [*names, *[None] * PROCESSES]:
         waiting.put(name)
     for _ in range(PROCESSES):
-        waiting.put(None)
         Thread(target=_work_on, args=(work, waiting, rows), daemon=True).start()
-    for _ in range(count):
+    for _ in names:
         yield rows.get()
 
 

@@ -1,8 +1,8 @@
 """Strided pointwise convolutions of images, without the kernel of oneDNN that writes outside its memory.
 
 On a CPU, the weight gradient of a convolution with a kernel of 1, a stride above 1 and 3 input channels, in
-channels-last format, corrupts the heap (measured with torch 2.14.1 and oneDNN 3.12: the process crashes, or goes on with
-damaged memory). RepVGG, MobileOne and FastViT begin with such a layer. A convolution with a kernel of 1 reads one
+channels-last format, corrupts the heap (measured with torch 2.14.1 and oneDNN 3.12). The process crashes, or goes on
+with damaged memory. RepVGG, MobileOne and FastViT begin with such a layer. A convolution with a kernel of 1 reads one
 position per output, so these positions are taken first, and a convolution without a stride follows: the same up to
 rounding.
 """
