@@ -1,6 +1,7 @@
 import pytest
 import timm
 import torch
+from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -8,8 +9,9 @@ from blockwise import fine_tuned, load_backbone, make_partition, train_scopes
 from blockwise.backbone.heads import HEAD
 from blockwise.backbone.layers import record_layers
 from blockwise.backbone.partition import partition_network, split_head
-from blockwise.backbone.stages import stage_backbone
+from blockwise.backbone.stages import pooled, stage_backbone
 from blockwise.errors import InputError
+from blockwise.inspection import inspect_model, print_inspection
 from blockwise.partition import EvenPartitioner
 from blockwise.training.cells import CellNetwork
 from blockwise.training.scopes import parse_scopes
@@ -136,3 +138,26 @@ def test_an_own_head_needs_a_network_that_can_be_cut(images, tmp_path):
             results_dir=tmp_path,
             quiet=True,
         )
+
+
+def test_networks_with_two_classifiers_yield_one_feature_vector():
+    name = "timm:deit_tiny_distilled_patch16_224"
+    backbone = load_backbone(name, pretrained=False, image_size=32)
+    assert backbone.network(torch.zeros(2, 3, 32, 32)).shape == (2, 192)
+    found = inspect_model(name, ["data.image_size=32"])
+    assert found["head"] == {"kind": "linear", "features": 192, "replaces": ["head", "head_dist"], "own_layers": []}
+
+
+def test_features_that_are_not_pooled_are_pooled():
+    assert pooled(torch.ones(2, 5, 3, 3)).shape == (2, 5)  # a map
+    assert pooled(torch.ones(2, 7, 5)).shape == (2, 5)  # tokens
+    assert pooled(torch.ones(2, 5)).shape == (2, 5)
+
+
+def test_inspect_names_what_belongs_to_the_head(capsys):
+    found = inspect_model("mobilenet_v3", ["model.head=own"])
+    assert (found["head"]["kind"], found["head"]["own_layers"]) == ("own", ["conv_head"])
+    assert found["blocks"][-1]["last_layer"] != "conv_head"
+    print_inspection(found, Console(width=100), as_json=False)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "new head (own) on 1,280 features in place of classifier, and new weights for conv_head" in shown
