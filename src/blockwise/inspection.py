@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from blockwise.analysis.sweep_table import print_table
 from blockwise.backbone.layers import Layer, record_layers
-from blockwise.backbone.load import describe_backbone
-from blockwise.backbone.makers import maker_of
+from blockwise.backbone.load import classifier_names, describe_backbone
 from blockwise.backbone.partition import Partition, partition_network, split_head
 from blockwise.backbone.stages import pooled
 from blockwise.config.checks import check_config
@@ -100,8 +99,8 @@ def _head(cfg: DictConfig, network: nn.Module, layers: Sequence[Layer], example:
     with torch.no_grad():
         features = pooled(network(example)).shape[1]
     own = [layer.name for layer in layers[split_head(layers) :] if layer.parameters]
-    classifiers = list(maker_of(cfg.model, cfg.data.image_size).classifiers(network))
-    return {"kind": cfg.model.head, "features": features, "replaces": classifiers, "own_layers": own}
+    replaced = list(classifier_names(cfg.model, cfg.data.image_size))
+    return {"kind": cfg.model.head, "features": features, "replaces": replaced, "own_layers": own}
 
 
 def _title(found: Mapping[str, Any]) -> str:

@@ -148,6 +148,19 @@ def test_networks_with_two_classifiers_yield_one_feature_vector():
     assert found["head"] == {"kind": "linear", "features": 192, "replaces": ["head", "head_dist"], "own_layers": []}
 
 
+@pytest.mark.parametrize(
+    ("name", "replaced"),
+    [
+        ("torchvision:vit_b_16", ["heads.head"]),
+        ("torchvision:googlenet", ["fc", "aux1", "aux2"]),
+        ("torchvision:regnet_x_400mf", ["fc"]),
+        ("resnet18", ["fc"]),
+    ],
+)
+def test_inspect_names_the_classifiers_that_are_replaced(name, replaced):
+    assert inspect_model(name, [])["head"]["replaces"] == replaced
+
+
 def test_features_that_are_not_pooled_are_pooled():
     assert pooled(torch.ones(2, 5, 3, 3)).shape == (2, 5)  # a map
     assert pooled(torch.ones(2, 7, 5)).shape == (2, 5)  # tokens

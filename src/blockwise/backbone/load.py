@@ -109,6 +109,20 @@ def _load(model: Mapping[str, Any], image_size: int | None, *, download: bool) -
     return Backbone(short_name(model["name"]), network, weights, _images(maker), settings, head)
 
 
+def classifier_names(model: Mapping[str, Any], image_size: int | None = None) -> tuple[str, ...]:
+    """Return the paths of the layers that a new head replaces.
+
+    Raises:
+        InputError: The architecture is unknown.
+    """
+    maker = maker_of(model, image_size)
+    try:
+        with torch.device("meta"):
+            return maker.classifiers(maker.make(pretrained=False))
+    except InputError:  # some networks compute with their weights while they are made
+        return maker.classifiers(maker.make(pretrained=False))
+
+
 def describe_backbone(model: Mapping[str, Any], image_size: int | None = None) -> tuple[nn.Module, torch.Tensor]:
     """Return a network and an example image for inspection, on the `meta` device if possible.
 
