@@ -42,6 +42,14 @@ class WritesItems(Network):
         return x
 
 
+class WritesIntoParts(Network):
+    def between(self, x):
+        x[:, 1:3].zero_()
+        x[0].fill_(2.0)
+        x[..., 0].mul_(3)
+        return x
+
+
 class WritesInPlace(Network):
     def between(self, x):
         y = x.mul_(2)
@@ -86,6 +94,7 @@ NETWORKS = [
     ComputesWithABuffer,
     ExpandsAConstant,
     WritesItems,
+    WritesIntoParts,
     WritesInPlace,
     MakesATensorOfItsSize,
     ConvertsShapes,

@@ -267,15 +267,18 @@ def _assign(network: nn.Module, graph: fx.Graph, partition: Partition) -> dict[f
     # a parameter, and what is computed from parameters alone, is read and computed where it is used
     dependent = _dependent_on_images(graph)
     for node in reversed(graph.nodes):
-        if node in stage_of and node not in dependent and not _is_layer(network, node):
-            stage_of[node] = min((stage_of[user] for user in node.users if user in stage_of), default=0)
+        users = [stage_of[user] for user in node.users if user in stage_of]
+        if users and node in stage_of and node not in dependent and not _is_layer(network, node):
+            stage_of[node] = min(users)
     return stage_of
 
 
 def _dependent_on_images(graph: fx.Graph) -> set[fx.Node]:
+    """Return the nodes whose values depend on the images, and not only on their shape."""
     dependent: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.op == "placeholder" or any(source in dependent for source in node.all_input_nodes):
+        read = (source for source in node.all_input_nodes if source.meta.get("tensor", True))
+        if node.op == "placeholder" or any(source in dependent for source in read):
             dependent.add(node)
     return dependent
 

@@ -30,8 +30,14 @@ SIZED_METHODS = ("expand", "new_empty", "new_full", "new_ones", "new_zeros", "re
 AUTOCAST = torch.amp.autocast_mode.autocast
 
 
+# in-place methods without a twin that is not
+FILLS: dict[str, Callable[..., Tensor]] = {"zero_": torch.zeros_like, "fill_": torch.full_like}
+
+
 class _ExampleProxy(fx.Proxy):
     """A traced value with an example, from which Python gets lengths, numbers and truth values."""
+
+    whole: tuple[_ExampleProxy, Any] | None = None  # the value and the index of which this is an item
 
     @property
     def example(self) -> Any:
@@ -52,6 +58,11 @@ class _ExampleProxy(fx.Proxy):
     def __float__(self) -> float:
         return float(self.example)
 
+    def __getitem__(self, index: Any) -> Any:
+        item: Any = self.tracer.create_proxy("call_function", operator.getitem, (self, index), {})
+        item.whole = self, index
+        return item
+
     def __setitem__(self, index: Any, value: Any) -> None:
         # what reads this value from now on reads the new one
         self.node = self.tracer.create_proxy("call_function", with_item, (self, index, value), {}).node
@@ -62,10 +73,17 @@ class _ExampleAttribute(Attribute, _ExampleProxy):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         plain = self.attr.removesuffix("_")
-        if self.attr.startswith("__") or plain == self.attr or not hasattr(Tensor, plain):
+        target: Any = plain
+        kind = "call_method"
+        if self.attr in FILLS:
+            kind, target = "call_function", FILLS[self.attr]
+        elif self.attr.startswith("__") or plain == self.attr or not hasattr(Tensor, plain):
             return super().__call__(*args, **kwargs)
         # out of place: activations are shared between cells
-        self.root.node = self.tracer.create_proxy("call_method", plain, (self.root, *args), kwargs).node
+        self.root.node = self.tracer.create_proxy(kind, target, (self.root, *args), kwargs).node
+        if (whole := getattr(self.root, "whole", None)) is not None:
+            value, index = whole
+            value[index] = self.root
         return self.root
 
 
@@ -247,16 +265,19 @@ class _Root(nn.Module):
 def trace(network: nn.Module, example: Tensor) -> fx.Graph:
     """Return the graph of a network's forward pass on images like `example`, with one node per layer and function.
 
+    The `meta` of a node says under `tensor` whether its value is a tensor.
+
     Constants of the forward pass become buffers of the network. In-place operations become out-of-place ones.
 
     Args:
         network: The network, in inference mode.
         example: Images, shape (batch, channels, height, width).
     """
-    root = _Root(network)
-    graph = _ExampleTracer(example).trace(root)
+    root, tracer = _Root(network), _ExampleTracer(example)
+    graph = tracer.trace(root)
     buffers = {id(buffer) for buffer in network.buffers()}
     for node in list(graph.nodes):
+        node.meta["tensor"] = isinstance(tracer.examples.get(node), Tensor)
         if node.op == "get_attr":
             value = operator.attrgetter(node.target)(root)
             if isinstance(value, Tensor) and not isinstance(value, nn.Parameter) and id(value) not in buffers:
