@@ -1,8 +1,9 @@
 """Which networks can be inspected, cut and trained side by side? One network per model module of timm, and torchvision.
 
-python experiments/coverage/measure.py              # under 30 minutes on two cores, no download
+python experiments/coverage/measure.py              # a quarter of an hour on two cores, no download
 python experiments/coverage/measure.py resnet18 torchvision:swin_t      # some networks, printed
 python experiments/coverage/measure.py --inspect    # blocks of every architecture of timm
+python experiments/coverage/measure.py --summary    # counts of what is in results/
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ FIELDS = (
 ).split()
 PARTITION = "auto"
 PROCESSES = 2
+# largest error of gradients, relative to the largest gradient
+TOLERANCE = 1e-3
 # side of the images, where a network takes it
 PIXELS = 128
 
@@ -61,6 +64,9 @@ def main() -> None:
     if arguments == ["--inspect"]:
         rows = write("inspect.csv", in_processes(inspect, timm.list_models()), ("name", "partition", "blocks", "why"))
         print(f"{sum(row['blocks'] > 0 for row in rows)} of {len(rows)} architectures can be inspected")
+        return
+    if arguments == ["--summary"]:
+        print(summary())
         return
     if arguments:
         for row in in_processes(examine, arguments):
@@ -104,6 +110,24 @@ def write(name: str, rows: Iterable[dict[str, Any]], fields: Iterable[str]) -> l
             writer.writeheader()
             writer.writerows(written)
     return written
+
+
+def summary() -> str:
+    """Return a Markdown table with the number of networks for which each part works."""
+    with (HERE / "results" / "networks.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    of_torchvision = [row for row in rows if row["module"] == "torchvision"]
+    of_timm = [row for row in rows if row["module"] != "torchvision"]
+    works: dict[str, Callable[[dict[str, str]], bool]] = {
+        "inspect": lambda row: row["inspect"] == "yes",
+        "stages": lambda row: row["stages"] == "yes",
+        "gradients": lambda row: float(row["gradients_float64"] or row["gradients_float32"] or "inf") < TOLERANCE,
+        "train": lambda row: row["train"] == "yes",
+    }
+    lines = [f"| | timm, {len(of_timm)} modules | torchvision, {len(of_torchvision)} networks |", "| --- | --- | --- |"]
+    for name, test in works.items():
+        lines.append(f"| {name} | {sum(map(test, of_timm))} | {sum(map(test, of_torchvision))} |")
+    return "\n".join(lines)
 
 
 def smallest() -> dict[str, str]:
@@ -161,7 +185,7 @@ def _examine(name: str, row: dict[str, Any]) -> None:
     else:
         row["stages"] = "yes"
         row["gradients_float32"] = error_of_gradients(plain, staged, partition, images)
-        if row["gradients_float32"] > 1e-3:
+        if row["gradients_float32"] > TOLERANCE:
             plain, backbone64 = plain.double(), copy.deepcopy(backbone.network).double()
             staged = stage_backbone(backbone64, partition, images.double())
             row["gradients_float64"] = error_of_gradients(plain, staged, partition, images.double())

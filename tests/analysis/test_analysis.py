@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from io import StringIO
 
 import grids
@@ -134,3 +135,11 @@ def test_blocks_are_compared_over_the_seeds_that_all_of_them_have():
     assert sweep.best.scope == "0"
     (sweep,) = sweeps([record("0", 0.7, 0.7), lucky])  # no common seed: compare over all seeds
     assert sweep.best.scope == "1"
+
+
+def test_a_partition_that_the_first_versions_cut_elsewhere_is_marked():
+    (sweep,) = sweeps(SWEEP)
+    name = sweep.partition
+    assert sweep.title == f"net on digits, partition {name}"
+    newer = replace(sweep, settings={**sweep.settings, "partition": {"name": name, "rules": 2}})
+    assert newer.title == f"net on digits, partition {name} v2"

@@ -1,15 +1,18 @@
 import pytest
+import timm
 import torch
 from conftest import SMALL
 from PIL import Image
 from torchvision.transforms import v2
 
+from blockwise.backbone.layers import record_layers
 from blockwise.backbone.load import ImageSpec
 from blockwise.config.compose import compose_config
 from blockwise.data import BlockwiseDataModule, Digits
+from blockwise.partition import AutoPartitioner, LayerPartitioner, UnitPartitioner
 from blockwise.results.finished import run_key
 from blockwise.results.store import settings_hash
-from blockwise.study.settings import describe_data
+from blockwise.study.settings import describe_data, partition_settings
 from blockwise.study.study import Study
 
 BLUR = "{_target_:torchvision.transforms.v2.GaussianBlur,kernel_size:3}"
@@ -158,3 +161,22 @@ def test_names_of_classes_are_no_part_of_the_settings_of_a_folder(small, console
         "name train_per_class val_per_class test_per_class batch_size skip_broken augment fingerprint image_size mean "
         "std interpolation crop_pct".split()
     )
+
+
+def test_partitions_that_the_first_versions_cut_elsewhere_are_told_apart():
+    def partition(name, partitioner):
+        with torch.device("meta"):
+            network = timm.create_model(name, num_classes=0).eval()
+            size = network.default_cfg["input_size"][-1]
+            return partitioner(record_layers(network, torch.zeros(1, 3, size, size)), network)
+
+    assert partition_settings(partition("resnet18", LayerPartitioner())) == {"name": "layer"}  # as ever
+    assert partition_settings(partition("test_vit", LayerPartitioner())) == {"name": "layer", "rules": 2}
+    assert partition_settings(partition("test_vit", UnitPartitioner())) == {"name": "unit"}
+    assert partition_settings(partition("vgg11", AutoPartitioner())) == {"name": "segment"}
+
+
+def test_auto_and_the_partitioner_that_it_chooses_share_their_records(small, console):
+    auto, unit = (settings(small(f"partition={name}", "partition.num_blocks=3"), console) for name in ("auto", "unit"))
+    assert auto == unit
+    assert auto["partition"] == {"name": "unit", "num_blocks": 3, "balance": "layers"}
