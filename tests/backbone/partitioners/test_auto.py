@@ -16,7 +16,13 @@ def on_meta(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "chosen"), [("test_vit", "unit"), ("resnet18", "unit"), ("vgg11", "segment"), ("coat_tiny", "unit")]
+    ("name", "chosen"),
+    [
+        ("test_vit", "unit"),
+        ("resnet18", "unit"),
+        ("vgg11", "segment"),
+        pytest.param("coat_tiny", "unit", marks=pytest.mark.slow),
+    ],
 )
 def test_units_where_the_architecture_repeats_some(name, chosen):
     partition = AutoPartitioner()(*on_meta(name))

@@ -7,6 +7,8 @@ from blockwise.backbone.layers import record_layers
 from blockwise.errors import InputError
 from blockwise.partition import UnitPartitioner, find_units
 
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("gcvit_xxtiny", "crossvit_tiny_240")]
+
 
 def on_meta(make):
     with torch.device("meta"):
@@ -51,7 +53,7 @@ def test_units_of_torchvision(name, number):
     assert sum(unit.repeated for unit in find_units(layers, network)) == number
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "hrnet_w18_small", "gcvit_xxtiny", "crossvit_tiny_240"])
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "hrnet_w18_small", *SLOW])
 def test_units_contain_every_layer_once(name):
     network, layers = on_meta(lambda: timm.create_model(name, num_classes=0))
     units = find_units(layers, network)

@@ -202,7 +202,7 @@ eval(code).splits()
 # a process takes seconds to import torch
 KILLED = pytest.mark.parametrize(
     "data_set",
-    ["caltech101", *(pytest.param(name, marks=pytest.mark.slow) for name in ("flowers102", "tf_flowers"))],
+    [pytest.param(name, marks=pytest.mark.slow) for name in ("caltech101", "flowers102", "tf_flowers")],
     indirect=True,
 )
 
