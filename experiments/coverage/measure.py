@@ -51,6 +51,8 @@ FIELDS = (
 ).split()
 PARTITION = "auto"
 PROCESSES = 2
+# networks that exist in one size alone, which fills the memory
+SMALLER: dict[str, dict[str, Any]] = {"timm:deepseek_vit_412m": {"image_size": 126, "options": {"depth": 4}}}
 # largest error of gradients, relative to the largest gradient
 TOLERANCE = 1e-3
 # side of the images, where a network takes it
@@ -194,6 +196,9 @@ def _examine(name: str, row: dict[str, Any]) -> None:
 
 def load(name: str) -> tuple[Backbone, Partition]:
     """Return a network of random weights and its partition, for small images if it takes these."""
+    if smaller := SMALLER.get(name):
+        backbone = load_backbone(name, pretrained=False, **smaller)
+        return backbone, make_partition(backbone, PARTITION)
     try:
         backbone = load_backbone(name, pretrained=False, image_size=PIXELS)
         return backbone, make_partition(backbone, PARTITION)
