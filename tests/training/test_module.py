@@ -98,3 +98,12 @@ def test_fused_optimizers_step_as_plain_ones_do(stub, data, tmp_path):
             states.append([network.trained_state() for network in module.networks])
         for plain, fused_state in zip(*states, strict=True):
             assert all(torch.allclose(plain[name], fused_state[name], atol=rate / 10) for name in plain)
+
+
+def test_only_tensors_of_four_dimensions_become_channels_last(module):
+    module.register_buffer("mask", torch.zeros(1, 1, 4, 2, 2))
+    module._channels_last()
+    assert module.mask.is_contiguous()
+    weights = [p for p in module.parameters() if p.ndim == 4 and min(p.shape[1:]) > 1]
+    assert weights
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)

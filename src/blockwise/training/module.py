@@ -96,11 +96,17 @@ class BlockwiseModule(L.LightningModule):
         del stage
         on_cpu = self.trainer.strategy.root_device.type == "cpu"
         self.backbone.freeze(HALF.get(self.trainer.precision, torch.float32), fuse=on_cpu and can_fuse())
-        self.to(memory_format=torch.channels_last)
+        self._channels_last()
         self._cache = ActivationCache(self._keep_bytes)
         policy, epochs = self.recipe.policy, self._max_epochs()
         self._phases = [phases(policy(cell.policy), cell.scope.blocks, epochs) for cell in self.cells]
         self._begin(0)
+
+    def _channels_last(self) -> None:
+        """Convert weights of convolutions; PyTorch's own `to` also tries 5-D tensors, and fails."""
+        for tensor in (*self.parameters(), *self.buffers()):
+            if tensor.ndim == 4:
+                tensor.data = tensor.data.to(memory_format=torch.channels_last)
 
     def _max_epochs(self) -> int:
         return max(1, self.trainer.max_epochs or 1)
