@@ -58,10 +58,12 @@ def new_head(backbone: StagedBackbone, num_classes: int, kind: HeadKind = "linea
         torch.default_generator.manual_seed(seed)
         if kind == "own" and backbone.own_head is not None:
             return OwnHead(backbone.own_head, width, num_classes)
-        if kind == "mlp":
-            hidden, last = nn.Linear(width, width), nn.Linear(width, num_classes)
-            return nn.Sequential(OrderedDict(hidden=hidden, act=nn.GELU(), last=last))
-        return nn.Linear(width, num_classes)
+        return (_mlp if kind == "mlp" else nn.Linear)(width, num_classes)
+
+
+def _mlp(width: int, num_classes: int) -> nn.Module:
+    parts = OrderedDict(hidden=nn.Linear(width, width), act=nn.GELU(), last=nn.Linear(width, num_classes))
+    return nn.Sequential(parts)
 
 
 def logits(head: nn.Module, features: Tensor) -> Tensor:
@@ -89,12 +91,8 @@ def trained_head(state: Mapping[str, Tensor]) -> tuple[nn.Module, dict[str, Tens
     body = {key.removeprefix("body."): state[name] for name, key in own.items() if key.startswith("body.")}
     if body:
         rest = {key.removeprefix("last."): tensor for key, tensor in rest.items()}
-    head: nn.Module
-    if "hidden.weight" in rest:
-        width, classes = rest["hidden.weight"].shape[1], rest["last.weight"].shape[0]
-        parts = OrderedDict(hidden=nn.Linear(width, width), act=nn.GELU(), last=nn.Linear(width, classes))
-        head = nn.Sequential(parts)
-    else:
-        head = nn.Linear(rest["weight"].shape[1], rest["weight"].shape[0])
+    make, last = (_mlp, "last.weight") if "hidden.weight" in rest else (nn.Linear, "weight")
+    num_classes, width = rest[last].shape[0], rest[last].shape[1]
+    head = make(width, num_classes)
     head.load_state_dict(rest)
     return head, {**trained, **body}

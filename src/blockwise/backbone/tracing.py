@@ -28,8 +28,6 @@ from blockwise.backbone.layers import is_leaf
 SIZED_FUNCTIONS = ("arange", "empty", "eye", "full", "linspace", "ones", "rand", "randn", "zeros")
 SIZED_METHODS = ("expand", "new_empty", "new_full", "new_ones", "new_zeros", "repeat", "reshape", "tile", "view")
 AUTOCAST = torch.amp.autocast_mode.autocast
-
-
 # in-place methods without a twin that is not
 FILLS: dict[str, Callable[..., Tensor]] = {"zero_": torch.zeros_like, "fill_": torch.full_like}
 
@@ -265,9 +263,8 @@ class _Root(nn.Module):
 def trace(network: nn.Module, example: Tensor) -> fx.Graph:
     """Return the graph of a network's forward pass on images like `example`, with one node per layer and function.
 
-    The `meta` of a node says under `tensor` whether its value is a tensor.
-
-    Constants of the forward pass become buffers of the network. In-place operations become out-of-place ones.
+    Constants of the forward pass become buffers of the network. In-place operations become out-of-place ones. The
+    `meta` of a node says under `tensor` whether its value is a tensor.
 
     Args:
         network: The network, in inference mode.

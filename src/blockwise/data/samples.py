@@ -6,7 +6,7 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from io import BufferedReader, BytesIO
 from pathlib import Path
@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from blockwise.errors import InputError
+from blockwise.io.class_names import read_class_names
 from blockwise.io.files import open_regular
 from blockwise.io.hashes import UNREADABLE, hash_content, hash_files, turned
 from blockwise.io.images import orientation
@@ -56,6 +57,14 @@ class Splits:
     val: tuple[Sample, ...]
     test: tuple[Sample, ...]
     fingerprint: str
+
+    def with_names(self, classes: str | Path | Sequence[str] | None) -> Splits:
+        """Return the same splits with class names from a file or a list, see `read_class_names`; None keeps the names.
+
+        Raises:
+            InputError: They do not fit the classes.
+        """
+        return self if classes is None else replace(self, classes=read_class_names(classes, self.classes))
 
 
 def open_file(image: Path | Callable[[], bytes]) -> BufferedReader | BytesIO:

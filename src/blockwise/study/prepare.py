@@ -153,6 +153,7 @@ def _blockwise_module(cfg: DictConfig, source: Source, images: ImageSpec) -> Blo
     settings = plain(cfg)["data"]
     if missing := [key for key in (*DATA, "augment", "num_workers") if key not in settings]:
         raise InputError(f"data.{missing[0]} is missing: begin the file of the data set with defaults: [_base, _self_]")
+    cached = cfg.cache.folder and cfg.cache.max_gb
     # a data set's own file may lack the newer settings
     newer = {key: settings[key] for key in NEWER_DATA if key in settings}
     return BlockwiseDataModule(
@@ -164,9 +165,7 @@ def _blockwise_module(cfg: DictConfig, source: Source, images: ImageSpec) -> Blo
         seed=cfg.seed,
         num_workers=settings["num_workers"],
         skip_broken=settings["skip_broken"],
-        cache=PixelCache(cfg.cache.folder, int(1e9 * cfg.cache.max_gb))
-        if cfg.cache.folder and cfg.cache.max_gb
-        else None,
+        cache=PixelCache(cfg.cache.folder, int(1e9 * cfg.cache.max_gb)) if cached else None,
     )
 
 

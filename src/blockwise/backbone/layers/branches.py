@@ -44,14 +44,16 @@ def with_branches(
                 channels=reader.channels,
             )
     attention = _spans_of(products, whole, len(flow.steps))
-    larger = _larger_beside(flow, found)
+    weightless = {layer.index for layer in found if layer.kind in ("norm", "scale", "activation", "other")}
+    linear = {layer.index for layer in found if layer.type in ("Linear", "linear")}
     for number, step in enumerate(flow.steps):
         if step.layer is None or not found[step.layer].beside:
             continue
         layer = found[step.layer]
         if layer.kind == "pool" or layer.activates:
-            inner = number in attention or step.layer in larger or _in_mlp(step, flow, found, pointwise)
-            found[step.layer] = replace(layer, inner=inner)
+            around = _around(step, flow, weightless)
+            in_mlp = bool(around & linear) or around <= pointwise
+            found[step.layer] = replace(layer, inner=number in attention or _is_gate(layer) or in_mlp)
     return found
 
 
@@ -64,25 +66,16 @@ def _spans_of(steps: Iterable[int], whole: list[int], end: int) -> set[int]:
     return found
 
 
-def _larger_beside(flow: DataFlow, layers: list[Layer]) -> set[int]:
-    """Return the layers that make one number per channel while a map is waiting: squeeze-and-excitation."""
-    found = set()
-    for step in flow.steps:
-        if step.layer is not None and layers[step.layer].beside:
-            size = layers[step.layer].output_size
-            if len(size) == 1 or (len(size) == 3 and 1 in (size[0] * size[1], size[1] * size[2])):
-                found.add(step.layer)
-    return found
+def _is_gate(layer: Layer) -> bool:
+    """Return whether a layer of a branch makes one number per channel, as squeeze-and-excitation does."""
+    size = layer.output_size
+    return len(size) == 1 or (len(size) == 3 and 1 in (size[0] * size[1], size[1] * size[2]))
 
 
-def _in_mlp(step: Step, flow: DataFlow, layers: list[Layer], pointwise: set[int]) -> bool:
-    """Return whether an activation is between two layers of an MLP, with nothing but itself in between."""
-    weightless = {layer.index for layer in layers if layer.kind in ("norm", "scale", "activation", "other")}
+def _around(step: Step, flow: DataFlow, weightless: set[int]) -> set[int | None]:
+    """Return the weighted layers in front of and behind an activation that only one of each is connected to."""
     before = flow.behind(step, weightless)
-    linear = {layer.index for layer in layers if layer.type in ("Linear", "linear")}
-    after = _only_reader(step, flow, weightless)
-    around = {before.layer if before else None, after}
-    return bool(around & linear) or around <= pointwise
+    return {before.layer if before else None, _only_reader(step, flow, weightless)}
 
 
 def _only_reader(step: Step, flow: DataFlow, through: set[int]) -> int | None:

@@ -46,21 +46,30 @@ class Step:
 class DataFlow:
     """The steps of one forward pass in order, and questions about them.
 
-    Args:
-        steps: The steps.
+    Attributes:
+        steps: The steps so far.
         results: The values that the network returns.
+        maker: The index of the step that makes a value.
+        readers: The indices of the steps that read a value.
     """
 
-    def __init__(self, steps: list[Step], results: Iterable[int]) -> None:
-        self.steps = steps
-        self.maker = {value: index for index, step in enumerate(steps) for value in step.makes}
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self.results: frozenset[int] = frozenset()
+        self.maker: dict[int, int] = {}
         self.readers: dict[int, list[int]] = {}
-        for index, step in enumerate(steps):
-            for value in dict.fromkeys(step.reads):
-                self.readers.setdefault(value, []).append(index)
-        self.last_read = {value: readers[-1] for value, readers in self.readers.items()}
-        self.last_read |= dict.fromkeys(results, len(steps))
         self.sources = cache(self._sources)
+
+    def add(self, step: Step) -> None:
+        """Add the next step."""
+        self.maker |= dict.fromkeys(step.makes, len(self.steps))
+        for value in dict.fromkeys(step.reads):
+            self.readers.setdefault(value, []).append(len(self.steps))
+        self.steps.append(step)
+
+    def _needed(self, value: int, index: int) -> bool:
+        """Return whether a value is read by a step or by later ones, or is what the network returns."""
+        return value in self.results or self.readers.get(value, [-1])[-1] >= index
 
     def _sources(self, value: int) -> frozenset[int]:
         """Return the values of which a value is a rearrangement."""
@@ -73,7 +82,7 @@ class DataFlow:
         """Yield each step and the sources of all values that exist before it and are read by it or by later steps."""
         alive = {0}
         for index, step in enumerate(self.steps):
-            alive = {value for value in alive if self.last_read.get(value, -1) >= index}
+            alive = {value for value in alive if self._needed(value, index)}
             yield step, frozenset().union(*(self.sources(value) for value in alive))
             alive.update(step.makes)
 

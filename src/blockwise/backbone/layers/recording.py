@@ -57,7 +57,7 @@ class _Recorder(TorchFunctionMode):
 
     network: nn.Module
     layers: list[Layer] = field(default_factory=list)
-    steps: list[Step] = field(default_factory=list)
+    flow: DataFlow = field(default_factory=DataFlow)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -96,14 +96,13 @@ class _Recorder(TorchFunctionMode):
             output = self.network(example)
         if self.layers:
             self._add_flops_to_last()
-        results = [self.value_of[id(tensor)] for tensor in _tensors(output) if id(tensor) in self.value_of]
-        flow = DataFlow(self.steps, results)
-        self._place_norms(flow)
+        self.flow.results = frozenset(self._values(_tensors(output)))
+        self._place_norms()
         joined = {index for first, last in self.joins for index in range(first + 1, last + 1)}
         layers = [
             replace(layer, joined=layer.index in joined, revised=layer.index in self.revised) for layer in self.layers
         ]
-        return with_branches(layers, flow, self.value_sizes, self.pointwise, self.products)
+        return with_branches(layers, self.flow, self.value_sizes, self.pointwise, self.products)
 
     def _enter(self, module: nn.Module, _args: Any) -> None:
         self.path.append(self.names.get(module, ""))
@@ -191,7 +190,7 @@ class _Recorder(TorchFunctionMode):
         # `reshape_as` reads its second argument for the shape alone
         read, made = _tensors(inputs)[: 1 if name.endswith("_as") else None], _tensors(output)
         self.alive.append((inputs, made))
-        values = tuple(self.value_of[id(t)] for t in read if id(t) in self.value_of)
+        values = self._values(read)
         if not made:  # asking for a shape does not use the tensor
             return
         carried = self._origin(read, parameters)
@@ -201,14 +200,17 @@ class _Recorder(TorchFunctionMode):
         if carried:
             self._use(carried, values, layer)
         if name in PRODUCTS and len(values) > 1:
-            self.products.append(len(self.steps))
+            self.products.append(len(self.flow.steps))
         passed_on = all(any(tensor is other for other in read) for tensor in made)
         if passed_on and layer is not None and self.layers[layer].kind == "other":
             return  # dropout, identity
         for tensor in made:
             self.value_of[id(tensor)] = len(self.value_sizes)
             self.value_sizes.append(tuple(tensor.shape[1:]))
-        self.steps.append(Step(name, values, tuple(self.value_of[id(tensor)] for tensor in made), layer))
+        self.flow.add(Step(name, values, self._values(made), layer))
+
+    def _values(self, tensors: Iterable[Tensor]) -> tuple[int, ...]:
+        return tuple(self.value_of[id(tensor)] for tensor in tensors if id(tensor) in self.value_of)
 
     def _origin(self, read: Iterable[Tensor], parameters: list[str]) -> _Carried:
         """Return the parameters, and the layers that depend on no image, from which a call reads."""
@@ -234,8 +236,7 @@ class _Recorder(TorchFunctionMode):
         So a bias that is put together by hand belongs to its linear layer, and a class token or the scale of a residual
         branch to the layer behind which it is.
         """
-        weighted = {entry.index for entry in self.layers if entry.kind == "weighted"}
-        home = layer if layer is not None else DataFlow(self.steps, ()).before(values, weighted)
+        home = layer if layer is not None else self.flow.before(values, self._weighted())
         if home is None:
             if not self.layers:
                 self.early |= carried.parameters
@@ -264,13 +265,13 @@ class _Recorder(TorchFunctionMode):
         names = tuple(dict.fromkeys(layer.parameters + tuple(parameters)))
         self.layers[index] = replace(layer, parameters=names, num_parameters=sum(self.sizes[name] for name in names))
 
-    def _place_norms(self, flow: DataFlow) -> None:
+    def _place_norms(self) -> None:
         """Join each norm or scale to the layer that it normalises for.
 
         That is the weighted layer in front of it, if this one feeds nothing else; else the first one that reads it and
         nothing else; else the last one in front of it, as for the norm at the end of a vision transformer.
         """
-        weighted = {layer.index for layer in self.layers if layer.kind == "weighted"}
+        flow, weighted = self.flow, self._weighted()
         weightless = {layer.index for layer in self.layers if layer.kind in ("activation", "other")}
         for step in flow.steps:
             if step.layer is None or self.layers[step.layer].kind not in ("norm", "scale"):
@@ -293,12 +294,14 @@ class _Recorder(TorchFunctionMode):
 
     def _normalised_layer(self, inputs: Any) -> int:
         """Return the layer to which the first versions joined a norm."""
-        maker = {value: step.layer for step in self.steps for value in step.makes}
-        for tensor in _tensors(inputs):
-            index = maker.get(self.value_of.get(id(tensor), -1))
+        for value in self._values(_tensors(inputs)):
+            index = self.flow.steps[self.flow.maker[value]].layer if value in self.flow.maker else None
             if index is not None and self.layers[index].parameters:
                 return index
         return self._last_weighted()
+
+    def _weighted(self) -> set[int]:
+        return {layer.index for layer in self.layers if layer.kind == "weighted"}
 
     def _last_weighted(self, before: int | None = None) -> int:
         return next((layer.index for layer in reversed(self.layers[:before]) if layer.kind == "weighted"), 0)

@@ -32,19 +32,21 @@ class AutoPartitioner(BlockPartitioner):
 
     def __call__(self, layers: Sequence[Layer], network: nn.Module) -> Partition:
         """Partition a network with the partitioner that suits it."""
-        units = find_units(layers, network)
-        repeated = sum(unit.repeated for unit in units)
-        if self.prefer is not None:
-            name, reason = self.prefer, "the default of this model"
-        elif repeated > 1:
-            name, reason = "unit", f"the architecture repeats {repeated} units"
-        elif len(units) > len(SegmentPartitioner(num_blocks=None)(layers, network)):
-            name, reason = "unit", "the architecture has fewer segments than units"
-        else:
-            name, reason = "segment", "the architecture repeats no units"
+        name, reason = self._choose(layers, network)
         partitioner = UnitPartitioner(self.num_blocks) if name == "unit" else self._segments(layers, network)
         partition = partitioner(layers, network)
         return replace(partition, options=partition.options or partitioner.options(), reason=reason)
+
+    def _choose(self, layers: Sequence[Layer], network: nn.Module) -> tuple[str, str]:
+        """Return the name of the partitioner, and why it is chosen."""
+        if self.prefer is not None:
+            return self.prefer, "the default of this model"
+        units = find_units(layers, network)
+        if (repeated := sum(unit.repeated for unit in units)) > 1:
+            return "unit", f"the architecture repeats {repeated} units"
+        if len(units) > len(SegmentPartitioner(num_blocks=None)(layers, network)):
+            return "unit", "the architecture has fewer segments than units"
+        return "segment", "the architecture repeats no units"
 
     def blocks(self, layers: Sequence[Layer], network: nn.Module) -> list[tuple[int, int]]:
         """Return the spans of the blocks."""

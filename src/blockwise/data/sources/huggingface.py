@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from blockwise.backbone.makers.hub import UnreachableError, check_hub
 from blockwise.data.samples import SPLIT_WORDS, Sample, Source, Splits, split_as_given, split_by_seed
 from blockwise.data.sources.table import sorted_labels
 from blockwise.errors import InputError, first_line
-from blockwise.io.class_names import read_class_names
 from blockwise.io.files import read_regular
 
 # what `save_to_disk` writes for several splits, and for one
@@ -95,9 +93,7 @@ class HuggingFace(Source):
             splits = split_by_seed(samples["train"], classes, **self.sizes, seed=self.seed)
         else:
             splits = split_as_given(samples, classes, **self.sizes, seed=self.seed)
-        if self.classes is None:
-            return splits
-        return replace(splits, classes=read_class_names(self.classes, splits.classes))
+        return splits.with_names(self.classes)
 
     def _load(self, library: Any) -> dict[str, Any]:
         """Return the splits of the data set by their own names."""

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from blockwise.data.samples import SPLIT_NAMES, Sample, Source, Splits, samples_in, split_as_given, split_by_seed
 from blockwise.data.sources.whole import check_whole, mark_whole
 from blockwise.errors import InputError
-from blockwise.io.class_names import read_class_names
 from blockwise.io.download import DownloadError, download_folder
 
 LAYOUT = "one folder of images per class, or the folders train, val (optional) and test with class folders inside"
@@ -87,9 +85,7 @@ class ImageFolder(Source):
         else:
             samples, classes = self._samples(self.roots)
             splits = split_by_seed(samples, classes, **self.sizes, seed=self.seed)
-        if self.classes is None:
-            return splits
-        return replace(splits, classes=read_class_names(self.classes, splits.classes))
+        return splits.with_names(self.classes)
 
     def _given(self, layouts: Sequence[dict[str, Path]]) -> tuple[dict[str, list[Sample]], list[str]]:
         """Return the images of each split, and the class names."""

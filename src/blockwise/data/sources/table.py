@@ -5,12 +5,11 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from blockwise.data.samples import SPLIT_WORDS, Sample, Source, Splits, split_as_given, split_by_seed
 from blockwise.errors import InputError
-from blockwise.io.class_names import read_class_names
 from blockwise.io.files import read_regular
 from blockwise.io.names import printable
 
@@ -97,9 +96,7 @@ class CsvTable(Source):
             splits = split_as_given(parts, classes, **self.sizes, seed=self.seed)
         else:
             splits = split_by_seed(samples, classes, **self.sizes, seed=self.seed)
-        if self.classes is None:
-            return splits
-        return replace(splits, classes=read_class_names(self.classes, splits.classes))
+        return splits.with_names(self.classes)
 
     def _rows(self) -> list[Row]:
         text = self._text()
