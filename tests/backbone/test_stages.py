@@ -223,3 +223,34 @@ def test_constants_of_any_rank_can_be_channels_last():
     )
     backbone = staged(network, UnitPartitioner(), 64).to(memory_format=torch.channels_last)
     assert backbone(torch.randn(2, 3, 64, 64)).shape == (2, 768)
+
+
+class ComputesBeforehand(nn.Module):
+    """Computes with parameters of its second layer before the first one runs, as attention biases are."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3)
+        self.table, self.bias = nn.Parameter(torch.randn(9)), nn.Parameter(torch.randn(5))
+
+    def forward(self, images):
+        bias = torch.sigmoid(self.bias)
+        values = self.first(images)
+        positions = self.table[torch.arange(values.shape[-1])]  # depends on a shape, not on the images
+        values = nn.functional.conv2d(torch.relu(values), self.second.weight, self.second.bias + bias)
+        return (values * positions[:1]).mean((2, 3))
+
+
+def test_what_is_computed_from_parameters_is_in_the_stage_that_uses_it():
+    torch.manual_seed(0)
+    network, images = ComputesBeforehand(), torch.randn(3, 3, 8, 8)
+    backbone = staged(network, LayerPartitioner(), 8)
+    first, second = ({name for name, _ in stage.named_parameters()} for stage in backbone.stages)
+    assert first == {"first.weight", "first.bias"}
+    assert second == {"second.weight", "second.bias", "table", "bias"}
+    owned = {name for layer in backbone.partition.layers_of(1) for name in layer.parameters}
+    assert owned == second
+    stage = backbone.stages[1].requires_grad_()
+    _, activations = next(backbone.boundaries(images, {1}))
+    sum(value.sum() for value in backbone.run(1, activations, stage).values()).backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in stage.parameters())

@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import fx, nn
 
+from blockwise.backbone.layers import record_layers
+from blockwise.backbone.stages import stage_backbone
 from blockwise.fast.strided import replace_strided
+from blockwise.partition import LayerPartitioner
 
 
 def staged(*layers):
@@ -45,7 +48,6 @@ def test_a_network_that_crashed_trains():
     import timm
 
     from blockwise import load_backbone, make_partition
-    from blockwise.backbone.stages import stage_backbone
 
     assert timm.is_model("fastvit_t8")
     backbone = load_backbone("timm:fastvit_t8", pretrained=False, image_size=128)
@@ -58,3 +60,11 @@ def test_a_network_that_crashed_trains():
         sum(value.float().sum() for value in activations.values()).backward()
         for parameter in stage.parameters():
             parameter.grad = torch.zeros_like(parameter)
+
+
+def test_stages_do_without_them():
+    network = nn.Sequential(nn.Conv2d(3, 8, 1, 2), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    layers = record_layers(network, torch.zeros(1, 3, 16, 16))
+    backbone = stage_backbone(network, LayerPartitioner()(layers, network), torch.randn(2, 3, 16, 16))
+    assert backbone.stages[0].get_submodule("0").stride == (1, 1)
+    assert backbone.frozen[0].get_submodule("0").stride == (1, 1)
