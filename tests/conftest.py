@@ -1,8 +1,10 @@
 """Fixtures: a small network with everything that makes cutting hard, and real configs with small settings."""
 
+import copy
 import gc
 import os
 import signal
+from functools import cache
 from io import StringIO
 from pathlib import Path
 
@@ -107,14 +109,24 @@ def small_overrides(tmp_path):
     return [*SMALL, "partition.num_blocks=3", f"cache.folder={tmp_path / 'cache'}"]
 
 
+@cache
+def composed(*overrides: str) -> DictConfig:
+    """Compose a config once: Hydra takes 0.1 s, and most tests ask for the same few."""
+    return compose_config(list(overrides))
+
+
 @pytest.fixture
 def small(tmp_path):
     """Compose the real config with small settings; results go to the test's temporary folder."""
 
     def compose(*overrides: str) -> DictConfig:
         partition = [] if any(o.startswith("partition=") for o in overrides) else ["partition.num_blocks=3"]
-        places = [f"results_dir={tmp_path / 'results'}", f"cache.folder={tmp_path / 'cache'}"]
-        return compose_config([*SMALL, *places, *partition, *overrides])
+        places = [o for o in overrides if o.startswith("results_dir=")]
+        cfg = copy.deepcopy(composed(*SMALL, *partition, *(o for o in overrides if o not in places)))
+        cfg.results_dir = places[-1].partition("=")[2] if places else str(tmp_path / "results")
+        if not any(o.startswith("cache.folder=") for o in overrides):
+            cfg.cache.folder = str(tmp_path / "cache")
+        return cfg
 
     return compose
 

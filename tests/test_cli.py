@@ -57,6 +57,7 @@ def test_a_multirun_keeps_blocks_together_and_names_every_failure(tmp_path):
         ([*QUICK, "block=7"], "block=7 is out of range: test_resnet has 3 blocks, so choose 0 to 2"),
         ([*QUICK, "data.batch_size=51"], "data.batch_size=51 does not fit the 50 training images"),
         ([*QUICK, "results_dir=/proc/here"], "results_dir=/proc/here cannot be written to"),
+        ([*QUICK, f"results_dir={300 * 'x'}"], "cannot be written to (File name too long)"),
         ([*QUICK, "trainer.precision=fp7"], "trainer.precision=fp7 is unknown: choose 32-true"),
         (["model=timm"], "model.name is missing"),
         (["-m", "model=vgg16,vgg61"], "Did you mean 'vgg16'?"),
@@ -159,7 +160,6 @@ def test_a_reader_that_has_enough_gets_no_traceback(tmp_path):
         ("train -m 'seed=interval(0,1)'", 2, "error: seed=interval(0,1) has no end of values"),
         ("train +trainer.limit_train_batches=0", 2, "limit_train_batches=0 must be a number greater than 0"),
         ("train 'seed=${nope}'", 2, "Interpolation key 'nope' not found"),
-        (f"train results_dir={300 * 'x'}", 2, "cannot be written to (File name too long)"),
         (f"report {RESULTS} --out ''", 2, "is empty: is a variable of your shell unset?"),
     ],
 )

@@ -39,7 +39,7 @@ def test_any_model_and_any_partition(model, overrides, blocks):
     ("model", "overrides", "message"),
     [
         ("resnet81", [], "there is no model resnet81.*Did you mean 'resnet"),
-        ("mobilenetv5_300m_enc", [], "is not a classifier"),
+        pytest.param("mobilenetv5_300m_enc", [], "is not a classifier", marks=pytest.mark.slow),
         (
             "vgg11",
             ["partition.num_blocks=12"],

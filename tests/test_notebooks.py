@@ -40,12 +40,8 @@ def quickly(source):
     return source
 
 
-# the quickstart often, the others with the slow tests
-@pytest.mark.parametrize(
-    "path",
-    [pytest.param(path, marks=[] if path.stem == "quickstart" else pytest.mark.slow) for path in NOTEBOOKS],
-    ids=lambda path: path.stem,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs_and_shows_what_it_is_kept_with(path, kernel):
     notebook = nbformat.read(path, 4)
     assert figures(notebook) == FIGURES[path.stem]

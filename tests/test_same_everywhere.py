@@ -120,16 +120,11 @@ def test_the_same_command_twice(folder, reference):
     assert {path.name for path in (folder / "cache").glob("*.npy")} == before
 
 
-def test_another_order_of_files_and_other_times_of_change(tmp_path, reference):
+def test_another_order_of_files_other_times_of_change_and_a_time_zone_far_away(tmp_path, reference):
     paint(tmp_path / "images", backwards=True)
-    done = blockwise(*TRAIN, folder=tmp_path, environment=environment(), before=BACKWARDS)
+    before = BACKWARDS + "import time; time.tzset(); assert time.timezone == -14 * 3600"
+    done = blockwise(*TRAIN, folder=tmp_path, environment=environment(TZ="LINT-14"), before=before)
     check_same(tmp_path, reference, done)
-
-
-def test_a_time_zone_fourteen_hours_ahead(folder, reference):
-    before = "import time; time.tzset(); assert time.timezone == -14 * 3600"
-    done = blockwise(*TRAIN, folder=folder, environment=environment(TZ="LINT-14"), before=before)
-    check_same(folder, reference, done)
 
 
 @pytest.fixture(scope="session")

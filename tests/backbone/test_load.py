@@ -36,7 +36,13 @@ def test_named_configs_say_what_timm_says_of_the_weights(name):
     assert (3, cfg.input_size, cfg.input_size) == theirs.input_size
 
 
-@pytest.mark.parametrize("name", NAMED)
+# of each family the smallest often, the others with the slow tests
+DEEP = {"densenet169", "densenet201", "inception_resnet_v2", "resnet101", "resnet152", "vgg19"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in DEEP else []) for name in NAMED]
+)
 def test_named_networks_yield_features(name):
     network, _ = describe_backbone(model(f"model={name}"), 96)
     with torch.no_grad():
@@ -93,7 +99,7 @@ def test_a_checkpoint_is_named_in_the_weights(tmp_path):
     assert all(torch.equal(tensor, own[name]) for name, tensor in backbone.network.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+@pytest.mark.parametrize("name", ["googlenet", pytest.param("inception_v3", marks=pytest.mark.slow)])
 def test_checkpoints_with_auxiliary_classifiers(tmp_path, name):
     """Trained in torchvision for another number of classes; the file contains auxiliary heads, which are ignored."""
     source = torchvision.models.get_model(name, weights=None, num_classes=7, init_weights=False)

@@ -96,7 +96,8 @@ def _multirun(folder, *overrides):
     raise AssertionError(running.stderr.read())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_multirun_lets_its_job_save_and_starts_no_other(tmp_path, number):
     with _multirun(tmp_path) as running:
         running.send_signal(number)

@@ -115,9 +115,9 @@ def one_sweep(**options):
     "records",
     [
         pytest.param(one_sweep(num_blocks=3), id="no block in a quarter"),
-        pytest.param(one_sweep(num_blocks=1), id="one block"),
+        pytest.param(one_sweep(num_blocks=1), id="one block", marks=pytest.mark.slow),
         pytest.param([r for r in one_sweep() if r.cell.scope != "head"], id="no head"),
-        pytest.param([r for r in one_sweep() if r.cell.scope != "full"], id="no full"),
+        pytest.param([r for r in one_sweep() if r.cell.scope != "full"], id="no full", marks=pytest.mark.slow),
         pytest.param([diverged(r) for r in one_sweep()], id="all diverged"),
     ],
 )
@@ -183,6 +183,7 @@ def test_hostile_names_cost_no_report_and_are_only_names(tmp_path):
         assert not [row for row in csv.DictReader(file) if row["data"].startswith("=")]
 
 
+@pytest.mark.slow
 def test_the_same_records_give_the_same_files(tmp_path):
     save(one_sweep(), tmp_path / "results")
     for name in ("one", "two"):
