@@ -49,7 +49,8 @@ def started(
         environment: Environment variables; those of the tests if None.
         before: Python code that the process runs first.
     """
-    with mock.patch.dict(os.environ, PYTHONPATH=str(Path(__file__).parent)):
+    path = [str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(path)):
         forkserver.ensure_running()  # the server does not know the path of `preloaded`
     with tempfile.TemporaryDirectory() as pipes:
         os.mkfifo(Path(pipes, "stdout"))
