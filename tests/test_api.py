@@ -1,7 +1,6 @@
 """The Python API."""
 
 import copy
-import csv
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +24,7 @@ from blockwise import (
 )
 from blockwise.data.sources.digits import Digits
 from blockwise.errors import InputError
+from blockwise.results import read_predictions
 
 TEN = [*"abcdefghij"]
 QUICK = {"classes": TEN, "max_epochs": 2, "accelerator": "cpu", "quiet": True}
@@ -102,8 +102,8 @@ def test_what_was_trained_is_a_plain_network(backbone, loaders, tmp_path, scope)
     network = fine_tuned(backbone, record)
     with torch.no_grad():
         predicted = [QUICK["classes"][i] for images, _ in loaders["test"] for i in network(images).argmax(1)]
-    with Path(record["folder"], "predictions.csv").open() as file:
-        assert predicted == [line["predicted"] for line in csv.DictReader(file)]
+    kept = read_predictions(record, "test")
+    assert predicted == [kept.classes[number] for number in kept.predicted]
     other = load_backbone("timm:test_efficientnet", pretrained=False, image_size=32)
     if scope != "head":
         with pytest.raises(InputError, match="was trained on a network other than test_efficientnet"):

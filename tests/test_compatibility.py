@@ -19,8 +19,8 @@ SMALL = (
     "data.test_per_class=5 data.batch_size=16 trainer.max_epochs=2 trainer.accelerator=cpu cache.folder=null"
 ).split()
 COMMANDS = [
-    "model.name=test_resnet partition=segment partition.num_blocks=3 block=[all,top2] optimizer.lr=[1e-3,1e-2] seed=0",
-    "model.name=test_resnet partition=segment partition.num_blocks=3 block=[all,top2] optimizer.lr=[1e-3,1e-2] seed=1",
+    "model.name=test_resnet partition=segment partition.num_blocks=3 block=all optimizer.lr=[1e-3,1e-2] seed=0",
+    "model.name=test_resnet partition=segment partition.num_blocks=3 block=all optimizer.lr=[1e-3,1e-2] seed=1",
     "model.name=test_efficientnet partition=window partition.length=8 partition.stride=4 block=[head,0,-1,full] "
     "optimizer=sgd optimizer.lr=[1e-2,1e30]",
 ]

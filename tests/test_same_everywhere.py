@@ -92,7 +92,7 @@ def reference(tmp_path_factory):
     done = blockwise(*TRAIN, folder=folder, environment=environment())
     assert done.returncode == 0, done.stderr
     kinds = {Path(name).name for name in results(folder) if not name.endswith(".png")}
-    assert kinds == {"record.json", "history.csv", "predictions.csv", "weights.safetensors"}
+    assert kinds == {"record.json", "history.csv", "predictions.safetensors", "weights.safetensors"}
     assert sum(name.endswith("record.json") for name in results(folder)) == 3
     return folder
 

@@ -22,6 +22,7 @@ from blockwise.analysis.sweep_table import sweep_table
 from blockwise.errors import InputError
 from blockwise.io.names import LONGEST
 from blockwise.results import Record, read_history, settings_hash
+from blockwise.results.predictions import from_bytes
 
 GOOD = tuple(grids.record(scope, 0.4) for scope in ("head", "3", "full"))
 CONTENT = grids.record("7", 0.5).to_json()
@@ -107,9 +108,10 @@ def test_the_name_of_a_field_is_shown_short_and_without_commands():
 with tempfile.TemporaryDirectory() as _folder:
     grids.save([grids.record("7", 0.5)], _folder)
     HISTORY, PREDICTIONS = (
-        next(Path(_folder).rglob(f"{name}.csv")).read_bytes() for name in ("history", "predictions")
+        next(Path(_folder).rglob(name)).read_bytes() for name in ("history.csv", "predictions.safetensors")
     )
-    PREDICTIONS = b"\n".join(PREDICTIONS.splitlines()[:12]) + b"\n"
+# what earlier versions kept
+PREDICTIONS_CSV = b"label,predicted\ndaisy,daisy\niris,daisy\n"
 
 
 def row_of(folder):
@@ -127,9 +129,22 @@ def test_a_damaged_history_is_read_or_none(content):
         history(row_of(folder))
 
 
-@given(st.one_of(damaged(PREDICTIONS), st.binary(max_size=100)))
+@given(damaged(PREDICTIONS))
+@examples()
+def test_damaged_predictions_are_refused_or_fit_together(content):
+    with within_limits():
+        try:
+            splits = from_bytes(content)
+        except ValueError:
+            return
+        for kept in splits.values():
+            assert len(kept.label) == len(kept.correct) == len(kept.log_likelihood)
+            assert [kept.classes[number] for number in kept.predicted]
+
+
+@given(st.one_of(damaged(PREDICTIONS_CSV), st.binary(max_size=100)))
 @examples(0.5)
-def test_damaged_predictions_are_read_or_none(content):
+def test_damaged_predictions_of_earlier_versions_are_read_or_none(content):
     with within_limits() as folder:
         (folder / "predictions.csv").write_bytes(content)
         kept = predictions(row_of(folder))

@@ -1,10 +1,11 @@
 import copy
-import csv
+import hashlib
 import json
 import os
 import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import grids
 import pytest
@@ -16,6 +17,7 @@ from blockwise.analysis.summary import sweeps
 from blockwise.analysis.sweep_table import sweep_table
 from blockwise.errors import InputError
 from blockwise.results import Record, ResultStore, find_records, read_records, settings_hash, sweep_hash
+from blockwise.results.predictions import to_bytes
 
 SETTINGS = {
     "data": {"name": "digits"},
@@ -47,19 +49,20 @@ def test_files_of_a_cell(tmp_path):
     store = ResultStore(tmp_path / "results")
     assert store.find(SETTINGS) is None
     transposed = torch.arange(6.0).reshape(2, 3).T
-    predictions = [("cat", "dog"), ("dog, wild", "dog, wild")]
-    folder = store.save(WHOLE, [{"train": ROW, "val": ROW}], {"head.weight": transposed}, predictions)
+    kept = {"label": [0, 1], "predicted": [1, 1], "confidence": [0.7, 1.0], "log_likelihood": [-1.2, 0.0]}
+    predictions = to_bytes({"val": kept}, ("cat", "dog, wild"))
+    record = store.save(WHOLE, [{"train": ROW, "val": ROW}], {"head.weight": transposed}, predictions)
+    folder = Path(record.folder)
     assert folder == tmp_path / "results/digits/net/segment/7" / f"seed3-{settings_hash(SETTINGS)}"
-    files = ["history.csv", "predictions.csv", "record.json", "weights.safetensors"]
-    assert sorted(path.name for path in folder.iterdir()) == files
-    with (folder / "predictions.csv").open() as file:
-        assert list(csv.reader(file)) == [["label", "predicted"], *map(list, predictions)]
+    files = ["history.csv", "predictions.safetensors", "weights.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*files, "record.json"])
+    assert record.files == {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files}
     assert torch.equal(load_file(folder / "weights.safetensors")["head.weight"], transposed)
     header, row = (folder / "history.csv").read_text().splitlines()
     assert header.startswith("epoch,train_top1,")
     assert row == "0" + ",0.25" * 10
-    assert store.find(SETTINGS) == replace(WHOLE, folder=str(folder))
-    assert read_records(tmp_path) == [replace(WHOLE, folder=str(folder))]
+    assert store.find(SETTINGS) == record == replace(WHOLE, files=record.files, folder=str(folder))
+    assert read_records(tmp_path) == [record]
 
 
 def test_a_record_that_cannot_be_written_leaves_none(tmp_path):
@@ -84,7 +87,7 @@ def test_a_record_that_cannot_be_written_leaves_none(tmp_path):
 )
 def test_half_written_and_foreign_records_count_as_missing(tmp_path, content, capsys):
     store = ResultStore(tmp_path)
-    folder = store.save(WHOLE, [], {})
+    folder = Path(store.save(WHOLE, [], {}).folder)
     (folder / "record.json").write_text(content)
     assert store.find(SETTINGS) is None
     assert find_records(tmp_path) == []
@@ -166,10 +169,10 @@ def test_impossible_values_are_refused_by_name(path, value, field):
 def test_a_record_copied_over_that_of_another_cell_is_named(tmp_path, capsys):
     store = ResultStore(tmp_path)
     other = replace(WHOLE, settings={**SETTINGS, "seed": 4}, seed=4)
-    folders = [store.save(record, [], {}) for record in (WHOLE, other)]
-    (folders[1] / "record.json").write_bytes((folders[0] / "record.json").read_bytes())
+    saved = [store.save(record, [], {}) for record in (WHOLE, other)]
+    Path(saved[1].folder, "record.json").write_bytes(Path(saved[0].folder, "record.json").read_bytes())
     assert store.find(other.settings) is None
-    assert find_records(tmp_path) == [replace(WHOLE, folder=str(folders[0]))]
+    assert find_records(tmp_path) == saved[:1]
     assert "it is the record of another cell" in capsys.readouterr().err
 
 
@@ -182,7 +185,7 @@ def test_settings_nested_too_deeply_are_refused():
 @pytest.mark.skipif(sys.platform == "win32", reason="no pipes among files")
 def test_only_regular_files_are_records(tmp_path, capsys):
     store = ResultStore(tmp_path)
-    folder = store.save(WHOLE, [], {})
+    folder = Path(store.save(WHOLE, [], {}).folder)
     (folder / "record.json").unlink()
     for make in (lambda path: os.mkfifo(path), lambda path: path.symlink_to("/dev/zero"), lambda path: path.mkdir()):
         make(folder / "record.json")

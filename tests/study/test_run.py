@@ -292,9 +292,10 @@ def test_early_stopping_stops_a_cell_not_the_others(small, console):
 def test_top_trains_the_best_single_blocks_together(small, console):
     records = run(small("block=[all,top2]"), console)
     single = [record for record in records if record["cell"]["scope"].isdigit()]
-    best = sorted(single, key=lambda r: (-r["metrics"]["val"]["top1"], -r["cell"]["blocks"][0]))[:2]
+    val = {r["cell"]["blocks"][0]: r["metrics"]["val"] for r in single}
+    best = sorted(val, key=lambda block: (val[block]["top1"], -val[block]["loss"], block))[-2:]
     assert records[-1]["cell"]["scope"] == "top2"
-    assert records[-1]["cell"]["blocks"] == sorted(r["cell"]["blocks"][0] for r in best)
+    assert records[-1]["cell"]["blocks"] == sorted(best)
     # the scope can also be resolved from existing records
     assert run(small("block=top2"), console) == records[-1:]
 

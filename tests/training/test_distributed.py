@@ -11,6 +11,7 @@ from processes import blockwise
 from safetensors.torch import load_file
 
 from blockwise.errors import InputError
+from blockwise.results import read_predictions, read_record
 from blockwise.study.run import run
 
 # 50 images to train in batches of 16: the last has 2, one per process
@@ -51,6 +52,11 @@ def test_two_processes_give_the_weights_of_one(small, small_overrides, console, 
         assert mine["settings"] == other["settings"]
         for split in ("train", "val", "test"):
             assert mine["metrics"][split] == pytest.approx(other["metrics"][split], abs=1e-4)
+        ours, theirs = (
+            read_predictions(read_record(p)) for p in (path, two[scope].parent.parent / path.parent.name / path.name)
+        )
+        assert ours.label.tolist() == theirs.label.tolist()  # in the order of the data
+        assert ours.log_likelihood == pytest.approx(theirs.log_likelihood, abs=1e-4)
         weights = load_file(path.parent / "weights.safetensors")
         for name, tensor in load_file(two[scope].parent.parent / path.parent.name / "weights.safetensors").items():
             assert (tensor - weights[name]).abs().max() < 1e-5, name

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from blockwise.io.names import printable
-from blockwise.results.record import STATIC, Record, Settings
+from blockwise.results.record import STATIC, Record, Score, Settings, mean_score
 from blockwise.results.store import sweep_hash
 from blockwise.training.scopes import PART
 
@@ -44,9 +44,9 @@ class Row:
         records = [record for record in self.records if seeds is None or record.seed in seeds]
         return fmean(record.score(split, metric) for record in records)
 
-    def selection_score(self, seeds: Set[int]) -> float:
-        """Return the mean over the given seeds of the value by which to select: higher is better."""
-        return fmean(record.selection_score for record in self.records if record.seed in seeds)
+    def selection_score(self, seeds: Set[int]) -> Score:
+        """Return the mean over the given seeds of what to select by: higher is better."""
+        return mean_score(record.selection_score for record in self.records if record.seed in seeds)
 
     def difference(self, other: Row, split: str = "test") -> float | None:
         """Return the accuracy minus another row's, over the seeds that both have; None if they have none in common."""
@@ -132,13 +132,13 @@ class Sweep:
 
     @property
     def single_blocks(self) -> list[Row]:
-        """The rows of single blocks, best first by validation; on a tie, the one closer to the head.
+        """The rows of single blocks, best first by validation; on a tie, by loss, then the one closer to the head.
 
         They are compared over the seeds that all of them have, if there are any.
         """
         rows = [row for row in self.rows if row.records and row.scope.isdigit()]
         common = set.intersection(*(row.seeds for row in rows)) if rows else set()
-        return sorted(rows, key=lambda row: (-row.selection_score(common or row.seeds), -row.blocks[0]))
+        return sorted(rows, key=lambda row: (row.selection_score(common or row.seeds), row.blocks[0]), reverse=True)
 
     @property
     def best(self) -> Row | None:
@@ -206,7 +206,7 @@ def _best_rate(scope: str, records: Sequence[Record]) -> Row:
     # compare only rates with the same, highest number of seeds
     most = max(len(group) for group in sound.values())
     sound = {rate: group for rate, group in sound.items() if len(group) == most}
-    best = max(sound, key=lambda rate: fmean(record.selection_score for record in sound[rate]))
+    best = max(sound, key=lambda rate: mean_score(record.selection_score for record in sound[rate]))
     return Row(scope, blocks, tuple(sound[best]), best)
 
 

@@ -1,4 +1,4 @@
-"""The metrics of a record, computed from logits and labels."""
+"""The metrics of a record and what is kept of each image, computed from logits and labels."""
 
 from __future__ import annotations
 
@@ -14,6 +14,23 @@ from torchmetrics.functional.classification import (
 )
 
 from blockwise.results.record import Metrics
+
+
+def predictions(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Return what is kept of each image, on the CPU.
+
+    Args:
+        logits: Shape (images, classes).
+        labels: Shape (images,).
+
+    Returns:
+        `label`, `predicted`, `confidence` (the softmax of the predicted class) and `log_likelihood` (the log of the
+        softmax of the true class), each of shape (images,).
+    """
+    predicted = logits.argmax(1)
+    highest, likelihood = logits.log_softmax(1).gather(1, torch.stack([predicted, labels], 1)).unbind(1)
+    kept = {"label": labels, "predicted": predicted, "confidence": highest.exp(), "log_likelihood": likelihood}
+    return {name: values.cpu() for name, values in kept.items()}
 
 
 def compute_metrics(logits: Tensor, labels: Tensor) -> Metrics:

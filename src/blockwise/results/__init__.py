@@ -1,5 +1,6 @@
 """Records on disk: written once per cell, and read without importing torch."""
 
+from blockwise.results.predictions import Predictions, read_predictions
 from blockwise.results.record import METRICS, Metrics, Record
 from blockwise.results.store import (
     ResultStore,
@@ -14,10 +15,12 @@ from blockwise.results.store import (
 __all__ = [
     "METRICS",
     "Metrics",
+    "Predictions",
     "Record",
     "ResultStore",
     "find_records",
     "read_history",
+    "read_predictions",
     "read_record",
     "read_records",
     "settings_hash",

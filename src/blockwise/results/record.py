@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass
 from functools import cache
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
@@ -37,15 +38,24 @@ MOST_BLOCKS = 10_000
 SCOPE = re.compile(r"[\w.+:@-]{1,200}", re.ASCII)
 Settings = Mapping[str, Any]
 Metrics = dict[str, float]
+# what selects, and what decides on a tie
+Score = tuple[float, float]
 # metrics by which epochs, learning rates and blocks are selected on validation
 SELECTIONS = ("top1", "macro_f1", "loss")
 # the policy of records that name none: it trains the whole scope from the first epoch to the last
 STATIC = "static"
 
 
-def selection_score(val: Metrics, select_by: str) -> float:
-    """Return the value by which to select: a validation metric, with the opposite sign if a low one is good."""
-    return -val["loss"] if select_by == "loss" else val[select_by]
+def selection_score(val: Metrics, select_by: str) -> Score:
+    """Return what to select by, higher is better: a validation metric and, on a tie, the loss (then the accuracy)."""
+    loss = -val.get("loss", 0.0)
+    return (loss, val["top1"]) if select_by == "loss" else (val[select_by], loss)
+
+
+def mean_score(scores: Iterable[Score]) -> Score:
+    """Return the mean of scores; rounded, so that means of the same number of correct images tie."""
+    first, second = zip(*scores, strict=True)
+    return round(fmean(first), 6), fmean(second)
 
 
 def _check_metrics(metrics: Metrics) -> Metrics:
@@ -191,6 +201,7 @@ class Record:
         epochs: Number of epochs trained.
         seconds: The cell's own time plus its share of the time that all cells spent together.
         peak_memory_bytes: Peak memory of the process, or of its GPU.
+        files: SHA-256 of the other files in the folder, by name; empty in records of earlier versions.
         provenance: Commit, versions and command.
         folder: The folder of the record; not part of the file.
     """
@@ -208,6 +219,7 @@ class Record:
     epochs: Count = 0
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     peak_memory_bytes: Count | None = None
+    files: dict[str, str] = field(default_factory=dict)
     provenance: Annotated[dict[str, Any], AfterValidator(_check_provenance)]
     folder: str | None = None
 
@@ -252,8 +264,8 @@ class Record:
         return str(self.settings.get("select_by", "top1"))
 
     @property
-    def selection_score(self) -> float:
-        """The value by which to select: higher is better."""
+    def selection_score(self) -> Score:
+        """What to select by, higher is better; see `selection_score`."""
         assert self.metrics.val is not None
         return selection_score(self.metrics.val, self.select_by)
 
@@ -276,6 +288,8 @@ class Record:
         """Return the content of `record.json`."""
         content: dict[str, Any] = _without_tuples(asdict(self))
         del content["folder"]
+        if not self.files:
+            del content["files"]
         return content
 
     @classmethod

@@ -1,8 +1,8 @@
 """The folder tree of records.
 
 The folder of a cell is `results/<data>/<backbone>/<partition>/<scope>/seed<seed>-<hash>/`. It contains `record.json`,
-`history.csv`, `predictions.csv` and `weights.safetensors`. `record.json` is written last and atomically: a cell without
-it is not finished.
+`history.csv`, `predictions.safetensors` and `weights.safetensors`. `record.json` is written last and atomically: a cell
+without it is not finished.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from typing import TYPE_CHECKING, Any
 from blockwise.errors import InputError
 from blockwise.io.files import open_regular, read_regular, replacing
 from blockwise.io.names import file_name, printable
+from blockwise.results.predictions import PREDICTIONS, checksum
 from blockwise.results.record import METRICS, Metrics, Record, Settings
 
 if TYPE_CHECKING:  # reading records must not import torch
     from torch import Tensor
 
 HISTORY = "history.csv"
-PREDICTIONS = "predictions.csv"
+WEIGHTS = "weights.safetensors"
 # the folder of a cell
 CELL = re.compile(r"seed\d+-[0-9a-f]{10}", re.ASCII)
 PER_CELL = ("scope", "blocks", "lr", "seed")
@@ -109,33 +110,32 @@ class ResultStore:
         record: Record,
         history: list[dict[str, Metrics]],
         weights: dict[str, Tensor],
-        predictions: Iterable[tuple[str, str]] = (),
-    ) -> Path:
-        """Write a cell's files, `record.json` last, and return its folder.
+        predictions: bytes = b"",
+    ) -> Record:
+        """Write a cell's files, `record.json` last, and return the record with their checksums and its folder.
 
         Args:
             record: The content of `record.json`.
             history: Train and validation metrics, one entry per epoch.
             weights: The trained tensors.
-            predictions: True and predicted class of each test image.
+            predictions: The content of the file of predictions.
         """
         folder = self.cell_folder(record.settings)
         folder.mkdir(parents=True, exist_ok=True)
         header = ["epoch", *(f"{split}_{metric}" for split in ("train", "val") for metric in METRICS)]
         epochs = ([row[split][metric] for split in ("train", "val") for metric in METRICS] for row in history)
         _write_csv(folder / HISTORY, header, ([epoch, *values] for epoch, values in enumerate(epochs)))
-        if predictions:
-            _write_csv(folder / PREDICTIONS, ["label", "predicted"], predictions)
-        if weights:
-            from safetensors.torch import save
-
-            contiguous = {name: tensor.contiguous() for name, tensor in weights.items()}
-            with replacing(folder / "weights.safetensors") as temporary:
-                temporary.write_bytes(save(contiguous))
+        contents = {PREDICTIONS: predictions, WEIGHTS: _to_bytes(weights) if weights else b""}
+        for name, content in contents.items():
+            if content:
+                with replacing(folder / name) as temporary:
+                    temporary.write_bytes(content)
+        files = {HISTORY: (folder / HISTORY).read_bytes(), **contents}
+        record = replace(record, files={name: checksum(content) for name, content in files.items() if content})
         with replacing(folder / "record.json") as temporary:
-            content = json.dumps(record.to_json(), indent=2, allow_nan=False)
-            temporary.write_text(f"{content}\n", encoding="utf-8")
-        return folder
+            text = json.dumps(record.to_json(), indent=2, allow_nan=False)
+            temporary.write_text(f"{text}\n", encoding="utf-8")
+        return replace(record, folder=str(folder))
 
 
 def read_records(folder: str | Path) -> list[Record]:
@@ -187,6 +187,12 @@ def read_history(folder: str | Path) -> list[dict[str, Metrics]]:
         return [{split: {name: float(row[f"{split}_{name}"]) for name in METRICS} for split in splits} for row in rows]
     except (OSError, KeyError, TypeError, ValueError, csv.Error):  # removed or incomplete
         return []
+
+
+def _to_bytes(weights: dict[str, Tensor]) -> bytes:
+    from safetensors.torch import save
+
+    return bytes(save({name: tensor.contiguous() for name, tensor in weights.items()}))
 
 
 def _write_csv(path: Path, header: list[str], rows: Iterable[Iterable[Any]]) -> None:

@@ -223,10 +223,10 @@ class Progress:
     Attributes:
         status: `running`, `stopped` early, `diverged`, or `finished` (trained and tested).
         history: `train` and `val` metrics of each epoch.
-        best_epoch: The epoch with the best validation score, counted from 0 (the first one on a tie), or None.
+        best_epoch: The epoch with the best validation score, counted from 0, or None.
         best_state: The trained tensors after that epoch.
         test: Metrics on the test images, after testing.
-        predictions: True and predicted class of every test image, after testing.
+        predictions: What is kept of every image, by split: of `val` after the best epoch, of `test` after testing.
         seconds: Time spent on this cell alone.
     """
 
@@ -235,7 +235,7 @@ class Progress:
     best_epoch: int | None = None
     best_state: dict[str, Tensor] = field(default_factory=dict)
     test: Metrics | None = None
-    predictions: list[tuple[int, int]] = field(default_factory=list)
+    predictions: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     seconds: float = 0.0
 
     @property

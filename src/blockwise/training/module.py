@@ -19,6 +19,7 @@ from blockwise.data.batches import derive_seed
 from blockwise.data.datamodule import Batch
 from blockwise.fast.fusion import can_fuse
 from blockwise.policies import Phase, phases
+from blockwise.recipe.metrics import predictions
 from blockwise.recipe.parameter_groups import OptimizerFactory, parameter_groups
 from blockwise.recipe.recipe import Recipe
 from blockwise.results.record import Metrics
@@ -193,11 +194,14 @@ class BlockwiseModule(L.LightningModule):
         if self.trainer.sanity_checking:
             self._metrics("val")
             return
-        train, val = self._metrics("train"), self._metrics("val")
+        train = self._metrics("train")
+        logits, labels = self._outputs["val"].pop(self._active())
+        val = {index: self.recipe.metrics(values, labels) for index, values in logits.items()}
         for index in self._active():
             progress, network = self.progress[index], self.networks[index]
             if progress.end_epoch(train[index], val[index], self.recipe.patience, self.recipe.select_by):
                 progress.best_state = {name: t.detach().cpu().clone() for name, t in network.trained_state().items()}
+                progress.predictions["val"] = predictions(logits[index], labels)
             values = {"train": train[index], "val": val[index]}
             row = {f"{self.cells[index].key}/{split}_{k}": v for split, m in values.items() for k, v in m.items()}
             for logger in self.loggers:
@@ -228,7 +232,7 @@ class BlockwiseModule(L.LightningModule):
         for index, values in logits.items():
             progress = self.progress[index]
             progress.test = self.recipe.metrics(values, labels)
-            progress.predictions = torch.stack([labels, values.argmax(1)], dim=1).tolist()
+            progress.predictions["test"] = predictions(values, labels)
             progress.status = "finished"
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

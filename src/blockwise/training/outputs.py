@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
 
@@ -10,11 +10,16 @@ import torch
 from torch import Tensor
 
 from blockwise.training.cells import Progress
-from blockwise.training.distributed import gather, rank
+from blockwise.training.distributed import gather, is_distributed, rank
+
+# more images than a batch has
+LARGEST_BATCH = 1 << 32
 
 
 class EpochOutputs:
     """Collects the logits of every cell, and the labels, batch by batch; gathers them from all processes.
+
+    The images are in the order of the data, however many processes share them.
 
     Args:
         num_cells: Number of cells.
@@ -27,10 +32,15 @@ class EpochOutputs:
     def _clear(self) -> None:
         self._logits = [_Rows() for _ in range(self._num_cells)]
         self._labels = _Rows()
+        self._places = _Rows()
+        self._batches = 0
 
     def add_labels(self, labels: Tensor) -> None:
-        """Add the labels of a batch, shape (batch,)."""
+        """Add the labels of a batch, shape (batch,); every process calls this for every batch."""
+        first = self._batches * LARGEST_BATCH
         self._labels.add(labels)
+        self._places.add(torch.arange(first, first + len(labels), device=labels.device))
+        self._batches += 1
 
     def add_logits(self, cell: int, logits: Tensor) -> None:
         """Add the logits of a cell for a batch, shape (batch, classes)."""
@@ -38,23 +48,35 @@ class EpochOutputs:
 
     def pop(self, cells: Sequence[int]) -> tuple[dict[int, Tensor], Tensor]:
         """Return the logits of some cells, shape (images, classes), and the labels, shape (images,); then clear."""
-        logits = {cell: gather(self._logits[cell].all()).float() for cell in cells}
-        labels = gather(self._labels.all())
+        gathered, labels = self._gather(cells)
         self._clear()
-        return logits, labels
+        return {cell: logits.float() for cell, logits in gathered.items()}, labels
 
     def state(self) -> tuple[list[Tensor], Tensor]:
         """Return the logits of every cell and the labels, for a checkpoint."""
-        return [gather(rows.all()).clone() for rows in self._logits], gather(self._labels.all()).clone()
+        logits, labels = self._gather(range(self._num_cells))
+        return [logits[cell].clone() for cell in range(self._num_cells)], labels.clone()
 
     def load_state(self, logits: Sequence[Tensor], labels: Tensor) -> None:
         """Restore what `state` returned, on rank 0 only, since it was gathered from all processes."""
         self._clear()
+        self._batches = 1
         if len(labels) and rank() == 0:
             self._labels.add(labels)
+            self._places.add(torch.arange(len(labels), device=labels.device))
             for rows, values in zip(self._logits, logits, strict=True):
                 if len(values):
                     rows.add(values)
+
+    def _gather(self, cells: Iterable[int]) -> tuple[dict[int, Tensor], Tensor]:
+        """Return logits and labels of all processes, in the order of the data; cells that have stopped have none."""
+        logits = {cell: gather(self._logits[cell].all()) for cell in cells}
+        labels = gather(self._labels.all())
+        if not is_distributed():
+            return logits, labels
+        # each process has every n-th image of a batch, so images at the same place are in the order of processes
+        order = gather(self._places.all()).argsort(stable=True)
+        return {cell: values[order] if len(values) else values for cell, values in logits.items()}, labels[order]
 
 
 class _Rows:

@@ -11,6 +11,7 @@ import lightning as L
 from blockwise.backbone.load import Backbone
 from blockwise.backbone.partition import Partition
 from blockwise.fast.memory import peak_memory_bytes
+from blockwise.results.predictions import to_bytes
 from blockwise.results.provenance import provenance
 from blockwise.results.record import (
     BackboneEntry,
@@ -54,11 +55,11 @@ class Recorder:
 
     def save(self, store: ResultStore, module: BlockwiseModule) -> list[Record]:
         """Write the record, history, predictions and weights of every cell, and return the records."""
-        records = self.records(module)
-        for record, progress in zip(records, module.progress, strict=True):
-            predictions = [(self.classes[label], self.classes[predicted]) for label, predicted in progress.predictions]
-            store.save(record, progress.history, progress.best_state, predictions)
-        return records
+        saved = []
+        for record, progress in zip(self.records(module), module.progress, strict=True):
+            kept = to_bytes(progress.predictions, self.classes) if record.status == "finished" else b""
+            saved.append(store.save(record, progress.history, progress.best_state, kept))
+        return saved
 
     def _record(
         self,

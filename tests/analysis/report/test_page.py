@@ -127,7 +127,8 @@ def test_what_a_grid_lacks_its_report_lacks(tmp_path, records):
 
 def test_damaged_files_beside_a_record_are_left_out(tmp_path):
     save(one_sweep(), tmp_path / "results")
-    for number, path in enumerate(sorted((tmp_path / "results").rglob("*.csv"))):
+    damaged = [path for path in sorted((tmp_path / "results").rglob("*")) if path.suffix in (".csv", ".safetensors")]
+    for number, path in enumerate(damaged):
         path.write_text(["", "epoch,val_top1\n0,x\n", "a,b\n1,2\n", "\0\0"][number % 4])
     text = write_report(read_records(tmp_path / "results"), tmp_path / "report").read_text()
     assert "Confusion matrix of the best cell" not in text

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from blockwise.analysis.summary import Row
 from blockwise.io.files import open_regular
-from blockwise.results.store import PREDICTIONS, read_history
+from blockwise.results.predictions import read_predictions
+from blockwise.results.record import Record
+from blockwise.results.store import read_history
 
 SHOWN = 20
 
 
 def predictions(row: Row) -> pd.DataFrame | None:
     """Return `label` and `predicted` of every test image for all seeds; None if there are no stored predictions."""
-    frames = [frame for record in row.records if (frame := _read(record.folder)) is not None]
+    frames = [frame for record in row.records if (frame := _frame(record)) is not None]
     return pd.concat(frames) if frames else None
 
 
@@ -55,11 +58,17 @@ def _recall(kept: pd.DataFrame) -> pd.Series:
     return (kept["label"] == kept["predicted"]).groupby(kept["label"]).mean()
 
 
-def _read(folder: str | None) -> pd.DataFrame | None:
-    if folder is None:
-        return None
+def _frame(record: Record) -> pd.DataFrame | None:
+    if (kept := read_predictions(record, "test")) is not None:
+        names = np.array(kept.classes, object)
+        return pd.DataFrame({"label": names[kept.label], "predicted": names[kept.predicted]})
+    return None if record.folder is None else _of_first_versions(record.folder)
+
+
+def _of_first_versions(folder: str) -> pd.DataFrame | None:
+    """Return the predictions that earlier versions kept, as names of classes."""
     try:
-        with open_regular(Path(folder, PREDICTIONS)) as file:
+        with open_regular(Path(folder, "predictions.csv")) as file:
             frame = pd.read_csv(file, keep_default_na=False, dtype=str)[["label", "predicted"]]
     except (OSError, ValueError, KeyError):  # missing or truncated
         return None
