@@ -17,6 +17,7 @@ from scipy import stats
 from blockwise.analysis.frame import depth
 from blockwise.analysis.statistics import BASELINES, BEST, LEVEL, PairedTest, paired_tests, quarter_shares
 from blockwise.analysis.summary import Row, Sweep, by_backbone_and_data, by_policy
+from blockwise.analysis.uncertainty import confidence
 from blockwise.results.record import STATIC
 
 Verdict = Literal["supported", "not supported", "not enough data"]
@@ -115,6 +116,9 @@ def differs_between_backbones(sweeps: Sequence[Sweep]) -> Claim:
         p = _permuted(repeated)
         verdict = "supported" if p < LEVEL else "not supported"
         evidence += f"; p = {p:.2g}"
+        if (shared := shared_depth(sweeps)) is not None:
+            evidence += f"; by the validation images, a block at depth {shared:.2f} may be the best of all backbones"
+            verdict = "not supported"
     elif len(counted) > 1:
         evidence += "; runs of more seeds are needed to tell differences between backbones from chance"
     return Claim(
@@ -123,6 +127,25 @@ def differs_between_backbones(sweeps: Sequence[Sweep]) -> Claim:
         evidence,
         verdict,
     )
+
+
+def shared_depth(sweeps: Sequence[Sweep]) -> float | None:
+    """Return a relative depth at which the block may be the best one of all backbones.
+
+    Where there is one, choices that differ may be toss-ups. The sets of blocks that may be the best contain the best
+    block with a probability of 95 % for all sweeps together (Bonferroni's correction).
+
+    Returns:
+        None if the backbones' sets have nothing in common on some data set, or if predictions are missing.
+    """
+    depths = {depth(block, sweep.num_blocks) for sweep in sweeps for block in range(sweep.num_blocks)}
+    shared: dict[str, set[float]] = {}
+    for sweep in sweeps:
+        if (sure := confidence(sweep, 1 - LEVEL / len(sweeps))) is None:
+            return None
+        own = {at for at in depths if str(int(at * sweep.num_blocks)) in sure.scopes}
+        shared[sweep.data] = shared.get(sweep.data, depths) & own
+    return min(shared[sweeps[0].data]) if all(shared.values()) else None
 
 
 def _best_depths(group: Sequence[Sweep]) -> list[float]:

@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
 from blockwise.analysis.summary import PARTS, Row, Sweep
+from blockwise.analysis.uncertainty import confidence
 
 if TYPE_CHECKING:  # the figure of a single sweep must not import pandas
     import pandas as pd
@@ -46,6 +47,10 @@ def _draw_blocks(axes: Axes, sweep: Sweep) -> None:
     rows = sorted(sweep.single_blocks, key=lambda row: row.blocks)
     blocks = [row.blocks[0] for row in rows]
     test, spread = (np.array([100 * (value(row) or 0) for row in rows]) for value in (_test, _spread))
+    if (sure := confidence(sweep)) is not None:
+        for block in map(int, sure.scopes):
+            label = f"may be the best block ({100 * sure.level:.0f} %)"
+            axes.axvspan(block - 0.5, block + 0.5, color=SKY, alpha=0.15, lw=0, label=label)
     axes.fill_between(blocks, test - spread, test + spread, color=BLUE, alpha=0.2, lw=0)
     axes.plot(blocks, test, color=BLUE, marker="o", ms=4, label="block, test")
     axes.plot(

@@ -10,6 +10,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from blockwise.analysis.summary import SELECTED, Row, Sweep
+from blockwise.analysis.uncertainty import Confidence, confidence, gain
 
 
 def sweep_table(sweep: Sweep) -> Table:
@@ -17,9 +18,10 @@ def sweep_table(sweep: Sweep) -> Table:
     head, full, best = sweep.row("head"), sweep.row("full"), sweep.best
     rates = len(sweep.rates) > 1
     seeds = len(sweep.seeds) > 1
+    sure = confidence(sweep)
     table = Table(
         title=sweep.title,
-        caption=_caption(sweep),
+        caption=_caption(sweep, sure),
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -27,15 +29,28 @@ def sweep_table(sweep: Sweep) -> Table:
         pad_edge=False,
     )
     table.add_column("scope", no_wrap=True)
-    headings = ["layers", "quarter", "trainable", "val", "test", "Δ head", "Δ full", "time"]
+    headings = [
+        "layers",
+        "quarter",
+        "trainable",
+        "val",
+        *(["P(best)"] if sure else []),
+        "test",
+        "Δ head",
+        "Δ full",
+        "time",
+    ]
     for heading in [*headings, *(["rate"] if rates else []), *(["seeds"] if seeds else [])]:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in sweep.rows:
-        mark = " *" if best is not None and row.scope == best.scope else ""
+        chosen = best is not None and row.scope == best.scope
+        mark = " *" if chosen else " ~" if sure and row.scope in sure.scopes else ""
         cells = [row.scope + mark, *_cells(row, head, full)]
+        if sure:
+            cells.insert(5, f"{100 * sure.probability[row.scope]:.0f} %" if row.scope in sure.probability else "")
         cells += [f"{row.lr:g}"] if rates else []
         cells += [str(len(row.records))] if seeds else []
-        table.add_row(*cells, style="bold green" if mark else "" if row.records else "dim")
+        table.add_row(*cells, style="bold green" if chosen else "" if row.records else "dim")
     return table
 
 
@@ -76,7 +91,7 @@ def difference(row: Row, baseline: Row | None) -> str:
     return "" if gain is None else f"{100 * gain:+.1f}"
 
 
-def _caption(sweep: Sweep) -> str:
+def _caption(sweep: Sweep, sure: Confidence | None) -> str:
     data, best = sweep.records[0].data, sweep.best
     lines = [
         f"{data.classes} classes, {data.image_size} px; {data.train:,} images to train, {data.val:,} to "
@@ -85,11 +100,32 @@ def _caption(sweep: Sweep) -> str:
     if best is not None:
         by = f"validation {SELECTED[sweep.select_by]}"
         lines.append(f"* best block by {by}; it tests at {percent(best, 'test')}{_verdict(sweep, best)}")
+        if sure is not None:
+            lines.append(_how_sure(best, sure))
     return "\n".join(lines)
 
 
+def _how_sure(best: Row, sure: Confidence) -> str:
+    """Say which other blocks may be the best."""
+    others = [scope for scope in sure.scopes if scope != best.scope]
+    if not others:
+        return f"P(best): {100 * sure.probability[best.scope]:.0f} % sure by the validation images"
+    tossed = "a toss-up: " if 2 * len(sure.scopes) > len(sure.probability) else ""
+    return f"{tossed}~ may be the best block as well; one of * and ~ is, with a probability of {100 * sure.level:.0f} %"
+
+
+def _interval(row: Row, baseline: Row) -> str:
+    found = gain(row, baseline)
+    return "" if found is None else f" [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+
+
 def _verdict(sweep: Sweep, best: Row) -> str:
-    """Return the differences of the best block to the recorded baselines."""
+    """Return the differences of the best block to the recorded baselines, with their 95 % intervals."""
     baselines = (("head only", sweep.row("head")), ("full", sweep.row("full")))
-    differences = [f"{gain} to {name}" for name, row in baselines if (gain := difference(best, row))]
-    return f" ({', '.join(differences)})" if differences else ""
+    differences = [
+        f"{shown} to {name}{_interval(best, row)}"
+        for name, row in baselines
+        if row is not None and (shown := difference(best, row))
+    ]
+    intervals = "; 95 % intervals" if "[" in "".join(differences) else ""
+    return f" ({', '.join(differences)}{intervals})" if differences else ""

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import Logger
 
 from blockwise.analysis.frame import identity
 from blockwise.analysis.summary import Sweep
+from blockwise.analysis.uncertainty import confidence
 from blockwise.errors import InputError, Interrupted
 from blockwise.results.record import SPLITS, Metrics, Record
 from blockwise.results.store import cell_name, sweep_path
@@ -126,7 +127,7 @@ def replay(log: CellLog, history: Sequence[dict[str, Metrics]]) -> None:
 
 
 def final_metrics(record: Record, sweep: Sweep | None) -> dict[str, float]:
-    """Return the summary of a run: metrics at the best epoch, costs, and gains over both baselines.
+    """Return the summary of a run: metrics at the best epoch, costs, gains over both baselines, and how sure it is.
 
     A gain is the test accuracy minus that of `head` or `full` with the same seed, at the baseline's best learning rate.
     """
@@ -139,7 +140,17 @@ def final_metrics(record: Record, sweep: Sweep | None) -> dict[str, float]:
         row = sweep.row(baseline) if sweep else None
         if "test/top1" in summary and row is not None and record.seed in row.seeds:
             summary[f"gain/{baseline}"] = summary["test/top1"] - row.mean("test", seeds={record.seed})
-    return summary
+    return {**summary, **_how_sure(record, sweep)}
+
+
+def _how_sure(record: Record, sweep: Sweep | None) -> dict[str, float]:
+    """Return how likely a block is to be the best one, at the rate that was chosen for it."""
+    row = sweep.row(record.cell.scope) if sweep else None
+    if sweep is None or row is None or row.lr != record.lr or (sure := confidence(sweep)) is None:
+        return {}
+    if (probability := sure.probability.get(row.scope)) is None:
+        return {}
+    return {"choice/p_best": probability, "choice/may_be_best": float(row.scope in sure.scopes)}
 
 
 def describe(record: Record) -> dict[str, Any]:
@@ -168,8 +179,8 @@ class LightningLog:
         self._logger.save()
 
     def finish(self, status: str, final: dict[str, float]) -> None:
-        """Log the test metrics and gains at the step of the best epoch, and close the logger."""
+        """Log the test metrics, gains and probability at the step of the best epoch, and close the logger."""
         if "best_epoch" in final:
-            best = {key: value for key, value in final.items() if key.startswith(("test/", "gain/"))}
+            best = {key: value for key, value in final.items() if key.startswith(("test/", "gain/", "choice/"))}
             self._logger.log_metrics(best, step=int(final["best_epoch"]))
         self._logger.finalize("success" if status == "finished" else "failed")

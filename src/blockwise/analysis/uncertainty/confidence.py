@@ -1,0 +1,109 @@
+"""How sure is the choice of a block: how likely is each block to be the best one, and which blocks may be?
+
+Validation scores are estimates from few images, and the highest of twelve estimates is often that of another block than
+the best one.
+
+1. **Noise.** All blocks classify the same images, so their errors are correlated. The covariance of their mean scores
+   is what a paired bootstrap over images converges to (the infinitesimal jackknife; Efron, 2014, "Estimation and
+   accuracy after model selection"). With several seeds, the variance over seeds is added.
+2. **Shrinkage.** The true scores of the blocks have a normal distribution of unknown spread (Efron & Morris, 1975,
+   "Data analysis using Stein's estimator"). The spread is integrated out: scores that differ no more than by noise are
+   taken for nearly equal.
+3. **Probability.** The probability that a block is the best one is its share of draws from this posterior distribution.
+   The set is the smallest one whose probabilities add up to the level.
+
+The bootstrap alone is too sure, since the highest score is also the luckiest. The Model Confidence Set (Hansen, Lunde &
+Nason, 2011) keeps nearly every block. `experiments/selection` compares how often each set contains the best block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from blockwise.analysis.summary import Sweep
+from blockwise.analysis.uncertainty.scores import covariance, image_scores
+
+LEVEL = 0.9
+DRAWS = 10_000
+# standard deviations of the true scores that are considered, in units of their noise
+SPREADS = np.geomspace(0.01, 30, 40)
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """The probability that each block of a sweep is the best one.
+
+    Attributes:
+        probability: Probability of each single block, by scope; highest first.
+        shrunk: The expected validation score of each block relative to the mean of all, by scope.
+        level: The probability of the set of blocks that may be the best.
+    """
+
+    probability: dict[str, float]
+    shrunk: dict[str, float]
+    level: float = LEVEL
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """The smallest set of blocks that contains the best one with this probability, the likeliest first."""
+        total, found = 0.0, []
+        for scope, probability in self.probability.items():
+            if total >= self.level - 1e-9:
+                break
+            found.append(scope)
+            total += probability
+        return tuple(found)
+
+
+def confidence(sweep: Sweep, level: float = LEVEL) -> Confidence | None:
+    """Return how sure the choice of the best block of a sweep is.
+
+    What is certain or not is which of the recorded blocks, at their best learning rates, has the highest score on other
+    images like these; with several seeds, on average over seeds.
+
+    Returns:
+        None if a block has no predictions of validation images (records of earlier versions), if the images of blocks
+        differ, or if there is one image alone.
+    """
+    blocks = sorted(sweep.single_blocks, key=lambda row: row.blocks)
+    scores = image_scores(blocks, "val", sweep.select_by)
+    if not scores or min(len(images) for images in scores) < 2:
+        return None
+    draws = posterior(np.mean([one.mean(0) for one in scores], axis=0), covariance(scores))
+    shares = np.bincount(draws.argmax(1), minlength=len(blocks)) / len(draws)
+    order = np.argsort(-shares, kind="stable")
+    expected = draws.mean(0)
+    return Confidence(
+        {blocks[i].scope: float(shares[i]) for i in order}, {blocks[i].scope: float(expected[i]) for i in order}, level
+    )
+
+
+def posterior(means: np.ndarray, noise: np.ndarray, draws: int = DRAWS) -> np.ndarray:
+    """Return draws of the true scores relative to their mean, shape (draws, rows); the same ones each time.
+
+    Args:
+        means: Mean scores, shape (rows,).
+        noise: Their covariance, shape (rows, rows).
+        draws: Number of draws.
+    """
+    rows = len(means)
+    if rows == 1:
+        return np.zeros((draws, 1))
+    # only differences matter: in the space without their mean, along the axes of the noise, all are independent
+    basis = np.linalg.svd(np.eye(rows) - 1 / rows)[0][:, :-1]
+    variances, axes = np.linalg.eigh(basis.T @ noise @ basis)
+    # blocks that predict the same for every image have no noise
+    variances = np.maximum(variances, max(1e-6 * variances.max(), 1e-18))
+    axes = basis @ axes
+    observed = axes.T @ means
+    prior = (SPREADS[:, None] ** 2) * variances.mean()
+    total = prior + variances
+    likelihood = -0.5 * (observed**2 / total + np.log(total)).sum(1)
+    weights = np.exp(likelihood - likelihood.max())
+    random = np.random.default_rng(0)
+    chosen = random.choice(len(SPREADS), draws, p=weights / weights.sum())
+    shrinkage = (prior / total)[chosen]
+    deviation = np.sqrt(shrinkage * variances)
+    return np.asarray((shrinkage * observed + deviation * random.standard_normal((draws, rows - 1))) @ axes.T)

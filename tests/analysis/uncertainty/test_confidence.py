@@ -1,0 +1,102 @@
+"""The set of blocks that may be the best: it contains the best one as often as it says."""
+
+import numpy as np
+import pytest
+from made_up import sweep_of
+from scipy.stats import norm
+
+from blockwise.analysis.uncertainty import confidence
+from blockwise.analysis.uncertainty.confidence import posterior
+from blockwise.analysis.uncertainty.scores import covariance
+
+BLOCKS = 12
+
+
+def classify(random, accuracies, images):
+    """Return which images each block classifies correctly; some images are hard for all blocks."""
+    difficulty = random.normal(size=(images, 1))
+    own = random.normal(size=(images, len(accuracies)))
+    return norm.ppf(accuracies) + np.sqrt(0.6) * difficulty + np.sqrt(0.4) * own > 0
+
+
+def likely(probabilities, level=0.9):
+    order = np.argsort(-probabilities)
+    return order[: np.searchsorted(np.cumsum(probabilities[order]), level) + 1]
+
+
+@pytest.mark.parametrize(
+    ("images", "spread", "seeds"), [(50, 0.03, 1), (100, 0.01, 1), (100, 0.03, 1), (100, 0.03, 3), (500, 0.03, 1)]
+)
+def test_nine_of_ten_sets_contain_the_best_block(images, spread, seeds):
+    random = np.random.default_rng(images + seeds)
+    found = []
+    for _ in range(150):
+        accuracies = np.clip(0.85 + spread * random.normal(size=BLOCKS), 0.05, 0.99)
+        scores = [
+            classify(random, np.clip(accuracies + 0.02 * (seeds > 1) * random.normal(size=BLOCKS), 0, 0.995), images)
+            for _ in range(seeds)
+        ]
+        scores = [one.astype(float) for one in scores]
+        draws = posterior(np.mean([one.mean(0) for one in scores], axis=0), covariance(scores), 2000)
+        probabilities = np.bincount(draws.argmax(1), minlength=BLOCKS) / len(draws)
+        found.append(accuracies.argmax() in likely(probabilities))
+    assert 0.83 <= np.mean(found) <= 1.0
+
+
+def made_up(folder, accuracies, images=200, seeds=1):
+    random = np.random.default_rng(0)
+    drawn = [classify(random, accuracies, images) for _ in range(seeds)]
+    return sweep_of(folder, {str(block): [one[:, block] for one in drawn] for block in range(len(accuracies))})
+
+
+def test_blocks_that_are_equal_are_all_in_the_set(tmp_path):
+    sure = confidence(made_up(tmp_path, np.full(6, 0.8)))
+    assert len(sure.scopes) >= 4
+    assert sum(sure.probability.values()) == pytest.approx(1)
+    assert max(sure.probability.values()) < 0.7
+
+
+def test_a_block_that_is_far_better_is_alone(tmp_path):
+    sweep = made_up(tmp_path, np.array([0.6, 0.65, 0.95, 0.6]))
+    sure = confidence(sweep)
+    assert sure.scopes == (sweep.best.scope,) == ("2",)
+    assert sure.probability["2"] > 0.99
+    assert confidence(sweep) == sure, "the same each time"
+
+
+def test_seeds_narrow_the_set(tmp_path):
+    accuracies = np.array([0.7, 0.78, 0.8, 0.76, 0.7])
+    one, four = (confidence(made_up(tmp_path / str(seeds), accuracies, 150, seeds)) for seeds in (1, 4))
+    assert len(four.scopes) <= len(one.scopes)
+    assert four.probability["2"] > one.probability["2"]
+
+
+def test_scores_are_shrunk_towards_each_other(tmp_path):
+    sweep = made_up(tmp_path, np.array([0.75, 0.8, 0.82, 0.8]), 60)
+    measured = np.ptp([row.mean("val") for row in sweep.single_blocks])
+    assert np.ptp(list(confidence(sweep).shrunk.values())) < 0.8 * measured
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        {"0": [np.ones(1, bool)], "1": [np.ones(1, bool)]},
+        {"0": [np.ones(9, bool)], "1": [np.ones(8, bool)]},
+    ],
+    ids=["one image", "other images"],
+)
+def test_without_comparable_predictions_there_is_none(tmp_path, right):
+    assert confidence(sweep_of(tmp_path, right)) is None
+
+
+def test_records_without_predictions_have_none(tmp_path):
+    assert confidence(sweep_of(tmp_path, {"0": [np.ones(9, bool)], "1": [np.ones(9, bool)]}, split="test")) is None
+
+
+def test_one_block_is_the_best(tmp_path):
+    assert confidence(sweep_of(tmp_path, {"4": [np.ones(9, bool)]})).probability == {"4": 1.0}
+
+
+def test_blocks_without_any_error_may_all_be_the_best(tmp_path):
+    sure = confidence(sweep_of(tmp_path, {str(block): [np.ones(50, bool)] for block in range(4)}))
+    assert set(sure.scopes) == {"0", "1", "2", "3"}
