@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from grids import BACKBONES, diverged, flat, grid, peaked
+from made_up import sweep_of
 
 from blockwise.analysis.claims import claims
 from blockwise.analysis.summary import sweeps
@@ -102,3 +103,18 @@ def test_equal_accuracies_tie_although_they_went_through_float32():
     best, _, quarter, _ = claims(sweeps(records))
     assert best.evidence.startswith("+0.0 points to head (median of 7 pairs, p = 1)")
     assert "of its blocks 0 of 21 beat both" in quarter.evidence
+
+
+@pytest.mark.parametrize(("margin", "verdict"), [(20, "supported"), (1, "not supported")])
+def test_choices_that_are_toss_ups_are_no_difference_between_backbones(tmp_path, margin, verdict):
+    """In all seeds, the same block of a backbone has the most images right: by many, or by one image."""
+    recorded = []
+    for number in range(3):
+        right = {
+            str(block): [np.arange(50) < 25 + margin * (block == 4 * number) for _ in range(3)] for block in range(12)
+        }
+        recorded.append(sweep_of(tmp_path / str(number), right, backbone=f"net{number:02}"))
+    differs = claims(recorded)[1]
+    assert differs.verdict == verdict
+    assert ("may be the best of all backbones" in differs.evidence) == (margin == 1)
+    assert "p = 0.0" in differs.evidence

@@ -3,8 +3,10 @@
 import csv
 import math
 
+import numpy as np
 import pytest
 from grids import BACKBONES, diverged, flat, grid, peaked, record
+from made_up import sweep_of
 
 from blockwise.analysis import tables
 from blockwise.analysis.statistics import accuracy_matrix, ranks
@@ -84,3 +86,23 @@ def test_files_hold_the_same_for_machines_and_readers(tmp_path):
 @pytest.mark.parametrize(("text", "latex"), [("a_b & 5 %", r"a\_b \& 5 \%"), ("±Δ", r"$\pm$$\Delta$")])
 def test_latex_takes_every_character(text, latex):
     assert tables._latex(text) == latex
+
+
+def test_gains_within_a_data_set_and_how_sure_the_choice_is(tmp_path):
+    random = np.random.default_rng(0)
+    hard = random.random((2, 400))
+    right = {
+        scope: list(hard < accuracy) for scope, accuracy in {"head": 0.7, "3": 0.8, "4": 0.81, "full": 0.82}.items()
+    }
+    sweep = sweep_of(tmp_path / "test", right, split="test")
+    lines = tables.gains_table([sweep]).values.to_dict("records")
+    assert [(line["block"], line["over"], line["seeds"]) for line in lines] == [(4, "head", 2), (4, "full", 2)]
+    assert lines[0]["Δ"] == pytest.approx(sweep.row("4").difference(sweep.row("head")))
+    assert 0 < lines[0]["Δ from"] < lines[0]["Δ"] < lines[0]["Δ to"]
+    assert lines[0]["p"] < 1e-6
+    assert tables.gains_table(sweeps(grid(peaked, backbones=FEW))) is None
+    sure = tables.summary_table([sweep_of(tmp_path / "val", right)])
+    assert set(sure.texts["may be best"].iloc[0].split()) <= {"3", "4"}
+    assert 50 <= int(sure.texts["P(best)"].iloc[0]) <= 100
+    assert "P(best)" in sure.note
+    assert "P(best)" not in tables.summary_table(sweeps(grid(peaked, backbones=FEW))).note

@@ -23,6 +23,7 @@ from blockwise.analysis.statistics import (
     quarter_shares,
 )
 from blockwise.analysis.summary import SELECTED, Row, Sweep, by_policy
+from blockwise.analysis.uncertainty import confidence, gain
 from blockwise.io.names import markdown, printable, spreadsheet
 from blockwise.results.record import STATIC, Record
 
@@ -41,6 +42,8 @@ LATEX = str.maketrans(
         "±": r"$\pm$",
     }
 )
+P_BEST = " P(best): probability that the block is the best one of its sweep, in %, by the validation images."
+MAY_BE_BEST = " May be best: with a probability of 90 %, one of these blocks is the best one."
 INTERVAL = "± is half of the 95 % confidence interval over seeds (Student's t)"
 
 
@@ -92,20 +95,69 @@ def summary_table(sweeps: Sequence[Sweep]) -> ReportTable:
                 "quarter": best and best.records[0].cell.quarter,
                 "Δ head": best and head and best.difference(head),
                 "Δ full": best and full and best.difference(full),
+                **_how_sure(sweep, best),
             }
         )
     note = (
         f"Top-1 test accuracy in %. The best block has the best validation {_selection(sweeps)}. Each scope is shown "
         f"at its best learning rate by validation. Δ: gain in points, over the seeds that both have. {INTERVAL}."
+        f"{_explained(lines)}"
     )
     return _table("summary", "Best block and baselines", note, lines)
+
+
+def _how_sure(sweep: Sweep, best: Row | None) -> dict[str, Any]:
+    """Return how likely the best block is the best one, and the blocks that may be; nothing without predictions."""
+    if best is None or (sure := confidence(sweep)) is None:
+        return {}
+    scopes = sorted(sure.scopes, key=int)
+    return {"P(best)": sure.probability[best.scope], "may be best": " ".join(scopes)}
+
+
+def _explained(lines: Sequence[dict[str, Any]]) -> str:
+    """Explain the columns of `_how_sure` where they are."""
+    columns = {column for line in lines for column in line}
+    return (P_BEST if "P(best)" in columns else "") + (MAY_BE_BEST if "may be best" in columns else "")
+
+
+def gains_table(sweeps: Sequence[Sweep]) -> ReportTable | None:
+    """Return the gains of the best block over `head` and `full` on each data set; None without predictions."""
+    lines = []
+    for sweep in (sweep for sweep in sweeps if sweep.best is not None):
+        best = sweep.best
+        assert best is not None
+        for name in BASELINES:
+            baseline = sweep.row(name)
+            if baseline is None or (found := gain(best, baseline)) is None:
+                continue
+            lines.append(
+                {
+                    **_names(sweep, sweeps),
+                    "block": best.blocks[0],
+                    "over": name,
+                    "seeds": len(best.seeds & baseline.seeds),
+                    "Δ": found.difference,
+                    "Δ from": found.low,
+                    "Δ to": found.high,
+                    "sd, images": found.images,
+                    "sd, seeds": found.seeds,
+                    "p": found.p,
+                }
+            )
+    note = (
+        "Gain of the best block (by validation) on the same test images, in points, with its 95 % interval by paired "
+        "bootstrap over images; with several seeds, it includes the variance over seeds. sd: standard deviation of the "
+        "gain over other images, and over other seeds, in points. p: McNemar's exact test, not corrected for the "
+        "number of lines; with several seeds, twice the median of theirs."
+    )
+    return _table("gains", "Gains within each data set", note, lines) if lines else None
 
 
 def scopes_table(sweeps: Sequence[Sweep]) -> ReportTable:
     """Return one row per scope of each sweep."""
     lines = []
     for sweep in sweeps:
-        head, full = sweep.row("head"), sweep.row("full")
+        head, full, sure = sweep.row("head"), sweep.row("full"), confidence(sweep)
         for row in (row for row in sweep.rows if row.records):
             cell = row.records[0].cell
             lines.append(
@@ -122,10 +174,12 @@ def scopes_table(sweeps: Sequence[Sweep]) -> ReportTable:
                     "Δ head": head and row.difference(head),
                     "Δ full": full and row.difference(full),
                     "seconds": float(sum(record.seconds for record in row.records) / len(row.records)),
+                    **({"P(best)": sure.probability.get(row.scope)} if sure else {}),
                     "depth": depth(row.blocks[0], sweep.num_blocks) if row.scope.isdigit() else None,
                 }
             )
     note = f"Accuracies in %, at the scope's best learning rate by validation. {INTERVAL}. Seconds: mean per cell."
+    note += _explained(lines)
     return _table("scopes", "Every scope", note, lines, hidden=("depth",))
 
 
@@ -335,7 +389,7 @@ def _table(
     bounds = [column for column in values if column.endswith((" low", " high"))]
     shown = [column for column in values if column not in bounds and column not in hidden]
     texts = pd.DataFrame(
-        [{column: _text(column, line[column], line.get(f"{column} high")) for column in shown} for line in lines],
+        [{column: _text(column, line.get(column), line.get(f"{column} high")) for column in shown} for line in lines],
         columns=shown,
     )
     return ReportTable(name, title, note, values[[*shown, *bounds, *hidden]], texts)
@@ -343,7 +397,7 @@ def _table(
 
 # columns that are fractions in files and percentages in texts
 ACCURACIES = {*BASELINES, "best block", "val", "test", "tests at", "its test"}
-SHARES = {"share", "from", "to"}
+SHARES = {"share", "from", "to", "P(best)"}
 
 
 def _text(column: str, value: Any, high: float | None) -> str:
@@ -351,6 +405,8 @@ def _text(column: str, value: Any, high: float | None) -> str:
         return ""
     if column in ACCURACIES:
         return f"{100 * value:.1f}" + (f" ± {100 * (high - value):.1f}" if high is not None else "")
+    if column.startswith("sd, "):
+        return f"{100 * value:.1f}"
     if column in SHARES:
         return f"{100 * value:.0f}"
     if column.startswith("Δ"):

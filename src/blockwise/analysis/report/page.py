@@ -110,6 +110,8 @@ def _with_file_names(pictures: Iterable[Picture]) -> list[Picture]:
 def _tables(recorded: Sequence[Sweep], records: Sequence[Record]) -> Iterator[tables.ReportTable]:
     yield tables.claims_table(recorded)
     yield tables.summary_table(recorded)
+    if (gains := tables.gains_table(recorded)) is not None:
+        yield gains
     yield tables.quarters_table(recorded)
     yield tables.tests_table(recorded)
     if (policies := tables.policies_table(recorded)) is not None:

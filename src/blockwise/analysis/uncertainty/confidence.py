@@ -99,11 +99,12 @@ def posterior(means: np.ndarray, noise: np.ndarray, draws: int = DRAWS) -> np.nd
     axes = basis @ axes
     observed = axes.T @ means
     prior = (SPREADS[:, None] ** 2) * variances.mean()
-    total = prior + variances
-    likelihood = -0.5 * (observed**2 / total + np.log(total)).sum(1)
+    # the noise that all axes have on average decides: many blocks that predict alike would hide that one is far better
+    average = prior + variances.mean()
+    likelihood = -0.5 * (observed**2 / average + np.log(average)).sum(1)
     weights = np.exp(likelihood - likelihood.max())
     random = np.random.default_rng(0)
     chosen = random.choice(len(SPREADS), draws, p=weights / weights.sum())
-    shrinkage = (prior / total)[chosen]
+    shrinkage = (prior / (prior + variances))[chosen]
     deviation = np.sqrt(shrinkage * variances)
     return np.asarray((shrinkage * observed + deviation * random.standard_normal((draws, rows - 1))) @ axes.T)

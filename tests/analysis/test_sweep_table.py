@@ -1,0 +1,58 @@
+"""The table of a sweep says how sure its choice is."""
+
+import numpy as np
+import pytest
+from grids import grid, peaked
+from made_up import sweep_of
+from rich.console import Console
+
+from blockwise.analysis.frame import records_frame
+from blockwise.analysis.summary import sweeps
+from blockwise.analysis.sweep_table import print_table, sweep_table
+
+
+def printed(sweep):
+    console = Console(width=160, record=True)
+    print_table(console, sweep_table(sweep))
+    return " ".join(console.export_text().split())
+
+
+def blocks(*accuracies):
+    hard = np.random.default_rng(0).random(100)
+    own = np.random.default_rng(1).random((100, len(accuracies)))
+    return {"head": [hard < 0.5], **{str(b): [0.8 * hard + 0.2 * own[:, b] < a] for b, a in enumerate(accuracies)}}
+
+
+def test_a_toss_up_is_called_so(tmp_path):
+    sweep = sweep_of(tmp_path, blocks(0.7, 0.71, 0.7, 0.69))
+    text = printed(sweep)
+    assert "P(best)" in text
+    assert "a toss-up: ~ may be the best block as well" in text
+    assert text.count(" ~ ") >= 3
+    assert f"{sweep.best.scope} *" in text
+
+
+def test_a_clear_choice_is_called_so(tmp_path):
+    text = printed(sweep_of(tmp_path, blocks(0.5, 0.9, 0.55)))
+    assert "P(best): 100 % sure by the validation images" in text
+    assert "toss-up" not in text
+
+
+def test_gains_on_test_have_an_interval(tmp_path):
+    text = printed(sweep_of(tmp_path, blocks(0.6, 0.9), split="test"))
+    assert "to head only [+" in text
+    assert "95 % intervals" in text
+    assert "P(best)" not in text, "there are no predictions of validation images"
+
+
+def test_records_of_earlier_versions_have_their_table():
+    text = printed(sweeps(grid(peaked, backbones=["net00"]))[0])
+    assert "P(best)" not in text
+    assert "[" not in text
+
+
+def test_the_data_frame_says_it_as_well(tmp_path):
+    frame = records_frame(sweep_of(tmp_path, blocks(0.5, 0.9, 0.55)).records).set_index("scope")
+    assert frame.loc[["0", "1", "2"], "may_be_best"].tolist() == [False, True, False]
+    assert frame.loc["1", "p_best"] == pytest.approx(1, abs=0.01)
+    assert frame.loc["head", ["p_best", "may_be_best"]].isna().all()
