@@ -109,6 +109,7 @@ def test_overrides_that_do_not_compose(overrides, message):
         ("data.augment=[crop,flip,crop]", r"data.augment lists crop twice"),
         ("data.augment=[[crop,flip]]", r"data.augment has a list in its list, \['crop', 'flip'\]: write all names"),
         ("data.augment=[{brightness:1}]", r"data.augment: {'brightness': 1} has no _target_: name a transform"),
+        ("data.split_seed=-1", "data.split_seed=-1 must be an integer of at least 0, or null"),
         ("data.mixup=-0.2", "data.mixup=-0.2 must be a number of at least 0"),
         ("data.cutmix=on", "data.cutmix=on must be a number of at least 0"),
         ("data.sampler=balance", r"data.sampler=balance is unknown: choose shuffle or balanced.*'balanced'"),

@@ -11,7 +11,7 @@ from blockwise.config.compose import compose_config
 from blockwise.data import BlockwiseDataModule, Digits
 from blockwise.partition import AutoPartitioner, LayerPartitioner, UnitPartitioner
 from blockwise.results.finished import run_key
-from blockwise.results.store import settings_hash
+from blockwise.results.store import settings_hash, sweep_hash
 from blockwise.study.settings import describe_data, partition_settings
 from blockwise.study.study import Study
 
@@ -40,6 +40,7 @@ def default(tmp_path_factory):
         "data.mixup=0.2",
         "data.cutmix=1",
         "data.sampler=balanced",
+        "data.split_seed=0",
         "data.image_size=40",
         "data.crop_pct=0.9",
         "data.test_per_class=4",
@@ -88,6 +89,21 @@ def test_what_changes_the_result_is_covered(small, console, default, override):
 )
 def test_what_changes_nothing_is_not(small, console, default, override):
     assert default == settings(small(override), console)
+
+
+def test_seeds_may_share_a_split(small, console):
+    def names(*overrides):
+        study = Study.from_config(small(*overrides), console)
+        splits = study.data.module.splits
+        return [[s.name for s in split] for split in (splits.train, splits.val, splits.test)], sweep_hash(
+            study.settings
+        )
+
+    split, sweep = names("seed=0")
+    shared = [names(f"seed={seed}", "data.split_seed=0") for seed in (0, 1)]
+    assert [one for one, _ in shared] == [split, split]
+    assert len({sweep, *(key for _, key in shared)}) == 2, "one sweep with a shared split, another one without"
+    assert names("seed=1")[0] != split
 
 
 @pytest.mark.parametrize(

@@ -290,6 +290,7 @@ OF_SOME = frozenset(
         "data.mixup",
         "data.cutmix",
         "data.sampler",
+        "data.split_seed",
         *LIMITS,
     }
 )
@@ -342,6 +343,7 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "data.train_per_class": partial(_whole, least=2, optional=True),
     "data.val_per_class": partial(_whole, least=1, optional=True),
     "data.test_per_class": partial(_whole, least=1, optional=True),
+    "data.split_seed": partial(_whole, least=0, most=MAX_SEED, optional=True),
     "optimizer.lr": _rates,
     "optimizer.block_lr": partial(_number, optional=True),
     "optimizer.weight_decay": partial(_number, zero=True),

@@ -139,6 +139,8 @@ def make_data(cfg: DictConfig, images: ImageSpec) -> StudyData:
         InputError: The data set is missing or too small, or a transform or a data module cannot be used.
     """
     settings = plain(cfg)["data"]
+    if settings.get("split_seed") is not None:
+        settings["source"]["seed"] = settings["split_seed"]
     source = instantiate("data.source", settings["source"])
     if isinstance(source, L.LightningDataModule):
         check_data(source)

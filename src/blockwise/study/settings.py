@@ -88,6 +88,7 @@ def _data_settings(settings: Mapping[str, Any], data: StudyData) -> dict[str, An
     images = module.images
     return {
         **{key: settings[key] for key in DATA},
+        **({} if settings.get("split_seed") is None else {"split_seed": settings["split_seed"]}),
         **_training_batches(module),
         "fingerprint": module.splits.fingerprint,
         "image_size": images.size,
