@@ -3,8 +3,8 @@
     python experiments/selection/simulate.py           # some minutes on one core; needs `pip install arch`
 
 Twelve blocks classify the same validation images; some images are hard for all of them (a probit model, in which the
-difficulty of an image explains 60 % of the variance). Their true accuracies have a mean of 85 % and a standard deviation
-of `spread`: independent, or smooth over depth. Three sets with a nominal level of 90 % are compared:
+difficulty of an image explains 60 % of the variance). Their true accuracies have a mean of 85 % and a standard
+deviation of `spread`: independent, or smooth over depth. Three sets with a nominal level of 90 % are compared:
 
 - `ours`: `blockwise.analysis.uncertainty.confidence`.
 - `bootstrap`: the smallest set whose shares of 1,000 paired bootstrap samples in which a block has the highest accuracy

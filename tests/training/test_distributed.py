@@ -29,14 +29,17 @@ def kept(folder):
     return {path.parent.parent.name: path for path in sorted(folder.rglob("record.json"))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "multirun",
     [
-        pytest.param([], id="one run"),
-        *(
-            pytest.param(["-m", "seed=0,1", *launcher], marks=pytest.mark.slow, id=name)
-            for name, launcher in (("basic", []), ("ray", RAY), ("submitit", ["hydra/launcher=submitit_local"]))
-        ),
+        pytest.param(options, id=name)
+        for name, options in (
+            ("one run", []),
+            ("basic", ["-m", "seed=0,1"]),
+            ("ray", ["-m", "seed=0,1", *RAY]),
+            ("submitit", ["-m", "seed=0,1", "hydra/launcher=submitit_local"]),
+        )
     ],
 )
 def test_two_processes_give_the_weights_of_one(small, small_overrides, console, tmp_path, multirun):
