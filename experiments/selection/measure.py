@@ -5,8 +5,7 @@
 
 `images=` chooses numbers of labelled images per class, of which half validate; `splits=` the number of seeds; `models=`
 backbones; `weights.<model>=` a checkpoint. Further arguments are overrides of the config. Cells with a record are
-skipped. After each sweep, `results/` is brought up to date: one file per data set and number of images. `analyse.py`
-makes the tables.
+skipped. After each sweep, `results/` is brought up to date: one file per data set and number of images.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def test_the_best_block_is_chosen_on_validation():
 def test_the_table_shows_differences_to_both_baselines():
     lines = {line.split()[0]: line for line in printed(SWEEP).splitlines() if line.strip()}
     assert re.search(r"1 \*\s+1-1\s+1\s+105,000\s+90\.0\s+88\.0\s+\+7\.0\s+\+27\.0\s+11\.0 s", lines["1"])
-    assert "* best block by validation accuracy; it tests at 88.0 (+7.0 to head only, +27.0 to full)" in " ".join(
+    assert "* best block by validation accuracy; test accuracy 88.0 (+7.0 over head only, +27.0 over full)" in " ".join(
         printed(SWEEP).split()
     )
 

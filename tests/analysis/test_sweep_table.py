@@ -27,21 +27,21 @@ def test_a_toss_up_is_called_so(tmp_path):
     sweep = sweep_of(tmp_path, blocks(0.7, 0.71, 0.7, 0.69))
     text = printed(sweep)
     assert "P(best)" in text
-    assert "a toss-up: ~ may be the best block as well" in text
+    assert "no clear best block: ~ may also be the best block; P(best) of the blocks marked * or ~ is " in text
     assert text.count(" ~ ") >= 3
     assert f"{sweep.best.scope} *" in text
 
 
 def test_a_clear_choice_is_called_so(tmp_path):
     text = printed(sweep_of(tmp_path, blocks(0.5, 0.9, 0.55)))
-    assert "P(best): 100 % sure by the validation images" in text
-    assert "toss-up" not in text
+    assert "P(best) of this block is 100 %, by the validation images" in text
+    assert "no clear" not in text
 
 
 def test_gains_on_test_have_an_interval(tmp_path):
     text = printed(sweep_of(tmp_path, blocks(0.6, 0.9), split="test"))
-    assert "to head only [+" in text
-    assert "95 % intervals" in text
+    assert "over head only [+" in text
+    assert "95 % intervals over test images)" in text
     assert "P(best)" not in text, "there are no predictions of validation images"
 
 

@@ -49,7 +49,7 @@ def _draw_blocks(axes: Axes, sweep: Sweep) -> None:
     test, spread = (np.array([100 * (value(row) or 0) for row in rows]) for value in (_test, _spread))
     if (sure := confidence(sweep)) is not None:
         for block in map(int, sure.scopes):
-            label = f"may be the best block ({100 * sure.level:.0f} %)"
+            label = f"one of these is the best block ({100 * sure.level:.0f} %)"
             axes.axvspan(block - 0.5, block + 0.5, color=SKY, alpha=0.15, lw=0, label=label)
     axes.fill_between(blocks, test - spread, test + spread, color=BLUE, alpha=0.2, lw=0)
     axes.plot(blocks, test, color=BLUE, marker="o", ms=4, label="block, test")

@@ -99,7 +99,7 @@ def _caption(sweep: Sweep, sure: Confidence | None) -> str:
     ]
     if best is not None:
         by = f"validation {SELECTED[sweep.select_by]}"
-        lines.append(f"* best block by {by}; it tests at {percent(best, 'test')}{_verdict(sweep, best)}")
+        lines.append(f"* best block by {by}; test accuracy {percent(best, 'test')}{_verdict(sweep, best)}")
         if sure is not None:
             lines.append(_how_sure(best, sure))
     return "\n".join(lines)
@@ -109,9 +109,10 @@ def _how_sure(best: Row, sure: Confidence) -> str:
     """Say which other blocks may be the best."""
     others = [scope for scope in sure.scopes if scope != best.scope]
     if not others:
-        return f"P(best): {100 * sure.probability[best.scope]:.0f} % sure by the validation images"
-    tossed = "a toss-up: " if 2 * len(sure.scopes) > len(sure.probability) else ""
-    return f"{tossed}~ may be the best block as well; one of * and ~ is, with a probability of {100 * sure.level:.0f} %"
+        return f"P(best) of this block is {100 * sure.probability[best.scope]:.0f} %, by the validation images"
+    unclear = "no clear best block: " if 2 * len(sure.scopes) > len(sure.probability) else ""
+    total = sum(sure.probability[scope] for scope in {best.scope, *sure.scopes})
+    return f"{unclear}~ may also be the best block; P(best) of the blocks marked * or ~ is {100 * total:.0f} % together"
 
 
 def _interval(row: Row, baseline: Row) -> str:
@@ -123,9 +124,10 @@ def _verdict(sweep: Sweep, best: Row) -> str:
     """Return the differences of the best block to the recorded baselines, with their 95 % intervals."""
     baselines = (("head only", sweep.row("head")), ("full", sweep.row("full")))
     differences = [
-        f"{shown} to {name}{_interval(best, row)}"
+        f"{shown} over {name}{_interval(best, row)}"
         for name, row in baselines
         if row is not None and (shown := difference(best, row))
     ]
-    intervals = "; 95 % intervals" if "[" in "".join(differences) else ""
+    seeds = " and seeds" if len(sweep.seeds) > 1 else ""
+    intervals = f"; 95 % intervals over test images{seeds}" if "[" in "".join(differences) else ""
     return f" ({', '.join(differences)}{intervals})" if differences else ""

@@ -148,7 +148,7 @@ def gains_table(sweeps: Sequence[Sweep]) -> ReportTable | None:
         "Gain of the best block (by validation) on the same test images, in points, with its 95 % interval by paired "
         "bootstrap over images; with several seeds, it includes the variance over seeds. sd: standard deviation of the "
         "gain over other images, and over other seeds, in points. p: McNemar's exact test, not corrected for the "
-        "number of lines; with several seeds, twice the median of theirs."
+        "number of lines; with several seeds, twice the median of their p-values."
     )
     return _table("gains", "Gains within each data set", note, lines) if lines else None
 
