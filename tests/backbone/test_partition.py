@@ -178,3 +178,8 @@ def test_options_that_do_not_fit_are_refused(make, message, stub, stub_layers):
 def test_a_network_without_parameters_is_refused():
     with pytest.raises(InputError, match="nothing to fine-tune"):
         LayerPartitioner()(record_layers(nn.Sequential(nn.ReLU()), torch.zeros(1, 3)), NOTHING)
+
+
+def test_of_one_block_there_is_no_range_to_choose_from():
+    with pytest.raises(InputError, match=r"the backbone has 1 weighted layer, so choose 1$"):
+        merge([0], [], 2, "layers", "weighted layers")

@@ -172,10 +172,10 @@ def merge(starts: Sequence[int], layers: Sequence[Layer], num: int, balance: Wei
         InputError: `num` is not an integer from 1 to the number of runs.
     """
     if isinstance(num, bool) or not isinstance(num, int) or not 1 <= num <= len(starts):
-        raise InputError(
-            f"partition.num_blocks={num} does not fit: the backbone has {len(starts)} {what}, so choose 1 to "
-            f"{len(starts)}" + (f", or null to keep every {what[:-1]}" if what in ("segments", "units") else "")
-        )
+        most = len(starts)
+        has, range_ = (f"{most} {what}", f"1 to {most}") if most > 1 else (f"1 {what.removesuffix('s')}", "1")
+        every = f", or null to keep every {what[:-1]}" if most > 1 and what in ("segments", "units") else ""
+        raise InputError(f"partition.num_blocks={num} does not fit: the backbone has {has}, so choose {range_}{every}")
     weights = [sum(_weight(layer, balance) for layer in layers[a : b + 1]) for a, b in spans_from(starts, len(layers))]
     sums = np.concatenate([[0.0], np.cumsum(weights, dtype=float)])
     sums /= max(sums[-1], 1.0)
