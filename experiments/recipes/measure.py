@@ -95,8 +95,7 @@ def table(folder: Path) -> str:
         for choice, rates in CHOICES.items():
             of_scope = {scope: best(records, scope, rates) for scope in {record.cell.scope for record in records}}
             blocks = [record for scope, record in of_scope.items() if scope.isdigit() and record is not None]
-            # on a tie the block closer to the head, as everywhere
-            block = max(blocks, key=lambda record: (record.score("val"), record.block))
+            block = max(blocks, key=lambda record: (record.selection_score, record.block))
             head, full = of_scope["head"], of_scope["full"]
             gain = 100 * (block.score("test") - full.score("test")) if full else float("nan")
             shown = f"{percent(block)} (block {block.cell.scope})"
@@ -107,7 +106,7 @@ def table(folder: Path) -> str:
 def best(records: Sequence[Record], scope: str, rates: Sequence[float]) -> Record | None:
     """Return the record of a scope at the rate with the best validation accuracy; None if all diverged."""
     tried = [r for r in records if r.cell.scope == scope and r.lr in rates and r.status == "finished"]
-    return max(tried, key=lambda record: record.score("val"), default=None)
+    return max(tried, key=lambda record: record.selection_score, default=None)
 
 
 def percent(record: Record | None) -> str:

@@ -139,7 +139,7 @@ def test_retraining_replaces_the_record_and_plan_trains_nothing(backbone, partit
 def test_the_best_blocks_are_trained_together(backbone, partition, tmp_path):
     *single, top = train_scopes(backbone, partition, ["all", "top2"], make_loaders(), results_dir=tmp_path, **QUICK)
     blocks = [record for record in single if record.block is not None]
-    best = sorted(blocks, key=lambda r: (-r.score("val"), -r.block))[:2]
+    best = sorted(blocks, key=lambda r: (r.score("val"), -r.score("val", "loss"), r.block))[-2:]
     assert top.cell.blocks == tuple(sorted(r.block for r in best))
 
 

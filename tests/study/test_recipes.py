@@ -119,10 +119,10 @@ def test_select_by(small, console):
         )
         with Path(record.folder, "history.csv").open() as file:
             names, *rows = [line.strip().split(",") for line in file]
-        values = [float(row[names.index(f"val_{metric}")]) for row in rows]
-        best = min(values) if metric == "loss" else max(values)
-        assert record.best_epoch == values.index(best)
-        assert record.metrics.val[metric] == pytest.approx(best)
+        val = [{name: float(row[names.index(f"val_{name}")]) for name in ("top1", "macro_f1", "loss")} for row in rows]
+        scores = [(-v["loss"], v["top1"]) if metric == "loss" else (v[metric], -v["loss"]) for v in val]
+        assert record.best_epoch == scores.index(max(scores)), "of equals, the one with the lowest loss"
+        assert record.metrics.val[metric] == pytest.approx(val[record.best_epoch][metric])
         assert record.select_by == metric
 
 
