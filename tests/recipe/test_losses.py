@@ -75,6 +75,7 @@ def test_balanced_weights_are_scikit_learns():
         (lambda: check_loss(CrossEntropy(class_weights="balanced"), 3), "needs to know the training images"),
         (lambda: check_loss(lambda logits: logits, 3), "cannot be called with logits and labels"),
         (lambda: check_loss(lambda logits, labels: logits, 3), "must return a scalar"),
+        (lambda: check_loss(torch.nn.CrossEntropyLoss(reduction="sum"), 3), "is a sum over images"),
         (lambda: check_loss(torch.nn.MultiMarginLoss(), 3, mixed=True), "probabilities of mixed labels"),
     ],
 )

@@ -105,18 +105,22 @@ def check_loss(loss: object, classes: int, *, mixed: bool = False) -> None:
     """Check a loss on two images.
 
     Raises:
-        InputError: It cannot be called with logits and labels, or does not return a scalar with a gradient.
+        InputError: It cannot be called with logits and labels, does not return a scalar with a gradient, or is a sum
+            over images: then the gradient would depend on the size of the batch, and be wrong on several devices.
     """
     logits = torch.zeros(2, classes, requires_grad=True)
     labels = torch.full((2, classes), 1 / classes) if mixed else torch.zeros(2, dtype=torch.long)
     kind = "probabilities of mixed labels" if mixed else "labels"
     try:
         value = loss(logits, labels)  # type: ignore[operator]
+        twice = loss(torch.cat([logits, logits]), torch.cat([labels, labels]))  # type: ignore[operator]
     except Exception as error:  # a loss may be the user's own
         reason = first_line(error)
         raise InputError(f"the loss cannot be called with logits and {kind} ({reason}): check the loss") from error
     if not isinstance(value, Tensor) or value.ndim or not value.requires_grad:
         raise InputError("the loss must return a scalar tensor that depends on the logits")
+    if float(value.detach()) and torch.allclose(twice, 2 * value):
+        raise InputError("the loss is a sum over images: it must be a mean (reduction=mean)")
 
 
 def _tensor(weights: Weights, like: Tensor) -> Tensor | None:
