@@ -21,11 +21,11 @@ import pandas as pd
 from arch.bootstrap import MCS
 from scipy.stats import norm
 
-from blockwise.analysis.uncertainty.confidence import posterior
-from blockwise.analysis.uncertainty.scores import covariance
+from blockwise.analysis.uncertainty.confidence import from_scores
 
 HERE = Path(__file__).parent
 BLOCKS, TIMES, LEVEL = 12, 300, 0.9
+SCOPES = [str(block) for block in range(BLOCKS)]
 SMOOTH = np.linalg.cholesky(
     np.exp(-0.5 * ((np.arange(BLOCKS)[:, None] - np.arange(BLOCKS)) / 2.5) ** 2) + 0.1 * np.eye(BLOCKS)
 )
@@ -65,7 +65,6 @@ def compare(random: np.random.Generator, images: int, spread: float, smooth: boo
 
 def sets(random: np.random.Generator, scores: np.ndarray) -> dict[str, set[int]]:
     """Return the sets of blocks; scores have shape (images, blocks)."""
-    draws = posterior(scores.mean(0), covariance([scores]), 2000)
     weights = random.multinomial(len(scores), np.full(len(scores), 1 / len(scores)), 1000) / len(scores)
     sampled = weights @ scores
     tied = sampled >= sampled.max(1, keepdims=True) - 1e-9
@@ -74,7 +73,7 @@ def sets(random: np.random.Generator, scores: np.ndarray) -> dict[str, set[int]]
     mcs = MCS(losses, 1 - LEVEL, reps=1000, block_size=1, method="max", bootstrap="circular", seed=0)
     mcs.compute()
     return {
-        "ours": smallest(np.bincount(draws.argmax(1), minlength=BLOCKS) / len(draws)),
+        "ours": set(map(int, from_scores(SCOPES, [scores], LEVEL, draws=2000).scopes)),
         "bootstrap": smallest((tied / tied.sum(1, keepdims=True)).mean(0)),
         "MCS": set(map(int, mcs.included)),
     }

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
-from io import TextIOWrapper
+from io import StringIO, TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,14 +124,13 @@ class ResultStore:
         folder.mkdir(parents=True, exist_ok=True)
         header = ["epoch", *(f"{split}_{metric}" for split in ("train", "val") for metric in METRICS)]
         epochs = ([row[split][metric] for split in ("train", "val") for metric in METRICS] for row in history)
-        _write_csv(folder / HISTORY, header, ([epoch, *values] for epoch, values in enumerate(epochs)))
-        contents = {PREDICTIONS: predictions, WEIGHTS: _to_bytes(weights) if weights else b""}
+        curves = _to_csv(header, ([epoch, *values] for epoch, values in enumerate(epochs)))
+        contents = {HISTORY: curves, PREDICTIONS: predictions, WEIGHTS: _to_bytes(weights) if weights else b""}
         for name, content in contents.items():
             if content:
                 with replacing(folder / name) as temporary:
                     temporary.write_bytes(content)
-        files = {HISTORY: (folder / HISTORY).read_bytes(), **contents}
-        record = replace(record, files={name: checksum(content) for name, content in files.items() if content})
+        record = replace(record, files={name: checksum(content) for name, content in contents.items() if content})
         with replacing(folder / "record.json") as temporary:
             text = json.dumps(record.to_json(), indent=2, allow_nan=False)
             temporary.write_text(f"{text}\n", encoding="utf-8")
@@ -195,8 +194,7 @@ def _to_bytes(weights: dict[str, Tensor]) -> bytes:
     return bytes(save({name: tensor.contiguous() for name, tensor in weights.items()}))
 
 
-def _write_csv(path: Path, header: list[str], rows: Iterable[Iterable[Any]]) -> None:
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
+def _to_csv(header: list[str], rows: Iterable[Iterable[Any]]) -> bytes:
+    text = StringIO(newline="")
+    csv.writer(text).writerows([header, *rows])
+    return text.getvalue().encode()

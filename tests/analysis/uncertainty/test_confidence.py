@@ -6,8 +6,7 @@ from made_up import sweep_of
 from scipy.stats import norm
 
 from blockwise.analysis.uncertainty import confidence
-from blockwise.analysis.uncertainty.confidence import posterior
-from blockwise.analysis.uncertainty.scores import covariance
+from blockwise.analysis.uncertainty.confidence import from_scores
 
 BLOCKS = 12
 
@@ -17,11 +16,6 @@ def classify(random, accuracies, images):
     difficulty = random.normal(size=(images, 1))
     own = random.normal(size=(images, len(accuracies)))
     return norm.ppf(accuracies) + np.sqrt(0.6) * difficulty + np.sqrt(0.4) * own > 0
-
-
-def likely(probabilities, level=0.9):
-    order = np.argsort(-probabilities)
-    return order[: np.searchsorted(np.cumsum(probabilities[order]), level) + 1]
 
 
 @pytest.mark.parametrize(
@@ -37,9 +31,8 @@ def test_nine_of_ten_sets_contain_the_best_block(images, spread, seeds):
             for _ in range(seeds)
         ]
         scores = [one.astype(float) for one in scores]
-        draws = posterior(np.mean([one.mean(0) for one in scores], axis=0), covariance(scores), 2000)
-        probabilities = np.bincount(draws.argmax(1), minlength=BLOCKS) / len(draws)
-        found.append(accuracies.argmax() in likely(probabilities))
+        sure = from_scores([str(block) for block in range(BLOCKS)], scores, draws=2000)
+        found.append(str(accuracies.argmax()) in sure.scopes)
     assert 0.83 <= np.mean(found) <= 1.0
 
 

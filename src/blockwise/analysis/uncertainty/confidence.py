@@ -18,6 +18,7 @@ Nason, 2011) keeps nearly every block. `experiments/selection` compares how ofte
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,12 +72,25 @@ def confidence(sweep: Sweep, level: float = LEVEL) -> Confidence | None:
     scores = image_scores(blocks, "val", sweep.select_by)
     if not scores or min(len(images) for images in scores) < 2:
         return None
-    draws = posterior(np.mean([one.mean(0) for one in scores], axis=0), covariance(scores))
-    shares = np.bincount(draws.argmax(1), minlength=len(blocks)) / len(draws)
-    order = np.argsort(-shares, kind="stable")
-    expected = draws.mean(0)
+    return from_scores([row.scope for row in blocks], scores, level)
+
+
+def from_scores(
+    scopes: Sequence[str], scores: Sequence[np.ndarray], level: float = LEVEL, draws: int = DRAWS
+) -> Confidence:
+    """Return how sure a choice is, given what each image adds to each block's score.
+
+    Args:
+        scopes: Names of the blocks.
+        scores: One array per seed, shape (images, blocks).
+        level: The probability of the set of blocks that may be the best.
+        draws: Number of draws from the posterior distribution.
+    """
+    drawn = posterior(np.mean([one.mean(0) for one in scores], axis=0), covariance(scores), draws)
+    shares = np.bincount(drawn.argmax(1), minlength=len(scopes)) / draws
+    order, expected = np.argsort(-shares, kind="stable"), drawn.mean(0)
     return Confidence(
-        {blocks[i].scope: float(shares[i]) for i in order}, {blocks[i].scope: float(expected[i]) for i in order}, level
+        {scopes[i]: float(shares[i]) for i in order}, {scopes[i]: float(expected[i]) for i in order}, level
     )
 
 
