@@ -125,9 +125,11 @@ class Photographs(Dataset[tuple[Tensor, int]]):
         return self.transforms(pixels), self.samples[index].label
 
 
-def loaders(splits: Splits, images: ImageSpec, batch_size: int, *, decoded: bool) -> dict[str, DataLoader]:
-    """Return a loader per split; files are read by two workers, decoded images by none."""
-    options = {"batch_size": batch_size, "num_workers": 0 if decoded else 2, "persistent_workers": not decoded}
+def loaders(
+    splits: Splits, images: ImageSpec, batch_size: int, *, decoded: bool, workers: int = 2
+) -> dict[str, DataLoader]:
+    """Return a loader per split; files are read by workers, decoded images by none."""
+    options = {"batch_size": batch_size, "num_workers": 0 if decoded else workers, "persistent_workers": not decoded}
     return {
         split: DataLoader(
             Photographs(getattr(splits, split), images, training=split == "train", decoded=decoded),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from blockwise.fast.fusion import can_fuse
+from blockwise.fast.fusion import fusion_for
 from blockwise.fast.memory import keep_freed_memory
 from blockwise.study.study import Study
 from blockwise.training.module import HALF, BlockwiseModule
@@ -30,7 +30,7 @@ class Step:
         classes = len(study.data.classes)
         self._module = BlockwiseModule(study.staged, cells, classes, study.optimizer)
         dtype = HALF.get(study.trainer(logger=False).precision)
-        study.staged.freeze(dtype or torch.float32, fuse=can_fuse())
+        study.staged.freeze(dtype or torch.float32, fuse=fusion_for(torch.device("cpu")))
         self._module.to(memory_format=torch.channels_last).train()
         self._optimizers = self._module.configure_optimizers()
         self._autocast: Any = torch.autocast("cpu", dtype) if dtype else contextlib.nullcontext()

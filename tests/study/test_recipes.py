@@ -74,13 +74,15 @@ def test_two_processes_train_as_one(small, small_overrides, console, tmp_path):
 def test_each_cell_has_its_own_schedule(small, console, monkeypatch):
     """A cell that stops early leaves the rates of the others alone."""
     rates = {}
-    step = BlockwiseModule._step
+    step = BlockwiseModule.training_step
 
-    def watched(self, index, optimizer, batch_idx):
-        rates.setdefault(self.cells[index].key, []).append([group["lr"] for group in optimizer.param_groups])
-        step(self, index, optimizer, batch_idx)
+    def watched(self, batch, batch_idx):
+        for index in self._active():
+            groups = self._steps[index].optimizer.param_groups
+            rates.setdefault(self.cells[index].key, []).append([group["lr"] for group in groups])
+        step(self, batch, batch_idx)
 
-    monkeypatch.setattr(BlockwiseModule, "_step", watched)
+    monkeypatch.setattr(BlockwiseModule, "training_step", watched)
     options = ["trainer.max_epochs=3", "early_stopping.patience=1", "scheduler=cosine", "optimizer.lr=[0.3,1e-3]"]
     partition = ["partition=segment", "partition.num_blocks=3"]
     run(small("block=[0,full]", "select_by=loss", "optimizer.layer_decay=0.5", *options, *partition), console)

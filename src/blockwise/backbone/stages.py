@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,12 +19,12 @@ from blockwise.backbone.partition import Partition
 from blockwise.backbone.tracing import trace
 from blockwise.fast.depthwise import replace_depthwise
 from blockwise.fast.folding import CONVOLUTIONS, called, fold_norms
-from blockwise.fast.fusion import fuse_convolutions
 from blockwise.fast.inplace import allow_inplace, forbid_inplace
 from blockwise.fast.strided import replace_strided
 
 Activations = Mapping[str, Any]
 """The activations at a boundary: the values that later stages need, by name."""
+Fuse = Callable[[fx.GraphModule], None]
 
 
 class CannotStageError(RuntimeError):
@@ -66,13 +66,13 @@ class StagedBackbone(nn.Module):
         self._result = self._outputs[-1][0]
         self.freeze()
 
-    def freeze(self, dtype: torch.dtype = torch.float32, *, fuse: bool = False) -> None:
+    def freeze(self, dtype: torch.dtype = torch.float32, *, fuse: Fuse | None = None) -> None:
         """Rebuild the frozen stages from `stages`, which keep their norms for the cells that train them.
 
         Args:
             dtype: Type of the weights of convolutions and linear layers. Autocast to this type gives the same results;
                 storing the weights in it avoids a cast in each step.
-            fuse: Fuse convolutions with their activations; only on a CPU, see `fusion.can_fuse`.
+            fuse: Fuses the convolutions of a stage with what follows them, for one kind of device.
         """
         self.frozen = nn.ModuleList(_frozen(stage, dtype, fuse=fuse) for stage in self.stages)
         self.eval()
@@ -166,7 +166,7 @@ def stage_backbone(network: nn.Module, partition: Partition, example: Tensor) ->
     return staged
 
 
-def _frozen(stage: nn.Module, dtype: torch.dtype, *, fuse: bool) -> nn.Module:
+def _frozen(stage: nn.Module, dtype: torch.dtype, *, fuse: Fuse | None) -> nn.Module:
     if not isinstance(stage, fx.GraphModule):  # a whole network
         return stage
     folded = fold_norms(stage)
@@ -176,8 +176,8 @@ def _frozen(stage: nn.Module, dtype: torch.dtype, *, fuse: bool) -> nn.Module:
             # only modules that the graph calls directly; copy them, since unfolded ones are shared with the stage
             if type(module) in (*CONVOLUTIONS, nn.Linear):
                 folded.set_submodule(node.target, copy.deepcopy(module).to(dtype))
-    if fuse:
-        fuse_convolutions(folded)
+    if fuse is not None:
+        fuse(folded)
     return folded
 
 

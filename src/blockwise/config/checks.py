@@ -16,7 +16,7 @@ from blockwise.results.record import SELECTIONS
 
 GROUPS = frozenset(
     "model data partition policy optimizer scheduler loss trainer logger freeze early_stopping sweeper checkpoint "
-    "cache".split()
+    "cache gpu".split()
 )
 # as in `data.augment`, `data.datamodule`, `data.decode` and `training.cells`, which import torch: values are checked
 # before it is there
@@ -364,6 +364,9 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "cache.folder": partial(_text, optional=True),
     "cache.max_gb": partial(_number, zero=True),
     "cache.activations_gb": partial(_number, zero=True),
+    "gpu.cells_at_once": partial(_whole, least=0),
+    "gpu.images_gb": partial(_number, zero=True),
+    "gpu.tf32": _flag,
     "trainer.max_epochs": partial(_whole, least=1),
     "trainer.precision": partial(_choice, choices=PRECISIONS),
     "trainer.devices": _devices,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
+from blockwise.data.pixels.on_device import to_device
 from blockwise.errors import InputError, did_you_mean, first_line
 from blockwise.io.targets import instantiate
 
@@ -78,20 +79,22 @@ class Augmentation:
         if not only_moves:
             self._try(side)
 
-    def __call__(self, pixels: Tensor, seeds: Sequence[int]) -> Tensor:
+    def __call__(self, pixels: Tensor, seeds: Sequence[int], places: Tensor | None = None) -> Tensor:
         """Return augmented images, uint8, shape (batch, 3, size, size).
 
         Args:
-            pixels: Decoded images, uint8, shape (batch, 3, side, side).
+            pixels: Decoded images, uint8, shape (images, 3, side, side).
             seeds: One seed per image; none, to cut out the centre alone.
+            places: Which of the images are in the batch; None takes all.
 
         Raises:
             InputError: A transform returns something that is no image.
         """
+        if self._moves and seeds:
+            return crop_and_flip(pixels, self.size, self._moves, seeds, places)
+        pixels = pixels if places is None else pixels[places]
         if not seeds or not self._transforms:
             return self._centre(pixels)
-        if self._moves is not None:
-            return crop_and_flip(pixels, self.size, self._moves, seeds)
         with _own_generators(pixels.device) as seed_all:
             images = []
             for image, seed in zip(pixels, seeds, strict=True):
@@ -123,22 +126,26 @@ class Augmentation:
         return value
 
 
-def crop_and_flip(pixels: Tensor, size: int, names: Sequence[str], seeds: Sequence[int]) -> Tensor:
+def crop_and_flip(
+    pixels: Tensor, size: int, names: Sequence[str], seeds: Sequence[int], places: Tensor | None = None
+) -> Tensor:
     """Return what v2.RandomCrop and v2.RandomHorizontalFlip make of each image under its seed, as one gather.
 
     Args:
-        pixels: Images, shape (batch, 3, side, side); side is at least `size`.
+        pixels: Images, shape (images, 3, side, side); side is at least `size`.
         size: Side of the crops.
         names: `crop` and `flip`, in the order in which they are applied, at most once each.
-        seeds: One seed per image.
+        seeds: One seed per image of the batch.
+        places: Which of the images are in the batch; None takes all.
 
     Returns:
         The crops, shape (batch, 3, size, size); without `crop`, they are the centres.
     """
     generator = torch.Generator()
     draws = [_draw(generator.manual_seed(seed), pixels.shape[-1], size, names) for seed in seeds]
-    gather = gather_rows if pixels.device.type == "cpu" else gather_pixels
-    return gather(pixels, size, draws)
+    if pixels.device.type == "cpu":
+        return gather_rows(pixels if places is None else pixels[places], size, draws)
+    return gather_pixels(pixels, size, draws, places)
 
 
 def _draw(generator: torch.Generator, side: int, size: int, names: Sequence[str]) -> tuple[int, int, bool]:
@@ -154,12 +161,14 @@ def _draw(generator: torch.Generator, side: int, size: int, names: Sequence[str]
     return top, side - size - left if flipped and names[0] == "flip" else left, flipped
 
 
-def gather_pixels(pixels: Tensor, size: int, draws: Sequence[tuple[int, int, bool]]) -> Tensor:
+def gather_pixels(
+    pixels: Tensor, size: int, draws: Sequence[tuple[int, int, bool]], places: Tensor | None = None
+) -> Tensor:
     """Return crops, given top, left and flip of each, by the row and the column of every pixel."""
-    tops, lefts, flips = torch.tensor(draws, device=pixels.device).unsqueeze(-1).unbind(1)
+    tops, lefts, flips = to_device(draws, pixels.device).unsqueeze(-1).unbind(1)
     steps = torch.arange(size, device=pixels.device)
     rows, columns = tops + steps, lefts + torch.where(flips.bool(), size - 1 - steps, steps)
-    images = torch.arange(len(pixels), device=pixels.device)
+    images = torch.arange(len(pixels), device=pixels.device) if places is None else places
     return pixels[images[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 

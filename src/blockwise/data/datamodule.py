@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from blockwise.data.pixels.on_demand import (
     fit_in_memory,
     usual_workers,
 )
+from blockwise.data.pixels.on_device import copy_to_device
 from blockwise.data.resumable import SPLITS, ResumableDataModule
 from blockwise.data.samples import Sample, Source
 from blockwise.errors import InputError, did_you_mean
@@ -55,6 +57,7 @@ class BlockwiseDataModule(ResumableDataModule):
             demand, 0 means as many as there are cores.
         skip_broken: Skip images that cannot be read.
         cache: Disk cache of decoded images for later runs; None caches nothing.
+        gpu_bytes: Keep the decoded images in the memory of a GPU if they take at most this many bytes.
 
     Raises:
         InputError: A split is empty, there is only one class, or the batch size, the augmentation, the mixing or the
@@ -75,6 +78,7 @@ class BlockwiseDataModule(ResumableDataModule):
         num_workers: int = 0,
         skip_broken: bool = False,
         cache: PixelCache | None = None,
+        gpu_bytes: int = 0,
     ) -> None:
         super().__init__()
         with remembering(None if cache is None else cache.folder):
@@ -84,6 +88,9 @@ class BlockwiseDataModule(ResumableDataModule):
         self.num_workers = num_workers
         self.skip_broken = skip_broken
         self.cache = cache
+        self._gpu_bytes = gpu_bytes
+        self._on_gpu: Tensor | None = None
+        self._places: dict[str, Pixels] = {}
         self.skipped: list[str] = []
         self._decoded: dict[str, _Images] = {}
         self.seed = seed
@@ -118,9 +125,19 @@ class BlockwiseDataModule(ResumableDataModule):
         return round(self.images.size / self.images.crop_pct)
 
     def setup(self, stage: str | None = None) -> None:
-        """Decode all images, unless `decode` has been called already."""
+        """Decode all images, unless `decode` has been called already; copy them to the GPU if there is one."""
         del stage
         self.decode()
+        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        if device.type == "cuda" and self._bytes() <= self._gpu_bytes and not self.on_demand:
+            splits = {split: images.pixels for split, images in self._decoded.items()}
+            self._on_gpu, places = copy_to_device(list(splits.values()), device)
+            self._places = dict(zip(splits, places, strict=True))
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Remove the images from the GPU."""
+        del stage
+        self._on_gpu, self._places = None, {}
 
     def decode(self, begin: Callable[[int], Callable[[], None]] = lambda _total: lambda: None) -> None:
         """Decode all images; later calls do nothing.
@@ -141,7 +158,8 @@ class BlockwiseDataModule(ResumableDataModule):
             pixels, reasons = self._decode(samples, side, report)
             broken += [(samples[index].name, reason) for index, reason in sorted(reasons.items())]
             labels = np.array([sample.label for sample in samples])
-            self._decoded[split] = _Images(pixels, labels, np.delete(np.arange(len(samples)), list(reasons)))
+            kept = np.delete(np.arange(len(samples)), list(reasons))
+            self._decoded[split] = _Images(pixels, labels[kept], kept)
         self.skipped = [name for name, _ in broken]
         self._check(broken)
         trained = set(self._decoded["train"].labels.tolist())
@@ -253,6 +271,8 @@ class BlockwiseDataModule(ResumableDataModule):
     def _loader(self, split: str, batches: Sampler[Draw]) -> DataLoader[Drawn]:
         images = self._decoded[split]
         workers = self._workers() if isinstance(images.pixels, OnDemand) else self.num_workers
+        if split in self._places:
+            images, workers = _Images(self._places[split], images.labels, images.kept), 0
         return DataLoader(
             images,
             sampler=batches,
@@ -266,7 +286,9 @@ class BlockwiseDataModule(ResumableDataModule):
         """Augment, normalise and mix a batch after it was moved to the device as uint8."""
         del dataloader_idx
         pixels, labels, seeds, *mixing = batch
-        images = normalise(self._augment(pixels, seeds), self.images)
+        # of images that are on the GPU already, a batch has the places
+        pixels, places = (pixels, None) if self._on_gpu is None else (self._on_gpu, pixels)
+        images = normalise(self._augment(pixels, seeds, places), self.images)
         if not mixing:
             return images, labels
         seed, partners = mixing[0]
@@ -276,11 +298,16 @@ class BlockwiseDataModule(ResumableDataModule):
 
 def normalise(pixels: Tensor, images: ImageSpec) -> Tensor:
     """Return normalised images, float32 in channels-last format, from uint8 pixels, shape (batch, 3, size, size)."""
-    mean = torch.tensor(images.mean, device=pixels.device).view(1, -1, 1, 1)
-    std = torch.tensor(images.std, device=pixels.device).view(1, -1, 1, 1)
+    mean, std = (_per_channel(values, pixels.device) for values in (images.mean, images.std))
     # in place: a batch of floats is large, and new memory for each step took half of the time
     floats = pixels.to(torch.float32, copy=True).div_(255).sub_(mean).div_(std)
     return floats.contiguous(memory_format=torch.channels_last)
+
+
+@cache
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return one number per channel; once per device, since a copy to a GPU waits for it."""
+    return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
 class _Images(Dataset[Drawn]):
@@ -288,7 +315,7 @@ class _Images(Dataset[Drawn]):
 
     def __init__(self, pixels: Pixels, labels: np.ndarray, kept: np.ndarray) -> None:
         self.pixels = pixels
-        self.labels = labels[kept]
+        self.labels = labels
         self.kept = kept
 
     def __len__(self) -> int:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from blockwise.data.pixels.on_device import to_device
+
 
 @dataclass(frozen=True)
 class Mix:
@@ -61,7 +63,7 @@ def mix_batch(images: Tensor, labels: Tensor, partners: Sequence[int], classes: 
         The mixed images, shape (len(partners), 3, size, size), and the probabilities of the classes, float32, shape
         (len(partners), classes).
     """
-    index = torch.tensor(partners, dtype=torch.long, device=images.device)
+    index = to_device(list(partners), images.device, torch.long)
     own, known = images[: len(index)], one_hot(labels, classes).float()
     if mix.box is None:
         mixed = _blend(own, images[index], mix.share)

@@ -9,7 +9,7 @@ The operators are the ones that torch.compile uses for inference on a CPU. They 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from blockwise.fast.depthwise import DepthwiseConv2d, is_depthwise, is_simple, put_zeros_between
+from blockwise.fast.epilogue import fuse_epilogues
 from blockwise.fast.folding import called
 from blockwise.fast.inplace import ACTIVATIONS, OverwritingHardtanh
 
@@ -130,6 +131,13 @@ def can_fuse() -> bool:
         return FrozenConv2d(conv, nn.ReLU())(torch.zeros(1, 2, 3, 3)).shape == (1, 2, 3, 3)
     except (AttributeError, RuntimeError):
         return False
+
+
+def fusion_for(device: torch.device) -> Callable[[fx.GraphModule], None] | None:
+    """Return what fuses the convolutions of a stage on a device; None if nothing does."""
+    if device.type == "cuda":
+        return fuse_epilogues
+    return fuse_convolutions if device.type == "cpu" and can_fuse() else None
 
 
 def fuse_convolutions(stage: fx.GraphModule) -> None:

@@ -1,4 +1,4 @@
-"""Properties of the machine: malloc settings, peak memory, bfloat16 support."""
+"""Properties of the machine: malloc settings, peak memory, bfloat16 and TF32."""
 
 from __future__ import annotations
 
@@ -67,3 +67,20 @@ def has_bfloat16() -> bool:
     """Return whether this CPU has instructions for bfloat16; True where PyTorch cannot tell."""
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return supported is None or platform.machine() not in ("x86_64", "AMD64") or supported()
+
+
+@contextmanager
+def allow_tf32(allowed: bool) -> Iterator[None]:  # noqa: FBT001 (the only argument)
+    """Multiply float32 numbers in TF32 on a GPU, or in float32, inside a `with` block.
+
+    PyTorch's default is TF32 for convolutions and float32 for matrices. With TF32, logits differ from those of a CPU by
+    about 0.001; the name of a precision should mean the same on all devices.
+    """
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]

@@ -168,6 +168,7 @@ def _blockwise_module(cfg: DictConfig, source: Source, images: ImageSpec) -> Blo
         num_workers=settings["num_workers"],
         skip_broken=settings["skip_broken"],
         cache=PixelCache(cfg.cache.folder, int(1e9 * cfg.cache.max_gb)) if cached else None,
+        gpu_bytes=int(1e9 * cfg.gpu.images_gb),
     )
 
 

@@ -66,7 +66,7 @@ def config_settings(cfg: dict[str, Any], backbone: Backbone, data: StudyData, pa
         },
         "freeze": freeze_settings(cfg["freeze"]["norm"], backbone.network),
         "early_stopping": cfg["early_stopping"],
-        "trainer": _without(cfg["trainer"], NO_EFFECT),
+        "trainer": {**_without(cfg["trainer"], NO_EFFECT), **({"tf32": True} if cfg["gpu"]["tf32"] else {})},
         "seed": cfg["seed"],
         **recipe_settings(_component(cfg["scheduler"]), _component(cfg["loss"]), cfg["select_by"]),
     }

@@ -7,6 +7,7 @@ records = study.train()            trains the cells without a record, and return
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import lightning as L
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from rich.console import Console
@@ -27,6 +29,7 @@ from blockwise.backbone.stages import StagedBackbone
 from blockwise.config.checks import as_list, check_config
 from blockwise.config.compose import plain
 from blockwise.errors import InputError
+from blockwise.fast.memory import allow_tf32
 from blockwise.policies import STATIC, Phase, Policy, Static, check_policy, phases
 from blockwise.recipe.build import make_recipe
 from blockwise.recipe.losses import check_loss, with_class_counts
@@ -44,7 +47,7 @@ from blockwise.tracking.callback import CellTracking, OpenLog
 from blockwise.tracking.progress import ProgressDisplay
 from blockwise.training.cells import Cell, cell_key, cell_names, saved_key
 from blockwise.training.checkpoints import AtomicCheckpointIO, CheckpointCallback, Checkpoints
-from blockwise.training.distributed import broadcast, init_process_group, rank
+from blockwise.training.distributed import broadcast, init_process_group, is_distributed, rank
 from blockwise.training.module import BlockwiseModule
 from blockwise.training.recorder import Recorder
 from blockwise.training.scopes import Scope, parse_scopes
@@ -76,6 +79,8 @@ class Study:
         recipe: The training recipe.
         checkpoint_minutes: Minutes between checkpoints; None saves only when interrupted.
         keep_bytes: Size of the cache of the frozen stages' output on validation images, in bytes.
+        cells_at_once: Number of cells that train at once on a GPU, as CUDA graphs; 0 trains without graphs.
+        tf32: Multiply float32 numbers in TF32 on a GPU.
         console: Console for messages to the user.
     """
 
@@ -92,6 +97,8 @@ class Study:
     recipe: Recipe = field(default_factory=Recipe)
     checkpoint_minutes: float | None = 1
     keep_bytes: int = 0
+    cells_at_once: int = 4
+    tf32: bool = False
     console: Console = field(default_factory=Console)
 
     def __post_init__(self) -> None:
@@ -171,6 +178,8 @@ class Study:
             recipe=recipe,
             checkpoint_minutes=cfg.checkpoint.every_minutes,
             keep_bytes=int(1e9 * cfg.cache.activations_gb),
+            cells_at_once=cfg.gpu.cells_at_once,
+            tf32=bool(cfg.gpu.tf32),
             console=console,
         )
 
@@ -342,6 +351,34 @@ class Study:
                     wait(self.store.lock(self.cell_settings(cells[0])))
 
     def _train_side_by_side(self, cells: list[Cell]) -> None:
+        """Train cells side by side; if the memory of the GPU runs out, one half of them after the other.
+
+        Raises:
+            InputError: Memory runs out with a single cell, or on several devices.
+        """
+        try:
+            with allow_tf32(self.tf32):
+                self._train_together(cells)
+            return
+        except torch.OutOfMemoryError as error:
+            if len(cells) == 1 or is_distributed():
+                advice = "smaller images" if len(cells) == 1 else f"sweeper.cells_per_job={len(cells) // 2} with -m"
+                raise InputError(
+                    f"the GPU's memory ran out with {len(cells)} cells: choose a smaller data.batch_size or {advice}"
+                ) from error
+        # outside of `except`: the error holds on to what filled the memory
+        gc.collect()
+        torch.cuda.empty_cache()
+        half = (len(cells) + 1) // 2
+        self.console.print(
+            f"the GPU's memory ran out with {len(cells)} cells side by side: training {half} at a time "
+            f"(with -m, sweeper.cells_per_job={half} avoids the attempt)",
+            highlight=False,
+        )
+        for part in (cells[:half], cells[half:]):
+            self._train_side_by_side(part)
+
+    def _train_together(self, cells: list[Cell]) -> None:
         self.data.prepare(self.console)
         counts = self.data.class_counts()
         loss = self.recipe.loss if counts is None else with_class_counts(self.recipe.loss, counts)
@@ -386,6 +423,8 @@ class Study:
             head=self.backbone.head,
             seed=self.settings["seed"],
             keep_bytes=self.keep_bytes,
+            lanes=self.cells_at_once,
+            tell=partial(self.console.print, highlight=False),
         )
 
 

@@ -89,6 +89,7 @@ class CellNetwork(nn.Module):
         scope: The scope of the cell.
         start: The boundary from which the cell continues: before the first stage that trains or has been trained, or at
             the features.
+        phase: What trains, and which blocks have trained.
         own: The cell's stages, by index.
         head: The new classifier.
     """
@@ -136,6 +137,7 @@ class CellNetwork(nn.Module):
             phase: The blocks that train, and whether the head does.
             changed: These blocks, and all that have trained before.
         """
+        self.phase = phase, frozenset(changed)
         parts = [self._trainable[block] for block in phase.blocks]
         names = {name for part in parts for name in part.parameters}
         self._layers = frozenset(name for part in parts for name in part.layers)

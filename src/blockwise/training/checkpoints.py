@@ -41,7 +41,7 @@ class Checkpoints:
         return self.folder / f"{settings_hash({'cells': sorted(cell.saved_key for cell in cells)})}.ckpt"
 
     def find(self, cells: Iterable[Cell]) -> Path | None:
-        """Return the checkpoint with the most steps among those that hold all of these cells; None if there is none."""
+        """Return the checkpoint with the most batches of those that hold all of these cells; None if there is none."""
         wanted = {cell.saved_key for cell in cells}
         candidates = [(step, path) for path, keys, step in self._all() if wanted <= keys]
         return max(candidates)[1] if candidates else None
@@ -53,7 +53,7 @@ class Checkpoints:
                 path.unlink(missing_ok=True)
 
     def _all(self) -> list[tuple[Path, set[str], int]]:
-        """Return path, cell keys and number of steps of each checkpoint that can be read."""
+        """Return path, cell keys and number of batches of each checkpoint that can be read."""
         checkpoints = []
         for path in sorted(self.folder.glob("*.ckpt")):
             try:

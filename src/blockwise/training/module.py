@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -17,16 +16,20 @@ from blockwise.backbone.load import HeadKind
 from blockwise.backbone.stages import Activations, StagedBackbone
 from blockwise.data.batches import derive_seed
 from blockwise.data.datamodule import Batch
-from blockwise.fast.fusion import can_fuse
+from blockwise.fast.fusion import fusion_for
+from blockwise.fast.graphs import CudaGraphs, Graphs
 from blockwise.policies import Phase, phases
 from blockwise.recipe.metrics import predictions
 from blockwise.recipe.parameter_groups import OptimizerFactory, parameter_groups
 from blockwise.recipe.recipe import Recipe
 from blockwise.results.record import Metrics
-from blockwise.training.activation_cache import ActivationCache
 from blockwise.training.cells import Cell, CellNetwork, Progress
-from blockwise.training.distributed import batch_fraction, rank, sum_gradients
+from blockwise.training.distributed import batch_fraction, is_distributed, rank
 from blockwise.training.outputs import Clock, EpochOutputs
+from blockwise.training.step.activation_cache import ActivationCache
+from blockwise.training.step.cell import CellStep
+from blockwise.training.step.graphed import GraphedBatches
+from blockwise.training.step.side_by_side import Evaluation, Training, run
 
 # Lightning's mixed precisions
 HALF: dict[Any, torch.dtype] = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -49,11 +52,13 @@ class BlockwiseModule(L.LightningModule):
         seed: Seed of the head's initial weights and of dropout.
         keep_bytes: Size of the cache of the frozen stages' output on validation images, in bytes; 0 caches nothing. The
             validation batches must be the same in every epoch.
+        lanes: Number of cells that train at once on a GPU, as CUDA graphs; 0 trains without graphs, one after another.
+        tell: Tells the user what runs without graphs, and why.
 
     Attributes:
         networks: The cells' own networks, in the order of `cells`.
         progress: The state of each cell.
-        clock: Time spent on the run and on each cell.
+        clock: Time spent on the run.
     """
 
     # frozen stages are not in a checkpoint: they come from the backbone
@@ -70,6 +75,8 @@ class BlockwiseModule(L.LightningModule):
         head: HeadKind = "linear",
         seed: int = 0,
         keep_bytes: int = 0,
+        lanes: int = 0,
+        tell: Callable[[str], None] = print,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -85,23 +92,43 @@ class BlockwiseModule(L.LightningModule):
         self._make_optimizer = optimizer
         self._seed = seed
         self._keep_bytes = keep_bytes
+        self._lanes = lanes
+        self._tell = tell
+        self._graphed: GraphedBatches | None = None
+        self._steps: list[CellStep] = []
+        self._scaled = False
         self._cache = ActivationCache(0)
         self._outputs = {split: EpochOutputs(len(self.cells)) for split in ("train", "val", "test")}
         self._phases: list[list[Phase]] = []
         self._epoch: int | None = None
         self._schedulers: list[LRScheduler] = []
         self._scheduler_states: list[dict[str, Any]] = []
+        self._scaler_states: list[dict[str, Any]] = []
 
     def setup(self, stage: str) -> None:
         """Prepare the frozen stages for the device and the precision of the trainer."""
         del stage
-        on_cpu = self.trainer.strategy.root_device.type == "cpu"
-        self.backbone.freeze(HALF.get(self.trainer.precision, torch.float32), fuse=on_cpu and can_fuse())
+        device = self.trainer.strategy.root_device
+        self.backbone.freeze(HALF.get(self.trainer.precision, torch.float32), fuse=fusion_for(device))
+        self._scaled = self.trainer.precision == "16-mixed"
         self._channels_last()
         self._cache = ActivationCache(self._keep_bytes)
         policy, epochs = self.recipe.policy, self._max_epochs()
         self._phases = [phases(policy(cell.policy), cell.scope.blocks, epochs) for cell in self.cells]
         self._begin(0)
+        graphs = self._graphs(device)
+        self._graphed = None if graphs is None else GraphedBatches(self.backbone, graphs, self._tell)
+
+    def _graphs(self, device: torch.device) -> Graphs | None:
+        """Return what records CUDA graphs; None on other devices, and on several, which exchange gradients."""
+        return (
+            CudaGraphs(device, self._lanes) if device.type == "cuda" and self._lanes and not is_distributed() else None
+        )
+
+    def teardown(self, stage: str) -> None:
+        """Forget the graphs, since Lightning moves the weights."""
+        del stage
+        self._graphed = None
 
     def _channels_last(self) -> None:
         """Convert weights of convolutions; PyTorch's own `to` also tries 5-D tensors, and fails."""
@@ -135,6 +162,10 @@ class BlockwiseModule(L.LightningModule):
                 no_decay=recipe.no_decay,
             )
             optimizers.append(self._make_optimizer(groups))
+        self._steps = [
+            CellStep(self.backbone, network, optimizer, recipe, scaled=self._scaled)
+            for network, optimizer in zip(self.networks, optimizers, strict=True)
+        ]
         if recipe.scheduler is not None:
             epochs = self._max_epochs()
             steps = int(self.trainer.estimated_stepping_batches) // epochs
@@ -148,30 +179,25 @@ class BlockwiseModule(L.LightningModule):
         images, labels = batch
         self._outputs["train"].add_labels(labels if labels.ndim == 1 else labels.argmax(1))
         fraction = batch_fraction(len(labels), labels.device)
-        optimizers = self._optimizers()
-        for index, activations in self._cells_at_boundaries(images):
-            if fraction:
-                # each cell draws the same random numbers whether it trains alone or beside others
-                torch.manual_seed(derive_seed(self._seed, self.current_epoch, batch_idx, rank()))
-                logits = self.networks[index](self.backbone, activations)
-                self.manual_backward(fraction * self.recipe.loss(logits, labels))
-                self._outputs["train"].add_logits(index, logits.detach())
-            self._step(index, optimizers[index], batch_idx)
+        if fraction:
+            # each cell draws the same random numbers whether it trains alone or beside others
+            seed = derive_seed(self._seed, self.current_epoch, batch_idx, rank())
+            works = {index: Training(self._steps[index], seed, fraction) for index in self._active()}
+            activations = self.backbone.enter(images)
+            for index, logits in self._run(("train", 0), activations, labels, works):
+                self._outputs["train"].add_logits(index, logits)
+        else:  # the batch has fewer images than there are processes
+            for index in self._active():
+                self._steps[index].update()
+        self._end_step(batch_idx)
 
-    def _step(self, index: int, optimizer: Any, batch_idx: int) -> None:
-        """Update a cell's weights and its learning rate."""
-        parameters = self.networks[index].trainable()
-        sum_gradients(parameters)
-        if self.recipe.clip_norm is not None:
-            scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-            # with float16, gradients are scaled until the optimizer's step
-            clip_grad_norm_(parameters, self.recipe.clip_norm * (1.0 if scaler is None else scaler.get_scale()))
-        optimizer.step()
-        optimizer.zero_grad()
+    def _end_step(self, batch_idx: int) -> None:
+        """Update the learning rates."""
         schedule = self.recipe.scheduler
         last_batch = batch_idx + 1 == self.trainer.num_training_batches
         if schedule is not None and (schedule.interval == "step" or last_batch):
-            self._schedulers[index].step()
+            for index in self._active():
+                self._schedulers[index].step()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Evaluate every active cell on one validation batch."""
@@ -185,9 +211,22 @@ class BlockwiseModule(L.LightningModule):
     def _evaluate(self, split: str, batch: Batch, cached_batch: int | None = None) -> None:
         images, labels = batch
         self._outputs[split].add_labels(labels)
-        if len(labels):
-            for index, activations in self._cells_at_boundaries(images, cached_batch):
-                self._outputs[split].add_logits(index, self.networks[index](self.backbone, activations))
+        works = {index: Evaluation(self.backbone, self.networks[index]) for index in self._active()}
+        if not len(labels) or not works:
+            return
+        first, activations = 0, self.backbone.enter(images)
+        if cached_batch is not None:
+            first = min(work.boundary for work in works.values())
+            activations = self._cache.at(first, cached_batch, self.backbone, activations)
+        for index, logits in self._run((split, first), activations, labels, works):
+            self._outputs[split].add_logits(index, logits)
+
+    def _run(self, kind: tuple[str, int], activations: Activations, labels: Tensor, works: Any) -> Any:
+        """Run all active cells on a batch, and yield the index and the logits of each."""
+        return run(self.backbone, kind, activations, labels, works, charge=self._charge, graphed=self._graphed)
+
+    def _charge(self, index: int, seconds: float) -> None:
+        self.progress[index].seconds += seconds
 
     def on_validation_epoch_end(self) -> None:
         """Compute the metrics of every active cell, update its best epoch and apply early stopping."""
@@ -215,6 +254,12 @@ class BlockwiseModule(L.LightningModule):
             network.train()  # Lightning calls this no more
         for scheduler, state in zip(self._schedulers, self._scheduler_states, strict=False):
             scheduler.load_state_dict(state)
+        for step, scaling in zip(self._steps, self._scaler_states, strict=False):
+            if scaling:
+                step.scaler.load_state_dict(scaling)
+        if self._graphed is not None:
+            for step in self._steps:
+                step.count_on_device()
         if not self._active():
             self.trainer.should_stop = True
 
@@ -239,6 +284,8 @@ class BlockwiseModule(L.LightningModule):
         """Save the cells' trained tensors, their progress, and the outputs of the epoch so far."""
         logits, labels = self._outputs["train"].state()
         checkpoint["state_dict"] = {}
+        # Lightning counts the steps of optimizers that it wraps alone
+        checkpoint["global_step"] = self.trainer.fit_loop.epoch_loop.batch_progress.total.completed
         checkpoint["labels"] = labels
         checkpoint["seconds"] = self.clock.seconds
         checkpoint["cells"] = {
@@ -247,6 +294,8 @@ class BlockwiseModule(L.LightningModule):
         }
         for cell, scheduler in zip(self.cells, self._schedulers, strict=False):
             checkpoint["cells"][cell.saved_key]["scheduler"] = scheduler.state_dict()
+        for cell, step in zip(self.cells, self._steps, strict=False):
+            checkpoint["cells"][cell.saved_key]["scaler"] = step.scaler.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the cells; the checkpoint may contain other cells as well."""
@@ -255,15 +304,12 @@ class BlockwiseModule(L.LightningModule):
         order = list(saved)
         checkpoint["optimizer_states"] = [optimizers[order.index(cell.saved_key)] for cell in self.cells]
         self._scheduler_states = [state["scheduler"] for state in own if "scheduler" in state]
+        self._scaler_states = [state.get("scaler", {}) for state in own]
         self.clock.seconds_before = checkpoint["seconds"]
         self._outputs["train"].load_state([state["logits"] for state in own], checkpoint["labels"])
         for index, state in enumerate(own):
             self.networks[index].load_trained_state(state["trained"])
             self.progress[index] = Progress(**state["progress"])
-
-    def _optimizers(self) -> Any:
-        optimizers: Any = self.optimizers(use_pl_optimizer=True)
-        return optimizers if isinstance(optimizers, list) else [optimizers]
 
     def _active(self) -> list[int]:
         return [index for index, progress in enumerate(self.progress) if progress.active]
@@ -272,27 +318,3 @@ class BlockwiseModule(L.LightningModule):
         """Return the metrics of every active cell on a split, computed from all outputs since the last call."""
         logits, labels = self._outputs[split].pop(self._active())
         return {index: self.recipe.metrics(values, labels) for index, values in logits.items()}
-
-    def _cells_at_boundaries(
-        self, images: Tensor, cached_batch: int | None = None
-    ) -> Iterator[tuple[int, Activations | Any]]:
-        """Yield the index of each active cell and the activations at its boundary, input side first.
-
-        Args:
-            images: Normalised images, shape (batch, channels, height, width).
-            cached_batch: Index of the batch if its images are the same in every epoch, else None.
-        """
-        at: dict[int, list[int]] = {}
-        for index in self._active():
-            at.setdefault(self.networks[index].start, []).append(index)
-        if not len(images):  # the batch has fewer images than there are processes
-            yield from ((index, None) for boundary in sorted(at) for index in at[boundary])
-            return
-        first, activations = 0, self.backbone.enter(images)
-        if cached_batch is not None and at:
-            first = min(at)
-            activations = self._cache.at(first, cached_batch, self.backbone, activations)
-        for boundary, reached in self.backbone.onward(first, activations, set(at)):
-            for index in at[boundary]:
-                with self.clock.charge(self.progress[index]):
-                    yield index, reached

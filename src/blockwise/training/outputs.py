@@ -1,15 +1,13 @@
-"""Per-cell state during training: the outputs of an epoch, and the time spent on each cell."""
+"""State of a run during training: the outputs of every cell in an epoch, and the time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from time import perf_counter
 
 import torch
 from torch import Tensor
 
-from blockwise.training.cells import Progress
 from blockwise.training.distributed import gather, is_distributed, rank
 
 # more images than a batch has
@@ -108,7 +106,7 @@ class _Rows:
 
 
 class Clock:
-    """Measures the time of a run and the time spent on each cell alone.
+    """Measures the time of a run.
 
     Attributes:
         seconds_before: Time spent before the checkpoint from which training resumed, in seconds.
@@ -122,10 +120,3 @@ class Clock:
     def seconds(self) -> float:
         """Time of the whole run in seconds, including the part before the checkpoint."""
         return self.seconds_before + perf_counter() - self._start
-
-    @contextmanager
-    def charge(self, progress: Progress) -> Iterator[None]:
-        """Add the time spent inside a `with` block to a cell's own time."""
-        start = perf_counter()
-        yield
-        progress.seconds += perf_counter() - start

@@ -5,7 +5,7 @@ from blockwise.backbone.layers import record_layers
 from blockwise.backbone.stages import StagedBackbone, stage_backbone
 from blockwise.partition import LayerPartitioner
 from blockwise.study.run import run
-from blockwise.training.activation_cache import ActivationCache
+from blockwise.training.step.activation_cache import ActivationCache
 
 
 @pytest.fixture

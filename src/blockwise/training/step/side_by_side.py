@@ -1,0 +1,149 @@
+"""All cells on one batch: the frozen stages run once, and each cell continues from its boundary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any
+
+from torch import Tensor
+
+from blockwise.backbone.stages import Activations, StagedBackbone
+from blockwise.training.cells import CellNetwork
+from blockwise.training.step.cell import CellStep
+from blockwise.training.step.graphed import GraphedBatches, Work
+
+
+@dataclass(frozen=True)
+class Training:
+    """A cell trains on a batch.
+
+    Attributes:
+        step: Trains the cell.
+        random_seed: Seed of dropout, the same for all cells: each draws the same numbers alone and beside others.
+        fraction: The fraction of the batch that this process has.
+    """
+
+    step: CellStep
+    random_seed: int
+    fraction: float = 1.0
+
+    @property
+    def boundary(self) -> int:
+        """The boundary whose activations the cell reads."""
+        return self.step.network.start
+
+    def run(self, activations: Activations, labels: Tensor) -> Tensor:
+        """Train and return the logits."""
+        return self.step.train(activations, labels, self.fraction)
+
+    def key(self) -> Any:
+        """Return what must be the same when the step is recorded and when it is replayed."""
+        return self.step.network.phase, self.step.numbers()
+
+    def changed(self) -> list[list[Tensor]]:
+        """Return groups of all tensors that the step changes."""
+        return self.step.changed()
+
+    def seed(self) -> None:
+        """Seed the random numbers that the step draws."""
+        self.step.seed(self.random_seed)
+
+    def on_device(self) -> AbstractContextManager[None]:
+        """Keep on the device what the optimizer reads, while the step is recorded."""
+        return self.step.on_device()
+
+    def prepare(self) -> None:
+        """Copy the learning rates to the device."""
+        self.step.copy_rates()
+
+    def abandon(self) -> None:
+        """Clear what a step that failed has left."""
+        self.step.abandon()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A cell is evaluated on a batch.
+
+    Attributes:
+        backbone: The frozen network.
+        network: The cell's own stages and head.
+    """
+
+    backbone: StagedBackbone
+    network: CellNetwork
+
+    @property
+    def boundary(self) -> int:
+        """The boundary whose activations the cell reads."""
+        return self.network.start
+
+    def run(self, activations: Activations, _labels: Tensor) -> Tensor:
+        """Return the logits."""
+        return self.network(self.backbone, activations)
+
+    def key(self) -> Any:
+        """Return what must be the same when the evaluation is recorded and when it is replayed."""
+        return self.network.phase
+
+    def changed(self) -> list[list[Tensor]]:
+        """Return nothing, since nothing changes."""
+        return []
+
+    def seed(self) -> None:
+        """Do nothing, since nothing is random."""
+
+    def on_device(self) -> AbstractContextManager[None]:
+        """Do nothing, since all weights are on the device."""
+        return nullcontext()
+
+    def prepare(self) -> None:
+        """Do nothing."""
+
+    def abandon(self) -> None:
+        """Do nothing."""
+
+
+def run(
+    backbone: StagedBackbone,
+    kind: tuple[str, int],
+    activations: Activations,
+    labels: Tensor,
+    works: Mapping[int, Work],
+    *,
+    charge: Callable[[int, float], None],
+    graphed: GraphedBatches | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """Run all cells on a batch, and yield the index and the logits of each.
+
+    Without graphs, the frozen stages stop at each boundary until its cells are done. So only one cell's activations are
+    in memory at a time.
+
+    Args:
+        backbone: The frozen network.
+        kind: What the batch is for, and the boundary from which it continues.
+        activations: The activations there.
+        labels: The labels.
+        works: What to do, by index of the cell.
+        charge: Called with the index of a cell and the seconds that were spent on it alone.
+        graphed: Runs batches as CUDA graphs.
+    """
+    results = None if graphed is None else graphed.run(kind, activations, labels, works)
+    if results is not None:
+        for index, (logits, seconds) in results.items():
+            charge(index, seconds)
+            yield index, logits
+        return
+    at: dict[int, list[int]] = {}
+    for index, work in works.items():
+        at.setdefault(work.boundary, []).append(index)
+    for boundary, reached in backbone.onward(kind[1], activations, set(at)):
+        for index in at[boundary]:
+            start = perf_counter()
+            works[index].seed()
+            logits = works[index].run(reached, labels)
+            charge(index, perf_counter() - start)
+            yield index, logits
