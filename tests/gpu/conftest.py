@@ -51,9 +51,9 @@ SMALL = [
     "data.test_per_class=6",
     "data.batch_size=32",
     "partition=even",
-    "partition.num_blocks=3",
+    "partition.num_blocks=2",
     "trainer=gpu",
     "trainer.max_epochs=2",
     "optimizer.lr=0.001",
-    "block=all",
+    "block=[head,1,full]",
 ]

@@ -32,13 +32,13 @@ RECIPES = {
     "momentum": ["optimizer=sgd", "optimizer.lr=0.001"],
     "clipped": ["optimizer.clip_norm=0.1"],
     "clipped in float16": ["optimizer.clip_norm=0.1", "trainer.precision=16-mixed"],
-    "policy": ["policy=gradual", "trainer.max_epochs=4"],
+    "policy": ["policy=gradual", "trainer.max_epochs=3"],
     "batch statistics": ["freeze.norm=train"],
     "mixed images": ["data.mixup=0.2", "data.cutmix=1.0"],
     "low rank": ["block=[lora8,head]"],
     "norms": ["block=[norms,bias,from1]"],
-    "own head": ["model=mobilenet_v3", "model.pretrained=false", "model.head=own", "block=[head,2]"],
-    "dropout": ["model=torchvision", "model.name=efficientnet_b0", "model.pretrained=false", "block=[head,2,full]"],
+    "own head": ["model=mobilenet_v3", "model.pretrained=false", "model.head=own", "block=[head,1]"],
+    "dropout": ["model=torchvision", "model.name=efficientnet_b0", "model.pretrained=false", "block=[head,1,full]"],
     "transformer": ["model=timm", "model.name=vit_tiny_patch16_224", "model.pretrained=false"],
 }
 

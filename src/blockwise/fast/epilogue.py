@@ -10,16 +10,17 @@ The kernel is written in Triton, which comes with PyTorch on Linux. Without it, 
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import torch
 from timm.layers.conv2d_same import Conv2dSame
-from timm.layers.padding import pad_same
+from timm.layers.padding import get_same_padding, pad_same
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from blockwise.fast.depthwise import DepthwiseConv2d
+from blockwise.fast.depthwise import DepthwiseConv2d, is_simple
 from blockwise.fast.folding import called
 from blockwise.fast.inplace import OverwritingHardtanh
 
@@ -30,6 +31,8 @@ SUMS = (operator.add, torch.add, operator.iadd)
 Bounds = tuple[float, float]
 # elements per program
 BLOCK = 1024
+# largest kernel into which the padding of an input is put
+WIDEST = 5
 
 
 class ConvEpilogue(nn.Module):
@@ -44,27 +47,44 @@ class ConvEpilogue(nn.Module):
         super().__init__()
         self.conv = conv
         self.bounds = bounds
-        self.same = isinstance(conv, Conv2dSame) or getattr(conv, "same", False)
+        self._same = isinstance(conv, Conv2dSame) or getattr(conv, "same", False)
+        self.weight, self.padding = conv.weight.detach(), conv.padding
+        self._prepared: Any = None
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Return activation(convolution(x) + residual) for `x` of shape (batch, channels, height, width)."""
         conv = self.conv
         x = x.to(conv.weight.dtype)
-        if self.same:
-            x = pad_same(x, list(conv.kernel_size), list(conv.stride), list(conv.dilation))
+        if self._prepared != (key := (x.shape[2:], conv.weight.device)):
+            self._prepared = key
+            self.weight, self.padding = self._weight_and_padding(x.shape[2:])
+        if self._same and not any(self.padding):
+            x = pad_same(x, list(conv.kernel_size), list(conv.stride))
         # without a gradient, skip the autograd function, so that nothing is saved for the backward pass
         tracked = x.requires_grad or (residual is not None and residual.requires_grad)
         return _Frozen.apply(x, residual, self) if torch.is_grad_enabled() and tracked else self.run(x, residual)
 
-    @property
-    def padding(self) -> tuple[int, int]:
-        """The padding that the convolution still has to do."""
-        return (0, 0) if self.same else self.conv.padding
+    def _weight_and_padding(self, sides: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
+        """Return a kernel and a padding that give the same convolution, if possible without a padded copy of the input.
+
+        TensorFlow's `same` padding may be larger by one at the right and bottom. In this case zeros are added at the
+        left and top of the kernel, and the padding is the same on all sides. Two rows are added, not one, since
+        kernels of odd size are fast.
+        """
+        conv = self.conv
+        if not self._same:
+            return conv.weight.detach(), conv.padding
+        total = [get_same_padding(*sizes, 1) for sizes in zip(sides, conv.kernel_size, conv.stride, strict=True)]
+        (above, before), padding = zip(*[(2 * (t % 2), t // 2 + 2 * (t % 2)) for t in total], strict=True)
+        if max(conv.kernel_size) + max(above, before) > WIDEST:
+            return conv.weight.detach(), (0, 0)
+        weight = F.pad(conv.weight.detach(), (before, 0, above, 0))
+        return weight.contiguous(memory_format=torch.channels_last), padding
 
     def run(self, x: Tensor, residual: Tensor | None) -> Tensor:
         """Like `forward`, but without autograd."""
         conv = self.conv
-        output = F.conv2d(x, conv.weight, None, conv.stride, self.padding, conv.dilation, conv.groups)
+        output = F.conv2d(x, self.weight, None, conv.stride, self.padding, conv.dilation, conv.groups)
         return finish(output, conv.bias, residual, self.bounds)
 
 
@@ -95,7 +115,7 @@ def _input_gradient(grad: Tensor, layer: ConvEpilogue, size: torch.Size) -> Tens
     # only its shape is used
     x = torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
     rest = (conv.stride, layer.padding, conv.dilation, False, (0, 0), conv.groups, (True, False, False))
-    return torch.ops.aten.convolution_backward(grad, x, conv.weight, None, *rest)[0]
+    return torch.ops.aten.convolution_backward(grad, x, layer.weight, None, *rest)[0]
 
 
 def finish(output: Tensor, bias: Tensor | None, residual: Tensor | None, bounds: Bounds | None) -> Tensor:
@@ -155,7 +175,7 @@ def fuse_epilogues(stage: fx.GraphModule) -> None:
     """Replace the convolutions of a frozen stage, and what follows them, by `ConvEpilogue`."""
     for node in list(stage.graph.nodes):
         conv = called(stage, node)
-        if type(conv) not in CONVOLUTIONS or conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+        if type(conv) not in CONVOLUTIONS or not is_simple(conv):
             continue
         chain, residual, bounds = [node], None, None
         if (added := _sum(node)) is not None:

@@ -56,6 +56,8 @@ class CudaGraphs:
         self.lanes = lanes
         self._streams = [torch.cuda.Stream(device) for _ in range(lanes)]
         self._pools = [torch.cuda.graph_pool_handle() for _ in range(lanes)]
+        # PyTorch refuses a pool whose graphs are all gone, so each pool has one that stays
+        self._kept = [self.record(lambda: torch.zeros(1, device=device), lane) for lane in range(lanes)]
 
     def record(self, function: Callable[[], T], lane: int) -> tuple[Callable[[], None], T]:
         """Record a function without running it; return a function that replays it, and the tensors that it fills.
@@ -65,6 +67,7 @@ class CudaGraphs:
         """
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize(self.device)
+        torch.cuda.empty_cache()  # what the pools need is often what was just freed
         with torch.cuda.stream(self._streams[lane]):
             # other threads may pin memory meanwhile
             graph.capture_begin(pool=self._pools[lane], capture_error_mode="thread_local")

@@ -58,7 +58,7 @@ def _libc_function(name: str) -> Any:
 def peak_memory_bytes() -> int:
     """Return the peak memory so far in bytes, of the GPU if one is used, else of this process."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_reserved()  # CUDA graphs keep memory that counts as free between replays
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -184,7 +184,7 @@ class BlockwiseModule(L.LightningModule):
             seed = derive_seed(self._seed, self.current_epoch, batch_idx, rank())
             works = {index: Training(self._steps[index], seed, fraction) for index in self._active()}
             activations = self.backbone.enter(images)
-            for index, logits in self._run(("train", 0), activations, labels, works):
+            for index, logits in self._run("train", 0, activations, labels, works):
                 self._outputs["train"].add_logits(index, logits)
         else:  # the batch has fewer images than there are processes
             for index in self._active():
@@ -218,12 +218,12 @@ class BlockwiseModule(L.LightningModule):
         if cached_batch is not None:
             first = min(work.boundary for work in works.values())
             activations = self._cache.at(first, cached_batch, self.backbone, activations)
-        for index, logits in self._run((split, first), activations, labels, works):
+        for index, logits in self._run(split, first, activations, labels, works):
             self._outputs[split].add_logits(index, logits)
 
-    def _run(self, kind: tuple[str, int], activations: Activations, labels: Tensor, works: Any) -> Any:
+    def _run(self, kind: str, first: int, activations: Activations, labels: Tensor, works: Any) -> Any:
         """Run all active cells on a batch, and yield the index and the logits of each."""
-        return run(self.backbone, kind, activations, labels, works, charge=self._charge, graphed=self._graphed)
+        return run(self.backbone, kind, first, activations, labels, works, charge=self._charge, graphed=self._graphed)
 
     def _charge(self, index: int, seconds: float) -> None:
         self.progress[index].seconds += seconds

@@ -14,6 +14,7 @@ from blockwise.backbone.stages import stage_backbone
 from blockwise.data import BlockwiseDataModule
 from blockwise.data.sources.digits import Digits
 from blockwise.partition import SegmentPartitioner
+from blockwise.policies import LPFT, Cyclic, Gradual
 from blockwise.recipe.recipe import Recipe
 from blockwise.recipe.schedulers import Schedule
 from blockwise.training.cells import Cell
@@ -62,11 +63,11 @@ class RunAgain:
         return 0.5
 
 
-def make(stub, recipe, optimizer=torch.optim.AdamW, block="all", told=None):
+def make(stub, recipe, optimizer=torch.optim.AdamW, block="all", told=None, policy="static"):
     layers = record_layers(stub, torch.zeros(1, 3, 16, 16))
     partition = SegmentPartitioner(num_blocks=3)(layers, stub)
     backbone = stage_backbone(stub, partition, torch.zeros(2, 3, 16, 16))
-    cells = [Cell(scope, lr=1e-2) for scope in parse_scopes(block, len(partition), "mine")]
+    cells = [Cell(scope, lr=1e-2, policy=policy) for scope in parse_scopes(block, len(partition), "mine")]
     tell = (lambda _: None) if told is None else told.append
     return BlockwiseModule(backbone, cells, num_classes=10, optimizer=optimizer, recipe=recipe, tell=tell)
 
@@ -106,4 +107,17 @@ def test_graphs_change_no_number(stub, recipe):
     expected = trained(plain)
     assert trained(graphed, graphs := RunAgain(graphed)) == expected
     assert graphs.replayed > 40
+    assert told == []
+
+
+POLICIES = {"gradual": Gradual(every=1), "lp_ft": LPFT(head_epochs=1), "cyclic": Cyclic(every=1)}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_policies_record_anew_what_changes(stub, policy):
+    recipe = Recipe(policies=POLICIES)
+    plain = make(without_dropout(stub), recipe, policy=policy)
+    graphed = make(without_dropout(stub), recipe, policy=policy, told=(told := []))
+    expected = trained(plain, epochs=4)
+    assert trained(graphed, RunAgain(graphed), epochs=4) == expected
     assert told == []

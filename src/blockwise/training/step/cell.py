@@ -123,4 +123,5 @@ class CellStep:
         """Clear what a step that failed has left."""
         for parameter in self.network.parameters():
             parameter.grad = None
-        self.scaler._per_optimizer_states.clear()  # else it refuses the next step
+        if self.scaler.is_enabled():
+            self.scaler._per_optimizer_states.clear()  # else it refuses the next step

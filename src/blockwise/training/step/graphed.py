@@ -74,9 +74,16 @@ class Recorded:
 
 
 class Places:
-    """Where the graphs of one kind of batch read, and the graphs."""
+    """Where the graphs of one kind of batch read, and the graphs.
 
-    def __init__(self, shape: Any, keys: Mapping[int, Any]) -> None:
+    Args:
+        first: The boundary from which the batches continue.
+        shape: The shape of the batches.
+        keys: The keys of the cells that have run on such a batch.
+    """
+
+    def __init__(self, first: int, shape: Any, keys: Mapping[int, Any]) -> None:
+        self.first = first
         self.shape = shape
         self.inputs: Activations = {}
         self.labels = torch.empty(0)
@@ -100,15 +107,16 @@ class GraphedBatches:
         self._graphs = graphs
         self._tell = tell
         self._told: set[str] = set()
-        self._kinds: dict[Any, Places] = {}
+        self._kinds: dict[str, Places] = {}
 
     def run(
-        self, kind: tuple[str, int], activations: Activations, labels: Tensor, works: Mapping[int, Work]
+        self, kind: str, first: int, activations: Activations, labels: Tensor, works: Mapping[int, Work]
     ) -> dict[int, Result] | None:
         """Run a batch; return None if it has another shape than the graphs, or is the first of its kind.
 
         Args:
-            kind: What the batch is for, and the boundary from which it continues.
+            kind: What the batch is for.
+            first: The boundary from which it continues.
             activations: The activations there.
             labels: The labels.
             works: What to do, by index of the cell.
@@ -117,39 +125,42 @@ class GraphedBatches:
             The result of each cell; logits are valid until the next batch.
         """
         shape = [(name, value.shape, value.dtype) for name, value in activations.items()], labels.shape, labels.dtype
-        if kind not in self._kinds:
+        if kind not in self._kinds or self._kinds[kind].first != first:
             # in the first batch, libraries load what they need, and optimizers make their states
-            self._kinds[kind] = Places(shape, {index: work.key() for index, work in works.items()})
+            self._kinds[kind] = Places(first, shape, {index: work.key() for index, work in works.items()})
             return None
         places = self._kinds[kind]
         if places.shape != shape:
             return None
         try:
-            self._enter(places, kind[1], activations, labels, {work.boundary for work in works.values()})
+            self._enter(places, activations, labels, {work.boundary for work in works.values()})
         except RuntimeError as error:
             self._say(error)
             places.shape = None
             return None
         return {**self._replay(places, works), **self._run_others(places, works)}
 
-    def _enter(self, places: Places, first: int, activations: Activations, labels: Tensor, wanted: set[int]) -> None:
+    def _enter(self, places: Places, activations: Activations, labels: Tensor, wanted: set[int]) -> None:
         """Copy a batch to where the graphs read, and run the frozen stages."""
         if places.frozen is None or not wanted <= places.at.keys():
             places.inputs = {name: value.clone() for name, value in activations.items()}
             places.labels = labels.clone()
-            self._record_frozen(places, first, wanted)
+            self._record_frozen(places, wanted)
             return
         for name, value in activations.items():
             places.inputs[name].copy_(value)
         places.labels.copy_(labels)
         places.frozen()
 
-    def _record_frozen(self, places: Places, first: int, wanted: set[int]) -> None:
+    def _record_frozen(self, places: Places, wanted: set[int]) -> None:
         places.cells = {}
+        if wanted == {places.first}:
+            places.frozen, places.at = lambda: None, {places.first: places.inputs}
+            return
 
         def frozen() -> dict[int, Activations]:
             with uncached_autocast(places.labels.device):
-                return dict(self._backbone.onward(first, places.inputs, wanted))
+                return dict(self._backbone.onward(places.first, places.inputs, wanted))
 
         expected = frozen()
         places.frozen, places.at = self._graphs.record(frozen, 0)

@@ -109,7 +109,8 @@ class Evaluation:
 
 def run(
     backbone: StagedBackbone,
-    kind: tuple[str, int],
+    kind: str,
+    first: int,
     activations: Activations,
     labels: Tensor,
     works: Mapping[int, Work],
@@ -124,14 +125,15 @@ def run(
 
     Args:
         backbone: The frozen network.
-        kind: What the batch is for, and the boundary from which it continues.
+        kind: What the batch is for.
+        first: The boundary from which it continues.
         activations: The activations there.
         labels: The labels.
         works: What to do, by index of the cell.
         charge: Called with the index of a cell and the seconds that were spent on it alone.
         graphed: Runs batches as CUDA graphs.
     """
-    results = None if graphed is None else graphed.run(kind, activations, labels, works)
+    results = None if graphed is None else graphed.run(kind, first, activations, labels, works)
     if results is not None:
         for index, (logits, seconds) in results.items():
             charge(index, seconds)
@@ -140,7 +142,7 @@ def run(
     at: dict[int, list[int]] = {}
     for index, work in works.items():
         at.setdefault(work.boundary, []).append(index)
-    for boundary, reached in backbone.onward(kind[1], activations, set(at)):
+    for boundary, reached in backbone.onward(first, activations, set(at)):
         for index in at[boundary]:
             start = perf_counter()
             works[index].seed()
