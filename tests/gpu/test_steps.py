@@ -78,7 +78,7 @@ def test_ctrl_c_and_resume(tmp_path):
     from gpu.conftest import SMALL
 
     command = [
-        sys.executable, "-m", "blockwise.train", *SMALL, "+trainer.deterministic=true", "trainer.max_epochs=30",
+        sys.executable, "-m", "blockwise.train", *SMALL, "+trainer.deterministic=true", "trainer.max_epochs=12",
         f"cache.folder={tmp_path}",
     ]  # fmt: skip
     whole = subprocess.run([*command, f"results_dir={tmp_path / 'whole'}"], capture_output=True, text=True)
