@@ -6,7 +6,7 @@ DATA ?= $(or $(BLOCKWISE_DATA),data)
 
 .DEFAULT_GOAL := help
 
-.PHONY: help demo report table-demo tables table-flowers102 table-caltech101 table-tf_flowers bench profile test test-all fuzz lint format docs clean
+.PHONY: help demo report table-demo tables table-flowers102 table-caltech101 table-tf_flowers bench bench-gpu profile test test-all test-gpu fuzz lint format docs clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z0-9_-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ report: .venv/.demo ## write a page of tables, statistics and figures to report/
 bench: .venv/.demo ## time a sweep against plain and tuned Lightning (5 minutes; FULL=1: hours; DATA: folder of caltech101/)
 	$(BIN)/python experiments/speed/bench.py --data $(DATA) $(if $(FULL),--full)
 
+bench-gpu: .venv/.demo ## the same on one NVIDIA GPU, one training step at a time (10 minutes; ARGS='--networks resnet50')
+	$(BIN)/python experiments/speed/gpu.py $(ARGS)
+
 profile: .venv/.demo ## show where the time of one training step goes
 	$(BIN)/python experiments/speed/profile_step.py model=efficientnet_lite0
 
@@ -51,6 +54,9 @@ test: .venv/.dev ## run the tests
 
 test-all: .venv/.dev ## run the slow tests too, with coverage
 	$(PYTEST) -m 'slow or not slow' --cov --cov-report=term-missing:skip-covered
+
+test-gpu: .venv/.dev ## run the tests that need an NVIDIA GPU (3 minutes)
+	$(PYTEST) tests/gpu $(ARGS)
 
 fuzz: .venv/.dev ## feed 114,000 damaged files, scopes and settings to what reads them (10 minutes)
 	BLOCKWISE_FUZZ_EXAMPLES=$(or $(EXAMPLES),6000) $(PYTEST) tests/fuzz $(ARGS)

@@ -10,7 +10,7 @@ Contenders train the same 14 cells (12 blocks, `head`, `full`) on the same image
 - `tuned`: one loop per cell: bfloat16, channels last, images and their crops on the GPU, a fused optimizer, and the
   whole step as one CUDA graph. `compiled` is the same with `torch.compile`, for six of the cells.
 - `ours-4`: `python train.py trainer=gpu` with 4 cells at once, and so on. `eager` is the same without CUDA graphs,
-  `padded` copies inputs to pad them, and `full` trains the cell `full` alone.
+  and `full` trains the cell `full` alone.
 
 A time is that of one training step of all cells, in an epoch after the first. Photographs are replaced by noise, and
 weights are random; neither changes the time of a step.
@@ -49,12 +49,10 @@ from blockwise.backbone.load import load_backbone
 from blockwise.config.compose import compose_config
 from blockwise.data.augment import gather_pixels
 from blockwise.data.datamodule import normalise
-from blockwise.fast import epilogue
 from peers import FineTuning, loaders
 
 Figures = dict[str, Any]
 STEPS = 20
-WIDEST = epilogue.WIDEST
 CLASSES = 20
 # of the slow contenders, only these cells are timed
 SOME = ("head", "0", "3", "7", "11", "full")
@@ -98,7 +96,6 @@ def measured(part: str, study: Callable[..., Any]) -> Figures:
     kind, _, number = part.partition("-")
     contenders = {"tuned": tuned, "compiled": partial(tuned, compiled=True), "plain": plain}
     more = {"eager": ["gpu.cells_at_once=0"], "full": ["block=full"], "ours": [f"gpu.cells_at_once={number}"]}
-    epilogue.WIDEST = 0 if kind == "padded" else WIDEST
     since = time.perf_counter()
     try:
         figures = contenders.get(kind, ours)(*study(*more.get(kind, [])))

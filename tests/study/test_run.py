@@ -356,3 +356,37 @@ def study_on_photographs(photographs, tmp_path):
             f"results_dir={tmp_path}",
         ]
     )
+
+
+def test_if_the_memory_of_a_gpu_runs_out_half_of_the_cells_train_at_a_time(
+    small, console, monkeypatch, tmp_path_factory
+):
+    expected = {
+        r.cell.scope: r.metrics
+        for r in run(small("block=[head,0,1,2,full]", f"results_dir={tmp_path_factory.mktemp('apart')}"), console)
+    }
+    step = BlockwiseModule.training_step
+    together = []
+
+    def hungry(self, batch, batch_idx):
+        together.append(len(self.cells))
+        if len(self.cells) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 MiB")
+        step(self, batch, batch_idx)
+
+    monkeypatch.setattr(BlockwiseModule, "training_step", hungry)
+    records = run(small("block=[head,0,1,2,full]"), console)
+    assert {r.cell.scope: r.metrics for r in records} == expected
+    assert list(dict.fromkeys(together)) == [5, 3, 2, 1]
+    told = " ".join(console.export_text().split())
+    assert "memory ran out with 5 cells side by side: training 3 at a time" in told
+    assert "sweeper.cells_per_job=3" in told
+
+
+def test_a_single_cell_that_does_not_fit_is_an_input_error(small, console, monkeypatch):
+    def hungry(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(BlockwiseModule, "training_step", hungry)
+    with pytest.raises(InputError, match=r"ran out with 1 cell: choose a smaller data.batch_size or smaller images"):
+        run(small("block=0"), console)

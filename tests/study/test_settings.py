@@ -38,6 +38,7 @@ def default(tmp_path_factory):
         "data.augment=[flip]",
         f"data.augment=[crop,{BLUR}]",
         "data.mixup=0.2",
+        "gpu.tf32=true",
         "data.cutmix=1",
         "data.sampler=balanced",
         "data.split_seed=0",

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from blockwise.fast.depthwise import DepthwiseConv2d, is_depthwise, is_simple, put_zeros_between
-from blockwise.fast.epilogue import fuse_epilogues
 from blockwise.fast.folding import called
+from blockwise.fast.gpu.epilogue import fuse_epilogues
 from blockwise.fast.inplace import ACTIVATIONS, OverwritingHardtanh
 
 Activation = tuple[str, list[float]]

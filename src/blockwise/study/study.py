@@ -362,9 +362,11 @@ class Study:
             return
         except torch.OutOfMemoryError as error:
             if len(cells) == 1 or is_distributed():
-                advice = "smaller images" if len(cells) == 1 else f"sweeper.cells_per_job={len(cells) // 2} with -m"
+                some, advice = f"{len(cells)} cells", f"sweeper.cells_per_job={len(cells) // 2} with -m"
+                if len(cells) == 1:
+                    some, advice = "1 cell", "smaller images"
                 raise InputError(
-                    f"the GPU's memory ran out with {len(cells)} cells: choose a smaller data.batch_size or {advice}"
+                    f"the GPU's memory ran out with {some}: choose a smaller data.batch_size or {advice}"
                 ) from error
         # outside of `except`: the error holds on to what filled the memory
         gc.collect()

@@ -17,7 +17,7 @@ from blockwise.backbone.stages import Activations, StagedBackbone
 from blockwise.data.batches import derive_seed
 from blockwise.data.datamodule import Batch
 from blockwise.fast.fusion import fusion_for
-from blockwise.fast.graphs import CudaGraphs, Graphs
+from blockwise.fast.gpu.graphs import CudaGraphs, Graphs
 from blockwise.policies import Phase, phases
 from blockwise.recipe.metrics import predictions
 from blockwise.recipe.parameter_groups import OptimizerFactory, parameter_groups

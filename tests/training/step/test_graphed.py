@@ -121,3 +121,82 @@ def test_policies_record_anew_what_changes(stub, policy):
     expected = trained(plain, epochs=4)
     assert trained(graphed, RunAgain(graphed), epochs=4) == expected
     assert told == []
+
+
+def test_what_draws_random_numbers_on_the_cpu_runs_without_graphs(stub):
+    plain, graphed = make(stub, Recipe()), make(stub, Recipe(), told=(told := []))
+    expected = trained(plain)
+    assert trained(graphed, RunAgain(graphed)) == expected
+    assert len(told) == 1
+    assert "random numbers" in told[0]
+
+
+def test_an_optimizer_whose_settings_move_runs_without_graphs(stub):
+    schedule = Schedule(lambda optimizer: MovesMomentum(optimizer, lambda _: 1.0))
+    recipe = Recipe(scheduler=schedule)
+    sgd = partial(torch.optim.SGD, lr=1e-2, momentum=0.9)
+    plain = make(without_dropout(stub), recipe, sgd)
+    graphed = make(without_dropout(stub), recipe, sgd)
+    expected = trained(plain)
+    assert trained(graphed, RunAgain(graphed)) == expected
+
+
+class MovesMomentum(torch.optim.lr_scheduler.LambdaLR):
+    def step(self, *args):
+        super().step(*args)
+        for group in self.optimizer.param_groups:
+            group["momentum"] *= 0.9
+
+
+def spoil_first_number(filled):
+    for tensor in tree_flatten(filled)[0]:
+        if tensor.is_floating_point():
+            tensor[(0,) * tensor.ndim] += 1e3
+
+
+def test_a_wrong_graph_is_noticed_and_not_used(stub):
+    plain = make(without_dropout(stub), Recipe())
+    graphed = make(without_dropout(stub), Recipe(), told=(told := []))
+    expected = trained(plain)
+    assert trained(graphed, RunAgain(graphed, spoil_first_number)) == expected
+    assert told == ["training without CUDA graphs, which is slower (the frozen stages give other values)"]
+
+
+class ForgetsToTrain(RunAgain):
+    """Restores one weight after each replay, as if a graph did not train it."""
+
+    def record(self, function, lane):
+        replay, filled = super().record(function, lane)
+
+        def forgetful():
+            weights = [p for step in self._module._steps for p in step.network.parameters()]
+            before = [weight.detach().clone() for weight in weights]
+            replay()
+            with torch.no_grad():
+                for weight, old in zip(weights, before, strict=True):
+                    if weight.ndim == 4:
+                        weight.copy_(old)
+
+        return forgetful, filled
+
+
+def test_a_graph_that_does_not_train_a_weight_is_not_used(stub):
+    plain = make(without_dropout(stub), Recipe(), block="full")
+    graphed = make(without_dropout(stub), Recipe(), block="full", told=(told := []))
+    expected = trained(plain)
+    assert trained(graphed, ForgetsToTrain(graphed)) == expected
+    assert told == ["training without CUDA graphs, which is slower (another set of weights trains)"]
+
+
+class CannotRecord(RunAgain):
+    def record(self, function, lane):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+
+def test_a_step_that_cannot_be_recorded_runs_without_graphs(stub):
+    plain = make(without_dropout(stub), Recipe())
+    graphed = make(without_dropout(stub), Recipe(), told=(told := []))
+    expected = trained(plain)
+    assert trained(graphed, CannotRecord(graphed)) == expected
+    assert len(told) == 1
+    assert "not permitted" in told[0]

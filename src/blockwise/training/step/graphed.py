@@ -17,7 +17,7 @@ from torch import Tensor
 
 from blockwise.backbone.stages import Activations, StagedBackbone
 from blockwise.errors import first_line
-from blockwise.fast.graphs import Graphs
+from blockwise.fast.gpu.graphs import Graphs
 
 # largest difference between two runs of a step, relative to the change that it makes; kernels may add in any order
 TOLERANCE = 0.02

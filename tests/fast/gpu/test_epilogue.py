@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from blockwise.backbone.layers import record_layers
 from blockwise.backbone.partitioners.even import EvenPartitioner
 from blockwise.backbone.stages import stage_backbone
-from blockwise.fast.epilogue import ConvEpilogue, finish, fuse_epilogues
+from blockwise.fast.gpu.epilogue import ConvEpilogue, finish, fuse_epilogues
 
 
 @pytest.mark.parametrize("name", ["stub", "test_resnet", "test_efficientnet", "tf_efficientnet_lite0", "resnetv2_18"])
@@ -80,7 +80,7 @@ def test_a_value_that_is_not_a_number_stays_one():
 
 KERNEL = """
 import torch
-from blockwise.fast.epilogue import BLOCK, _launch, finish
+from blockwise.fast.gpu.epilogue import BLOCK, _launch, finish
 torch.manual_seed(0)
 for shape in ((2, 5, 3, 3), (3, 96, 9, 7)):
     for bias in (None, torch.randn(shape[1])):

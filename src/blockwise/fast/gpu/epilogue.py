@@ -29,10 +29,9 @@ CLIPS = (nn.ReLU, nn.ReLU6, nn.Hardtanh, OverwritingHardtanh)
 RELUS = (F.relu, torch.relu)
 SUMS = (operator.add, torch.add, operator.iadd)
 Bounds = tuple[float, float]
+Padding = tuple[int, ...]
 # elements per program
 BLOCK = 1024
-# largest kernel into which the padding of an input is put
-WIDEST = 5
 
 
 class ConvEpilogue(nn.Module):
@@ -48,51 +47,38 @@ class ConvEpilogue(nn.Module):
         self.conv = conv
         self.bounds = bounds
         self._same = isinstance(conv, Conv2dSame) or getattr(conv, "same", False)
-        self.weight, self.padding = conv.weight.detach(), conv.padding
-        self._prepared: Any = None
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Return activation(convolution(x) + residual) for `x` of shape (batch, channels, height, width)."""
         conv = self.conv
         x = x.to(conv.weight.dtype)
-        if self._prepared != (key := (x.shape[2:], conv.weight.device)):
-            self._prepared = key
-            self.weight, self.padding = self._weight_and_padding(x.shape[2:])
-        if self._same and not any(self.padding):
+        padding = conv.padding
+        if self._same and (padding := self._padding(x.shape[2:])) == (0, 0):
             x = pad_same(x, list(conv.kernel_size), list(conv.stride))
         # without a gradient, skip the autograd function, so that nothing is saved for the backward pass
         tracked = x.requires_grad or (residual is not None and residual.requires_grad)
-        return _Frozen.apply(x, residual, self) if torch.is_grad_enabled() and tracked else self.run(x, residual)
+        if torch.is_grad_enabled() and tracked:
+            return _Frozen.apply(x, residual, self, padding)
+        return self.run(x, residual, padding)
 
-    def _weight_and_padding(self, sides: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
-        """Return a kernel and a padding that give the same convolution, if possible without a padded copy of the input.
-
-        TensorFlow's `same` padding may be larger by one at the right and bottom. In this case zeros are added at the
-        left and top of the kernel, and the padding is the same on all sides. Two rows are added, not one, since
-        kernels of odd size are fast.
-        """
+    def _padding(self, sides: Sequence[int]) -> tuple[int, ...]:
+        """Return TensorFlow's `same` padding if a convolution can do it: if it is the same on opposite sides."""
         conv = self.conv
-        if not self._same:
-            return conv.weight.detach(), conv.padding
         total = [get_same_padding(*sizes, 1) for sizes in zip(sides, conv.kernel_size, conv.stride, strict=True)]
-        (above, before), padding = zip(*[(2 * (t % 2), t // 2 + 2 * (t % 2)) for t in total], strict=True)
-        if max(conv.kernel_size) + max(above, before) > WIDEST:
-            return conv.weight.detach(), (0, 0)
-        weight = F.pad(conv.weight.detach(), (before, 0, above, 0))
-        return weight.contiguous(memory_format=torch.channels_last), padding
+        return (0, 0) if any(count % 2 for count in total) else tuple(count // 2 for count in total)
 
-    def run(self, x: Tensor, residual: Tensor | None) -> Tensor:
+    def run(self, x: Tensor, residual: Tensor | None, padding: Padding) -> Tensor:
         """Like `forward`, but without autograd."""
         conv = self.conv
-        output = F.conv2d(x, self.weight, None, conv.stride, self.padding, conv.dilation, conv.groups)
+        output = F.conv2d(x, conv.weight, None, conv.stride, padding, conv.dilation, conv.groups)
         return finish(output, conv.bias, residual, self.bounds)
 
 
 class _Frozen(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, residual: Tensor | None, layer: ConvEpilogue) -> Tensor:
-        output = layer.run(x, residual)
-        ctx.layer, ctx.size = layer, x.shape
+    def forward(ctx: Any, x: Tensor, residual: Tensor | None, layer: ConvEpilogue, padding: Padding) -> Tensor:
+        output = layer.run(x, residual, padding)
+        ctx.layer, ctx.padding, ctx.size = layer, padding, x.shape
         ctx.save_for_backward(None if layer.bounds is None else output)
         return output
 
@@ -100,8 +86,8 @@ class _Frozen(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         layer, (output,) = ctx.layer, ctx.saved_tensors
         grad = grad if output is None else _through_activation(grad, output, layer.bounds)
-        own = _input_gradient(grad, layer, ctx.size) if ctx.needs_input_grad[0] else None
-        return own, grad if ctx.needs_input_grad[1] else None, None
+        own = _input_gradient(grad, layer.conv, ctx.padding, ctx.size) if ctx.needs_input_grad[0] else None
+        return own, grad if ctx.needs_input_grad[1] else None, None, None
 
 
 def _through_activation(grad: Tensor, output: Tensor, bounds: Bounds) -> Tensor:
@@ -110,12 +96,11 @@ def _through_activation(grad: Tensor, output: Tensor, bounds: Bounds) -> Tensor:
     return torch.ops.aten.hardtanh_backward(grad, output, *bounds)
 
 
-def _input_gradient(grad: Tensor, layer: ConvEpilogue, size: torch.Size) -> Tensor:
-    conv = layer.conv
+def _input_gradient(grad: Tensor, conv: Any, padding: Padding, size: torch.Size) -> Tensor:
     # only its shape is used
     x = torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
-    rest = (conv.stride, layer.padding, conv.dilation, False, (0, 0), conv.groups, (True, False, False))
-    return torch.ops.aten.convolution_backward(grad, x, layer.weight, None, *rest)[0]
+    rest = (conv.stride, padding, conv.dilation, False, (0, 0), conv.groups, (True, False, False))
+    return torch.ops.aten.convolution_backward(grad, x, conv.weight, None, *rest)[0]
 
 
 def finish(output: Tensor, bias: Tensor | None, residual: Tensor | None, bounds: Bounds | None) -> Tensor:
@@ -166,7 +151,7 @@ def has_triton() -> bool:
 
 @cache
 def _kernel() -> Any:
-    from blockwise.fast.epilogue_kernel import epilogue
+    from blockwise.fast.gpu.epilogue_kernel import epilogue
 
     return epilogue
 

@@ -1,0 +1,1 @@
+"""Speed on an NVIDIA GPU: CUDA graphs, and one pass over memory after each frozen convolution."""
