@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from gpu_sweeps import ON_GPU
 from torch.nn.functional import cross_entropy, linear
 
 from blockwise.backbone.layers import record_layers
@@ -16,6 +17,7 @@ from blockwise.partition import SegmentPartitioner
 from blockwise.training.cells import CellNetwork
 from blockwise.training.scopes import parse_scopes
 
+pytestmark = ON_GPU
 NETWORKS = ["efficientnet_lite0", "resnet50", "densenet121", "vgg16"]
 DEVICE = "cuda"
 SIZE = 96

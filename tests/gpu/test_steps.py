@@ -4,11 +4,20 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
+from gpu_sweeps import ON_GPU, SMALL, train
 
 from blockwise.study import study as studies
+
+pytestmark = ON_GPU
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    return partial(train, tmp_path)
 
 
 def test_steps_never_wait_for_the_device(sweep, monkeypatch):
@@ -75,8 +84,6 @@ def test_a_lack_of_memory_halves_the_cells(sweep, monkeypatch):
 
 
 def test_ctrl_c_and_resume(tmp_path):
-    from gpu.conftest import SMALL
-
     command = [
         sys.executable, "-m", "blockwise.train", *SMALL, "+trainer.deterministic=true", "trainer.max_epochs=12",
         f"cache.folder={tmp_path}",
@@ -102,8 +109,6 @@ def test_ctrl_c_and_resume(tmp_path):
 
 
 def test_one_process_of_several(tmp_path):
-    from gpu.conftest import SMALL
-
     since = time.monotonic()
     command = [sys.executable, "-m", "blockwise.train", *SMALL, "trainer=ddp", "trainer.devices=1"]
     options = ["trainer.accelerator=gpu", "trainer.max_epochs=1", f"results_dir={tmp_path}", f"cache.folder={tmp_path}"]

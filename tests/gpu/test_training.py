@@ -1,7 +1,18 @@
 """Training on a GPU: cells alone and side by side, with and without CUDA graphs, in every precision."""
 
+from functools import partial
+
 import pytest
 import torch
+from gpu_sweeps import ON_GPU, train
+
+pytestmark = ON_GPU
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    return partial(train, tmp_path)
+
 
 PRECISIONS = ["32-true", "bf16-mixed", "16-mixed"]
 EXACT = "+trainer.deterministic=true"
