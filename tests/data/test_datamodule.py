@@ -9,9 +9,9 @@ from PIL import Image
 
 from blockwise.backbone.load import ImageSpec
 from blockwise.data import BlockwiseDataModule, Sample, Source, Splits
-from blockwise.data.cache import PixelCache
 from blockwise.data.datamodule import normalise
 from blockwise.data.pixels import on_demand
+from blockwise.data.pixels.cache import PixelCache
 from blockwise.data.sources.digits import Digits
 from blockwise.errors import InputError
 

@@ -78,7 +78,7 @@ def test_each_cell_has_its_own_schedule(small, console, monkeypatch):
 
     def watched(self, batch, batch_idx):
         for index in self._active():
-            groups = self._steps[index].optimizer.param_groups
+            groups = self._steps[index][0].optimizer.param_groups
             rates.setdefault(self.cells[index].key, []).append([group["lr"] for group in groups])
         step(self, batch, batch_idx)
 

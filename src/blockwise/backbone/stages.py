@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -99,6 +99,25 @@ class StagedBackbone(nn.Module):
         needed = self._needed[stage + 1] if stage + 1 < len(self) else {self._result}
         return {name: value for name, value in values_by_name.items() if name in needed}
 
+    @torch.no_grad()
+    def per_image(self, images: Tensor) -> frozenset[str]:
+        """Return the names of the activations that grow with the batch: one row per image, or the number of images.
+
+        Args:
+            images: At least two images, shape (batch, channels, height, width).
+
+        Raises:
+            CannotStageError: One grows in another way, so that its images cannot be told apart.
+        """
+        sizes: list[dict[str, Any]] = []
+        for batch in (images, images[:1]):
+            reached = self.boundaries(batch, set(range(len(self) + 1)))
+            sizes.append({name: _length(value) for _, activations in reached for name, value in activations.items()})
+        grow = frozenset(name for name, length in sizes[0].items() if length != sizes[1][name])
+        if odd := [name for name in grow if (sizes[0][name], sizes[1][name]) != (len(images), 1)]:
+            raise CannotStageError(f"{odd[0]} has not one row per image")
+        return grow
+
     def features(self, activations: Activations) -> Tensor:
         """Return the feature vectors, shape (batch, num_features), from the activations after the last stage.
 
@@ -131,6 +150,24 @@ class StagedBackbone(nn.Module):
         for stage in range(len(self)):
             activations = self.run(stage, activations)
         return self.features(activations)
+
+
+def rows_of(activations: Activations, rows: Tensor, per_image: Collection[str]) -> Activations:
+    """Return the activations of some images of a batch.
+
+    Args:
+        activations: The activations of the batch.
+        rows: The indices of the images, shape (images,).
+        per_image: The names of the activations that grow with the batch, see `StagedBackbone.per_image`.
+    """
+    return {
+        name: value if name not in per_image else value[rows] if isinstance(value, Tensor) else len(rows)
+        for name, value in activations.items()
+    }
+
+
+def _length(value: Any) -> Any:
+    return (value.shape[0] if value.ndim else 0) if isinstance(value, Tensor) else value
 
 
 def pooled(features: Tensor) -> Tensor:

@@ -88,6 +88,8 @@ def _check_together(cfg: Mapping[str, Any]) -> None:
         raise InputError(
             f"scheduler.warmup={scheduler['warmup']} must be less than trainer.max_epochs={trainer['max_epochs']}"
         )
+    if cfg["data"].get("groups") is not None and cfg["data"].get("folds") is None:
+        raise InputError("data.groups says which images share a fold: set data.folds as well, such as data.folds=5")
     if trainer.get("gradient_clip_val"):
         value = trainer["gradient_clip_val"]
         raise InputError(f"trainer.gradient_clip_val={value} does not reach the cells: use optimizer.clip_norm={value}")
@@ -231,6 +233,14 @@ def _splits(key: str, value: Any) -> None:
         _text(f"{key}.{split}", name)
 
 
+def _expression(key: str, value: Any) -> None:
+    _text(key, value, optional=True)
+    try:
+        re.compile(value or "")
+    except re.error as error:
+        raise InputError(f"{key}={value} is no regular expression ({error})") from error
+
+
 def _version(key: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         _text(key, value, optional=True)
@@ -343,6 +353,8 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "data.train_per_class": partial(_whole, least=2, optional=True),
     "data.val_per_class": partial(_whole, least=1, optional=True),
     "data.test_per_class": partial(_whole, least=1, optional=True),
+    "data.folds": partial(_whole, least=2, optional=True),
+    "data.groups": _expression,
     "data.split_seed": partial(_whole, least=0, most=MAX_SEED, optional=True),
     "optimizer.lr": _rates,
     "optimizer.block_lr": partial(_number, optional=True),

@@ -45,6 +45,7 @@ class ShuffledBatches(Sampler[Draw]):
         parts: Number of processes that share each batch.
         resume_at: Epoch and index of the first batch, if training resumes from a checkpoint.
         weights: Weight of each image when images are drawn with replacement, shape (count,).
+        fold_of: The fold of each image. Folds take turns in the order, so that each has the same share of every batch.
         mix: Give each image a partner: image i of a batch of n, over all processes, gets image n - 1 - i.
 
     Attributes:
@@ -62,6 +63,7 @@ class ShuffledBatches(Sampler[Draw]):
         resume_at: tuple[int, int] = (0, 0),
         weights: Tensor | None = None,
         mix: bool = False,
+        fold_of: np.ndarray | None = None,
     ) -> None:
         self.count = count
         self.batch_size = batch_size
@@ -71,6 +73,7 @@ class ShuffledBatches(Sampler[Draw]):
         self.resume_at = resume_at
         self.weights = weights
         self.mix = mix
+        self.fold_of = fold_of
         self.epoch = resume_at[0]
 
     def set_epoch(self, epoch: int) -> None:
@@ -99,8 +102,10 @@ class ShuffledBatches(Sampler[Draw]):
 
     def _order(self, generator: Generator) -> Tensor:
         if self.weights is None:
-            return torch.randperm(self.count, generator=generator)
-        return torch.multinomial(self.weights, self.count, replacement=True, generator=generator)
+            order = torch.randperm(self.count, generator=generator)
+        else:
+            order = torch.multinomial(self.weights, self.count, replacement=True, generator=generator)
+        return order if self.fold_of is None else order[_by_turns(self.fold_of[order.numpy()])]
 
     def _with_partners(self, positions: Tensor, seeds: Tensor, mix_seed: int) -> Draw:
         """Return this process's part of a batch and the partners of its images, each image once."""
@@ -127,6 +132,18 @@ class OrderedBatches(Sampler[Draw]):
     def __iter__(self) -> Iterator[Draw]:
         for batch in torch.arange(self.count).split(self.batch_size):
             yield Draw(part_of(batch, self.part, self.parts).tolist(), [])
+
+
+def _by_turns(fold_of: np.ndarray) -> Tensor:
+    """Return an order in which folds take turns; images of one fold keep their order.
+
+    >>> _by_turns(np.array([0, 0, 1, 0, 1])).tolist()
+    [0, 2, 1, 4, 3]
+    """
+    turn = np.zeros(len(fold_of), np.int64)
+    for fold in np.unique(fold_of):
+        turn[fold_of == fold] = np.arange((fold_of == fold).sum())
+    return torch.from_numpy(np.lexsort((fold_of, turn)))
 
 
 def part_of(batch: Tensor, part: int, parts: int) -> Tensor:

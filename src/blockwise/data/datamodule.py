@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +17,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from blockwise.backbone.load import ImageSpec
 from blockwise.data.augment import LIGHT, Augmentation, Element, expand
 from blockwise.data.batches import Draw, OrderedBatches, ShuffledBatches, balancing_weights
-from blockwise.data.cache import PixelCache
+from blockwise.data.folds import assign_folds
 from blockwise.data.mixing import draw_mix, mix_batch
 from blockwise.data.pixels import Decoded, Pixels
+from blockwise.data.pixels.cache import PixelCache
 from blockwise.data.pixels.on_demand import (
     OnDemand,
     decode_on_demand,
@@ -31,7 +34,8 @@ from blockwise.data.samples import Sample, Source
 from blockwise.errors import InputError, did_you_mean
 from blockwise.io.hashes import remembering
 
-Batch = tuple[Tensor, Tensor]
+# images and labels; with folds, also the fold of each image
+Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Sequence[int]]
 # pixels, labels, and the seeds of the images' augmentation; if images are mixed, also the seed of it and the partners
 Drawn = tuple[Tensor, Tensor, Sequence[int]] | tuple[Tensor, Tensor, Sequence[int], tuple[int, Sequence[int]]]
 SAMPLERS = ("shuffle", "balanced")
@@ -57,6 +61,9 @@ class BlockwiseDataModule(ResumableDataModule):
             demand, 0 means as many as there are cores.
         skip_broken: Skip images that cannot be read.
         cache: Disk cache of decoded images for later runs; None caches nothing.
+        folds: Join training and validation images and divide them into this many folds, each held out once; None trains
+            on the first and validates on the second.
+        groups: A regular expression: images in whose names its parentheses match the same text are in the same fold.
         gpu_bytes: Keep the decoded images in the memory of a GPU if they take at most this many bytes.
 
     Raises:
@@ -78,11 +85,21 @@ class BlockwiseDataModule(ResumableDataModule):
         num_workers: int = 0,
         skip_broken: bool = False,
         cache: PixelCache | None = None,
+        folds: int | None = None,
+        groups: str | None = None,
         gpu_bytes: int = 0,
     ) -> None:
         super().__init__()
         with remembering(None if cache is None else cache.folder):
             self.splits = source.splits()
+        self.folds, self.groups = folds, groups
+        self.joined = len(self.splits.train), len(self.splits.val)
+        self._fold_of: np.ndarray | None = None
+        if folds is not None:
+            both = self.splits.train + self.splits.val
+            self.splits = replace(self.splits, train=both, val=both)
+            seed_of_split = getattr(source, "seed", seed)
+            self._fold_of = assign_folds(both, self.splits.classes, folds, seed_of_split, groups)
         self.images = images
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -112,6 +129,8 @@ class BlockwiseDataModule(ResumableDataModule):
                 f"choose 2 to {most}"
             )
         for key, alpha in (("mixup", self.mixup), ("cutmix", self.cutmix)):
+            if alpha and self.folds:
+                raise InputError(f"data.folds={self.folds} does not go with data.{key}: images are mixed across folds")
             if not 0 <= alpha < math.inf:
                 raise InputError(f"data.{key}={alpha} must be a number of at least 0")
         if self.sampler not in SAMPLERS:
@@ -131,8 +150,10 @@ class BlockwiseDataModule(ResumableDataModule):
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
         if device.type == "cuda" and self._bytes() <= self._gpu_bytes and not self.on_demand:
             splits = {split: images.pixels for split, images in self._decoded.items()}
-            self._on_gpu, places = copy_to_device(list(splits.values()), device)
-            self._places = dict(zip(splits, places, strict=True))
+            different = {id(pixels): pixels for pixels in splits.values()}  # folds train and validate on the same
+            self._on_gpu, places = copy_to_device(list(different.values()), device)
+            place_of = dict(zip(different, places, strict=True))
+            self._places = {split: place_of[id(pixels)] for split, pixels in splits.items()}
 
     def teardown(self, stage: str | None = None) -> None:
         """Remove the images from the GPU."""
@@ -150,7 +171,8 @@ class BlockwiseDataModule(ResumableDataModule):
         """
         if self._decoded:
             return
-        parts: dict[str, Sequence[Sample]] = {split: getattr(self.splits, split) for split in SPLITS}
+        splits = [split for split in SPLITS if split != "val" or self.folds is None]
+        parts: dict[str, Sequence[Sample]] = {split: getattr(self.splits, split) for split in splits}
         side = self._side()
         report = begin(sum(len(part) for part in parts.values()))
         broken: list[tuple[str, str]] = []
@@ -159,7 +181,9 @@ class BlockwiseDataModule(ResumableDataModule):
             broken += [(samples[index].name, reason) for index, reason in sorted(reasons.items())]
             labels = np.array([sample.label for sample in samples])
             kept = np.delete(np.arange(len(samples)), list(reasons))
-            self._decoded[split] = _Images(pixels, labels[kept], kept)
+            self._decoded[split] = _Images(pixels, labels[kept], kept, None if split == "test" else self._fold_of)
+        if self.folds is not None:
+            self._decoded["val"] = self._decoded["train"]
         self.skipped = [name for name, _ in broken]
         self._check(broken)
         trained = set(self._decoded["train"].labels.tolist())
@@ -257,6 +281,7 @@ class BlockwiseDataModule(ResumableDataModule):
             resume_at=self.resume_at,
             weights=balancing_weights(train.labels) if self.sampler == "balanced" else None,
             mix=self.mixed,
+            fold_of=None if train.fold_of is None else train.fold_of[train.kept],
         )
         return self._loader("train", batches)
 
@@ -272,7 +297,7 @@ class BlockwiseDataModule(ResumableDataModule):
         images = self._decoded[split]
         workers = self._workers() if isinstance(images.pixels, OnDemand) else self.num_workers
         if split in self._places:
-            images, workers = _Images(self._places[split], images.labels, images.kept), 0
+            images, workers = replace(images, pixels=self._places[split]), 0
         return DataLoader(
             images,
             sampler=batches,
@@ -282,13 +307,15 @@ class BlockwiseDataModule(ResumableDataModule):
             pin_memory=torch.cuda.is_available(),
         )
 
-    def on_after_batch_transfer(self, batch: Drawn, dataloader_idx: int) -> Batch:
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Batch:
         """Augment, normalise and mix a batch after it was moved to the device as uint8."""
         del dataloader_idx
         pixels, labels, seeds, *mixing = batch
         # of images that are on the GPU already, a batch has the places
         pixels, places = (pixels, None) if self._on_gpu is None else (self._on_gpu, pixels)
         images = normalise(self._augment(pixels, seeds, places), self.images)
+        if self._fold_of is not None and mixing:
+            return images, labels, mixing[0]
         if not mixing:
             return images, labels
         seed, partners = mixing[0]
@@ -310,13 +337,14 @@ def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
+@dataclass(frozen=True)
 class _Images(Dataset[Drawn]):
     """The images of a split that can be read; an index is the `Draw` of a whole batch."""
 
-    def __init__(self, pixels: Pixels, labels: np.ndarray, kept: np.ndarray) -> None:
-        self.pixels = pixels
-        self.labels = labels
-        self.kept = kept
+    pixels: Pixels
+    labels: np.ndarray
+    kept: np.ndarray
+    fold_of: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -325,4 +353,6 @@ class _Images(Dataset[Drawn]):
         positions = list(draw.positions)
         pixels = torch.from_numpy(self.pixels[self.kept[positions].tolist()])
         drawn = pixels, torch.from_numpy(self.labels[positions]), list(draw.seeds)
+        if self.fold_of is not None:
+            return (*drawn, self.fold_of[self.kept[positions]].tolist())
         return drawn if draw.mix_seed is None else (*drawn, (draw.mix_seed, list(draw.partners)))

@@ -41,8 +41,19 @@ class StudyData:
         """Whether batches depend only on seed and epoch, so that training can resume within an epoch."""
         return isinstance(self.module, ResumableDataModule)
 
+    @property
+    def folds(self) -> int | None:
+        """Number of folds; None if there is one split."""
+        return self.module.folds if isinstance(self.module, BlockwiseDataModule) else None
+
     def tell(self, console: Console) -> None:
-        """Print what is done to the images without a setting."""
+        """Print what is done to the images without a setting, and which splits are joined."""
+        if isinstance(self.module, BlockwiseDataModule) and self.folds is not None:
+            train, val = self.module.joined
+            console.print(
+                f"{self.folds} folds of {train + val:,} images: {train:,} to train and {val:,} to validate are joined",
+                highlight=False,
+            )
         if turned := self.module.turned if isinstance(self.module, BlockwiseDataModule) else 0:
             counted = "1 image is" if turned == 1 else f"{turned:,} images are"
             console.print(f"{counted} turned upright, as the EXIF orientation says", highlight=False)

@@ -105,7 +105,8 @@ def measure(
         batches: Number of batches of `train`, `val` and `test`.
         epochs: Number of epochs of a whole run.
     """
-    trainer.fit(module, _noise(STEPS, size, batch_size), _noise(1, size, batch_size))
+    folds = len(module.of_folds[0])
+    trainer.fit(module, _noise(STEPS, size, batch_size, folds), _noise(1, size, batch_size, folds))
     (watch,) = (callback for callback in trainer.callbacks if isinstance(callback, Stopwatch))  # type: ignore[attr-defined]
     epoch = batches["train"] * watch.step + batches["val"] * watch.evaluation
     weights = sum(_bytes(network.trained_state().values()) for network in module.networks)
@@ -151,10 +152,11 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def _noise(batches: int, size: int, batch_size: int) -> DataLoader[tuple[Tensor, Tensor]]:
+def _noise(batches: int, size: int, batch_size: int, folds: int) -> DataLoader[Any]:
     images = torch.randn(batch_size, 3, size, size).contiguous(memory_format=torch.channels_last)
     labels = torch.zeros(batch_size, dtype=torch.long)
-    return DataLoader([(images, labels)] * batches, batch_size=None)  # type: ignore[arg-type]
+    batch = (images, labels, [row % folds for row in range(batch_size)]) if folds else (images, labels)
+    return DataLoader([batch] * batches, batch_size=None)  # type: ignore[arg-type]
 
 
 def _bytes(values: Any) -> int:
@@ -169,6 +171,7 @@ def describe(
     *,
     recorded: bool,
     trainable: int,
+    networks: int = 1,
 ) -> CellPlan:
     """Return the plan of a cell.
 
@@ -179,10 +182,12 @@ def describe(
         partition: The partition of the network.
         recorded: Whether the cell has a record.
         trainable: Number of trained parameters, including the head's.
+        networks: Number of networks of the cell that train on an image.
     """
     if cell.scope.top is not None and not cell.scope.blocks:
         return CellPlan(name, recorded, None, None)
-    return CellPlan(name, recorded, trainable, mean_flops(partition, phases, whole=cell.scope.part == "all"))
+    flops = networks * mean_flops(partition, phases, whole=cell.scope.part == "all")
+    return CellPlan(name, recorded, trainable, flops)
 
 
 def mean_flops(partition: Partition, phases: Sequence[Phase], *, whole: bool = True) -> int:

@@ -27,8 +27,8 @@ from blockwise.backbone.partition import Partition, partition_network
 from blockwise.backbone.stages import CannotStageError, StagedBackbone, stage_backbone, whole_backbone
 from blockwise.config.compose import plain
 from blockwise.data import BlockwiseDataModule, Source
-from blockwise.data.cache import PixelCache
 from blockwise.data.loaders import check_data
+from blockwise.data.pixels.cache import PixelCache
 from blockwise.errors import InputError, first_line, out_of_memory
 from blockwise.fast.memory import has_bfloat16
 from blockwise.io.targets import instantiate
@@ -144,6 +144,10 @@ def make_data(cfg: DictConfig, images: ImageSpec) -> StudyData:
     source = instantiate("data.source", settings["source"])
     if isinstance(source, L.LightningDataModule):
         check_data(source)
+        if settings.get("folds") is not None:
+            raise InputError(
+                "data.folds divides images that blockwise reads itself: not those of a LightningDataModule"
+            )
         return StudyData(settings["name"], module_classes(settings, source), images.size, source, cfg.seed)
     if not hasattr(source, "splits"):
         raise InputError(f"data.source: {settings['source']['_target_']} is neither a LightningDataModule nor a Source")

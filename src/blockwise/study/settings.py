@@ -34,7 +34,7 @@ from blockwise.study.data import StudyData
 
 DATA = ("name", "train_per_class", "val_per_class", "test_per_class", "batch_size", "skip_broken")
 # left out of the settings at their default, so that records from before they were there keep their hash
-NEWER_DATA = {"mixup": 0.0, "cutmix": 0.0, "sampler": "shuffle"}
+NEWER_DATA = {"mixup": 0.0, "cutmix": 0.0, "sampler": "shuffle", "folds": None, "groups": None}
 NEWER_OPTIMIZER = {"layer_decay": None, "no_decay": False, "clip_norm": None}
 # settings of a trainer that do not change the result
 NO_EFFECT = frozenset(

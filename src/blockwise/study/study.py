@@ -284,6 +284,8 @@ class Study:
                 self._phases(cell),
                 partition,
                 recorded=self.is_recorded(cell),
+                # each image is in the training images of all networks of a cell but one
+                networks=self.data.folds or 1,
                 trainable=width + num_trainable(cell.scope, partition, self.backbone.network),
             )
             for name, cell in zip(cell_names(cells), cells, strict=True)
@@ -425,6 +427,7 @@ class Study:
             head=self.backbone.head,
             seed=self.settings["seed"],
             keep_bytes=self.keep_bytes,
+            folds=self.data.folds,
             lanes=self.cells_at_once,
             tell=partial(self.console.print, highlight=False),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,6 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from blockwise.backbone.load import HeadKind
 from blockwise.backbone.stages import Activations, StagedBackbone
@@ -28,8 +27,8 @@ from blockwise.training.distributed import batch_fraction, is_distributed, rank
 from blockwise.training.outputs import Clock, EpochOutputs
 from blockwise.training.step.activation_cache import ActivationCache
 from blockwise.training.step.cell import CellStep
-from blockwise.training.step.graphed import GraphedBatches
-from blockwise.training.step.side_by_side import Evaluation, Training, run
+from blockwise.training.step.graphed import GraphedBatches, Key
+from blockwise.training.step.side_by_side import Evaluation, Part, Training, run
 
 # Lightning's mixed precisions
 HALF: dict[Any, torch.dtype] = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -52,11 +51,14 @@ class BlockwiseModule(L.LightningModule):
         seed: Seed of the head's initial weights and of dropout.
         keep_bytes: Size of the cache of the frozen stages' output on validation images, in bytes; 0 caches nothing. The
             validation batches must be the same in every epoch.
+        folds: Number of folds; each cell then has a network per fold, which is validated on the images that it does not
+            train on, and one that trains on all images, which is tested and stored. None has one network per cell.
         lanes: Number of cells that train at once on a GPU, as CUDA graphs; 0 trains without graphs, one after another.
         tell: Tells the user what runs without graphs, and why.
 
     Attributes:
         networks: The cells' own networks, in the order of `cells`.
+        of_folds: Their networks for each fold.
         progress: The state of each cell.
         clock: Time spent on the run.
     """
@@ -75,6 +77,7 @@ class BlockwiseModule(L.LightningModule):
         head: HeadKind = "linear",
         seed: int = 0,
         keep_bytes: int = 0,
+        folds: int | None = None,
         lanes: int = 0,
         tell: Callable[[str], None] = print,
     ) -> None:
@@ -87,6 +90,9 @@ class BlockwiseModule(L.LightningModule):
         make = partial(CellNetwork, backbone, num_classes=num_classes, norm=norm, head=head, seed=seed)
         networks = [make(cell.scope) for cell in cells]
         self.networks: Sequence[CellNetwork] = nn.ModuleList(networks)  # type: ignore[assignment]
+        of_folds = [nn.ModuleList(make(cell.scope) for _ in range(folds or 0)) for cell in cells]
+        self.of_folds: Sequence[Sequence[CellNetwork]] = nn.ModuleList(of_folds)  # type: ignore[assignment]
+        self._per_image: Collection[str] = ()
         self.progress = [Progress() for _ in cells]
         self.clock = Clock()
         self._make_optimizer = optimizer
@@ -95,15 +101,13 @@ class BlockwiseModule(L.LightningModule):
         self._lanes = lanes
         self._tell = tell
         self._graphed: GraphedBatches | None = None
-        self._steps: list[CellStep] = []
+        self._steps: list[list[CellStep]] = []
         self._scaled = False
         self._cache = ActivationCache(0)
         self._outputs = {split: EpochOutputs(len(self.cells)) for split in ("train", "val", "test")}
         self._phases: list[list[Phase]] = []
         self._epoch: int | None = None
-        self._schedulers: list[LRScheduler] = []
-        self._scheduler_states: list[dict[str, Any]] = []
-        self._scaler_states: list[dict[str, Any]] = []
+        self._saved: list[list[dict[str, Any]]] = []
 
     def setup(self, stage: str) -> None:
         """Prepare the frozen stages for the device and the precision of the trainer."""
@@ -120,10 +124,9 @@ class BlockwiseModule(L.LightningModule):
         self._graphed = None if graphs is None else GraphedBatches(self.backbone, graphs, self._tell)
 
     def _graphs(self, device: torch.device) -> Graphs | None:
-        """Return what records CUDA graphs; None on other devices, and on several, which exchange gradients."""
-        return (
-            CudaGraphs(device, self._lanes) if device.type == "cuda" and self._lanes and not is_distributed() else None
-        )
+        """Return what records CUDA graphs; None where batches have no fixed shape, and gradients are exchanged."""
+        fixed = device.type == "cuda" and not is_distributed() and not any(self.of_folds)
+        return CudaGraphs(device, self._lanes) if fixed and self._lanes else None
 
     def teardown(self, stage: str) -> None:
         """Forget the graphs, since Lightning moves the weights."""
@@ -147,49 +150,72 @@ class BlockwiseModule(L.LightningModule):
 
     def _begin_cell(self, index: int, epoch: int) -> None:
         until_now = self._phases[index][: epoch + 1]
-        self.networks[index].begin(until_now[-1], {block for phase in until_now for block in phase.blocks})
+        for network in self._of_cell(index):
+            network.begin(until_now[-1], {block for phase in until_now for block in phase.blocks})
+
+    def _of_cell(self, index: int) -> list[CellNetwork]:
+        """Return all networks of a cell: the one that trains on all images first."""
+        return [self.networks[index], *self.of_folds[index]]
 
     def configure_optimizers(self) -> list[Optimizer]:
-        """Return one optimizer per cell, over the parameters that the cell trains and no others."""
-        recipe, optimizers = self.recipe, []
-        for cell, network in zip(self.cells, self.networks, strict=True):
-            groups = parameter_groups(
-                network.head.parameters(),
-                network.block_parameters(),
-                lr=cell.lr,
-                block_lr=recipe.block_lr,
-                layer_decay=recipe.layer_decay,
-                no_decay=recipe.no_decay,
-            )
-            optimizers.append(self._make_optimizer(groups))
+        """Return one optimizer per network, over the parameters that it trains and no others."""
+        make = partial(CellStep, self.backbone, recipe=self.recipe, scaled=self._scaled)
         self._steps = [
-            CellStep(self.backbone, network, optimizer, recipe, scaled=self._scaled)
-            for network, optimizer in zip(self.networks, optimizers, strict=True)
+            [make(network, self._optimizer(cell, network)) for network in self._of_cell(index)]
+            for index, cell in enumerate(self.cells)
         ]
-        if recipe.scheduler is not None:
+        steps = [step for of_cell in self._steps for step in of_cell]
+        if self.recipe.scheduler is not None:
             epochs = self._max_epochs()
-            steps = int(self.trainer.estimated_stepping_batches) // epochs
-            self._schedulers = [recipe.scheduler(optimizer, epochs, steps) for optimizer in optimizers]
-        return optimizers
+            batches = int(self.trainer.estimated_stepping_batches) // epochs
+            for step in steps:
+                step.scheduler = self.recipe.scheduler(step.optimizer, epochs, batches)
+        return [step.optimizer for step in steps]
+
+    def _optimizer(self, cell: Cell, network: CellNetwork) -> Optimizer:
+        recipe = self.recipe
+        groups = parameter_groups(
+            network.head.parameters(),
+            network.block_parameters(),
+            lr=cell.lr,
+            block_lr=recipe.block_lr,
+            layer_decay=recipe.layer_decay,
+            no_decay=recipe.no_decay,
+        )
+        return self._make_optimizer(groups)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Train every active cell on one batch."""
         if self.current_epoch != self._epoch:  # not in a hook: Lightning calls none if training resumes within an epoch
             self._begin(self.current_epoch)
-        images, labels = batch
+        images, labels, *folds = batch
         self._outputs["train"].add_labels(labels if labels.ndim == 1 else labels.argmax(1))
-        fraction = batch_fraction(len(labels), labels.device)
-        if fraction:
-            # each cell draws the same random numbers whether it trains alone or beside others
-            seed = derive_seed(self._seed, self.current_epoch, batch_idx, rank())
-            works = {index: Training(self._steps[index], seed, fraction) for index in self._active()}
-            activations = self.backbone.enter(images)
-            for index, logits in self._run("train", 0, activations, labels, works):
+        # each cell draws the same random numbers whether it trains alone or beside others
+        seed = derive_seed(self._seed, self.current_epoch, batch_idx, rank())
+        parts = [None, *self._parts(images, *folds, held_out=False)]
+        fractions = [batch_fraction(len(labels if part is None else part.rows), labels.device) for part in parts]
+        works: dict[Key, Training] = {}
+        for index in self._active():
+            for number, step in enumerate(self._steps[index]):
+                if fractions[number]:
+                    works[index, number] = Training(step, seed, fractions[number], parts[number])
+                else:  # this process has none of these images
+                    step.update()
+        for (index, number), logits in self._run("train", 0, self.backbone.enter(images), labels, works):
+            if number == 0:
                 self._outputs["train"].add_logits(index, logits)
-        else:  # the batch has fewer images than there are processes
-            for index in self._active():
-                self._steps[index].update()
         self._end_step(batch_idx)
+
+    def _parts(self, images: Tensor, folds: Sequence[int] = (), *, held_out: bool) -> list[Part]:
+        """Return the images on which the network of each fold is evaluated, or else trained; none without folds."""
+        if not any(self.of_folds):
+            return []
+        if not self._per_image and len(images) > 1:
+            self._per_image = self.backbone.per_image(images[:2])
+        rows = [
+            [row for row, fold in enumerate(folds) if (fold == own) == held_out] for own in range(len(self.of_folds[0]))
+        ]
+        return [Part(torch.tensor(own, dtype=torch.long, device=images.device), self._per_image) for own in rows]
 
     def _end_step(self, batch_idx: int) -> None:
         """Update the learning rates."""
@@ -197,7 +223,9 @@ class BlockwiseModule(L.LightningModule):
         last_batch = batch_idx + 1 == self.trainer.num_training_batches
         if schedule is not None and (schedule.interval == "step" or last_batch):
             for index in self._active():
-                self._schedulers[index].step()
+                for step in self._steps[index]:
+                    assert step.scheduler is not None
+                    step.scheduler.step()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Evaluate every active cell on one validation batch."""
@@ -209,24 +237,40 @@ class BlockwiseModule(L.LightningModule):
         self._evaluate("test", batch)
 
     def _evaluate(self, split: str, batch: Batch, cached_batch: int | None = None) -> None:
-        images, labels = batch
+        images, labels, *folds = batch
         self._outputs[split].add_labels(labels)
-        works = {index: Evaluation(self.backbone, self.networks[index]) for index in self._active()}
+        folded = bool(folds) and any(self.of_folds)
+        parts = self._parts(images, *folds, held_out=True) if folded else [None]
+        works = {
+            (index, number): Evaluation(self.backbone, network, part)
+            for index in self._active()
+            for number, (network, part) in enumerate(
+                zip(self.of_folds[index] if folded else [self.networks[index]], parts, strict=True)
+            )
+            if part is None or len(part.rows)
+        }
         if not len(labels) or not works:
             return
         first, activations = 0, self.backbone.enter(images)
         if cached_batch is not None:
             first = min(work.boundary for work in works.values())
             activations = self._cache.at(first, cached_batch, self.backbone, activations)
-        for index, logits in self._run(split, first, activations, labels, works):
+        whole: dict[int, Tensor] = {}
+        for (index, number), logits in self._run(split, first, activations, labels, works):
+            part = parts[number]
+            if part is None:
+                self._outputs[split].add_logits(index, logits)
+                continue
+            whole.setdefault(index, logits.new_empty(len(labels), *logits.shape[1:]))[part.rows] = logits
+        for index, logits in whole.items():
             self._outputs[split].add_logits(index, logits)
 
     def _run(self, kind: str, first: int, activations: Activations, labels: Tensor, works: Any) -> Any:
-        """Run all active cells on a batch, and yield the index and the logits of each."""
+        """Run all active cells on a batch, and yield the key and the logits of each."""
         return run(self.backbone, kind, first, activations, labels, works, charge=self._charge, graphed=self._graphed)
 
-    def _charge(self, index: int, seconds: float) -> None:
-        self.progress[index].seconds += seconds
+    def _charge(self, key: Key, seconds: float) -> None:
+        self.progress[key[0]].seconds += seconds
 
     def on_validation_epoch_end(self) -> None:
         """Compute the metrics of every active cell, update its best epoch and apply early stopping."""
@@ -250,16 +294,14 @@ class BlockwiseModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Set training mode, restore the schedules; stop at once if all cells in the checkpoint have stopped early."""
-        for network in self.networks:
-            network.train()  # Lightning calls this no more
-        for scheduler, state in zip(self._schedulers, self._scheduler_states, strict=False):
-            scheduler.load_state_dict(state)
-        for step, scaling in zip(self._steps, self._scaler_states, strict=False):
-            if scaling:
-                step.scaler.load_state_dict(scaling)
-        if self._graphed is not None:
-            for step in self._steps:
-                step.count_on_device()
+        for index in range(len(self.cells)):
+            for network in self._of_cell(index):
+                network.train()  # Lightning calls this no more
+        for steps, states in zip(self._steps, self._saved or [[{}]] * len(self._steps), strict=True):
+            for step, state in zip(steps, states, strict=False):
+                step.load_state(state)
+            if self._graphed is not None:
+                steps[0].count_on_device()
         if not self._active():
             self.trainer.should_stop = True
 
@@ -289,27 +331,29 @@ class BlockwiseModule(L.LightningModule):
         checkpoint["labels"] = labels
         checkpoint["seconds"] = self.clock.seconds
         checkpoint["cells"] = {
-            cell.saved_key: {"trained": network.trained_state(), "progress": vars(progress), "logits": values}
-            for cell, network, progress, values in zip(self.cells, self.networks, self.progress, logits, strict=True)
+            cell.saved_key: {
+                **self._steps[index][0].state(),
+                "progress": vars(self.progress[index]),
+                "logits": logits[index],
+                "folds": [step.state() for step in self._steps[index][1:]],
+            }
+            for index, cell in enumerate(self.cells)
         }
-        for cell, scheduler in zip(self.cells, self._schedulers, strict=False):
-            checkpoint["cells"][cell.saved_key]["scheduler"] = scheduler.state_dict()
-        for cell, step in zip(self.cells, self._steps, strict=False):
-            checkpoint["cells"][cell.saved_key]["scaler"] = step.scaler.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the cells; the checkpoint may contain other cells as well."""
         saved, optimizers = checkpoint["cells"], checkpoint["optimizer_states"]
         own = [saved[cell.saved_key] for cell in self.cells]
-        order = list(saved)
-        checkpoint["optimizer_states"] = [optimizers[order.index(cell.saved_key)] for cell in self.cells]
-        self._scheduler_states = [state["scheduler"] for state in own if "scheduler" in state]
-        self._scaler_states = [state.get("scaler", {}) for state in own]
+        order, each = list(saved), 1 + len(own[0].get("folds", ()))
+        firsts = [each * order.index(cell.saved_key) for cell in self.cells]
+        checkpoint["optimizer_states"] = [optimizers[first + number] for first in firsts for number in range(each)]
+        self._saved = [[state, *state.get("folds", ())] for state in own]
         self.clock.seconds_before = checkpoint["seconds"]
         self._outputs["train"].load_state([state["logits"] for state in own], checkpoint["labels"])
-        for index, state in enumerate(own):
-            self.networks[index].load_trained_state(state["trained"])
-            self.progress[index] = Progress(**state["progress"])
+        for index, states in enumerate(self._saved):
+            for network, state in zip(self._of_cell(index), states, strict=True):
+                network.load_trained_state(state["trained"])
+            self.progress[index] = Progress(**states[0]["progress"])
 
     def _active(self) -> list[int]:
         return [index for index, progress in enumerate(self.progress) if progress.active]

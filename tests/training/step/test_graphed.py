@@ -32,7 +32,7 @@ class RunAgain:
         self._spoil = spoil
 
     def record(self, function, lane):
-        states = [tensor for step in self._module._steps for group in step.changed() for tensor in group]
+        states = [tensor for (step,) in self._module._steps for group in step.changed() for tensor in group]
         before = [tensor.detach().clone() for tensor in states]
         filled = function()
         with torch.no_grad():
@@ -169,7 +169,7 @@ class ForgetsToTrain(RunAgain):
         replay, filled = super().record(function, lane)
 
         def forgetful():
-            weights = [p for step in self._module._steps for p in step.network.parameters()]
+            weights = [p for (step,) in self._module._steps for p in step.network.parameters()]
             before = [weight.detach().clone() for weight in weights]
             replay()
             with torch.no_grad():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from blockwise.backbone.stages import Activations, StagedBackbone
 from blockwise.recipe.recipe import Recipe
@@ -30,7 +31,8 @@ class CellStep:
             scaler skips the steps of all that share it.
 
     Attributes:
-        scaler: The scaler of the loss; its state belongs in a checkpoint.
+        scaler: The scaler of the loss.
+        scheduler: The learning rate schedule; None keeps the rates.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class CellStep:
         self.network = network
         self.optimizer = optimizer
         self.scaler = GradScaler("cuda", enabled=scaled)
+        self.scheduler: LRScheduler | None = None
         self._backbone = backbone
         self._recipe = recipe
         self._rates: list[Tensor] = []
@@ -72,6 +75,18 @@ class CellStep:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps, besides the state of the optimizer."""
+        schedule = {} if self.scheduler is None else {"scheduler": self.scheduler.state_dict()}
+        return {"trained": self.network.trained_state(), "scaler": self.scaler.state_dict(), **schedule}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore the scaler and the schedule from what `state` returned."""
+        if state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
+        if self.scheduler is not None and "scheduler" in state:
+            self.scheduler.load_state_dict(state["scheduler"])
 
     def changed(self) -> list[list[Tensor]]:
         """Return all tensors that a step changes: weights and norm statistics; the states of optimizer and scaler."""

@@ -22,6 +22,8 @@ from blockwise.fast.gpu.graphs import Graphs
 # largest difference between two runs of a step, relative to the change that it makes; kernels may add in any order
 TOLERANCE = 0.02
 Replay = Callable[[], None]
+# a cell, and which of its networks: 0 trains on all images, n on those outside fold n - 1
+Key = tuple[int, int]
 # the logits of a cell, and the seconds that it takes alone
 Result = tuple[Tensor, float]
 
@@ -82,14 +84,14 @@ class Places:
         keys: The keys of the cells that have run on such a batch.
     """
 
-    def __init__(self, first: int, shape: Any, keys: Mapping[int, Any]) -> None:
+    def __init__(self, first: int, shape: Any, keys: Mapping[Key, Any]) -> None:
         self.first = first
         self.shape = shape
         self.inputs: Activations = {}
         self.labels = torch.empty(0)
         self.frozen: Replay | None = None
         self.at: dict[int, Activations] = {}
-        self.cells: dict[int, Recorded] = {}
+        self.cells: dict[Key, Recorded] = {}
         self.seen = dict(keys)
 
 
@@ -110,8 +112,8 @@ class GraphedBatches:
         self._kinds: dict[str, Places] = {}
 
     def run(
-        self, kind: str, first: int, activations: Activations, labels: Tensor, works: Mapping[int, Work]
-    ) -> dict[int, Result] | None:
+        self, kind: str, first: int, activations: Activations, labels: Tensor, works: Mapping[Key, Work]
+    ) -> dict[Key, Result] | None:
         """Run a batch; return None if it has another shape than the graphs, or is the first of its kind.
 
         Args:
@@ -119,7 +121,7 @@ class GraphedBatches:
             first: The boundary from which it continues.
             activations: The activations there.
             labels: The labels.
-            works: What to do, by index of the cell.
+            works: What to do, by cell.
 
         Returns:
             The result of each cell; logits are valid until the next batch.
@@ -170,7 +172,7 @@ class GraphedBatches:
                 if isinstance(value, Tensor) and not agree(expected[boundary][name], value):
                     raise DoubtError("the frozen stages give other values")
 
-    def _replay(self, places: Places, works: Mapping[int, Work]) -> dict[int, Result]:
+    def _replay(self, places: Places, works: Mapping[Key, Work]) -> dict[Key, Result]:
         """Run the cells that have a graph; the most work first, so that lanes end together."""
         known = [i for i in sorted(works, key=lambda i: works[i].boundary) if _has_graph(places.cells.get(i), works[i])]
         results = {}
@@ -187,7 +189,7 @@ class GraphedBatches:
         self._graphs.join()
         return results
 
-    def _run_others(self, places: Places, works: Mapping[int, Work]) -> dict[int, Result]:
+    def _run_others(self, places: Places, works: Mapping[Key, Work]) -> dict[Key, Result]:
         results = {}
         for index in sorted(works, key=lambda i: works[i].boundary):
             work, recorded = works[index], places.cells.get(index)
@@ -203,7 +205,7 @@ class GraphedBatches:
             results[index] = work.run(places.at[work.boundary], places.labels), 0.0
         return results
 
-    def _record(self, index: int, places: Places, work: Work) -> Result:
+    def _record(self, index: Key, places: Places, work: Work) -> Result:
         """Run a cell without a graph, then the same with one; keep the graph if both agree."""
         tensors, device = work.changed(), places.labels.device
         before = _copies(tensors)

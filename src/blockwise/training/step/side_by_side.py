@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from time import perf_counter
@@ -10,10 +10,27 @@ from typing import Any
 
 from torch import Tensor
 
-from blockwise.backbone.stages import Activations, StagedBackbone
+from blockwise.backbone.stages import Activations, StagedBackbone, rows_of
 from blockwise.training.cells import CellNetwork
 from blockwise.training.step.cell import CellStep
-from blockwise.training.step.graphed import GraphedBatches, Work
+from blockwise.training.step.graphed import GraphedBatches, Key, Work
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some images of a batch.
+
+    Attributes:
+        rows: Their indices, shape (images,).
+        per_image: Names of the activations that have one row per image.
+    """
+
+    rows: Tensor
+    per_image: Collection[str]
+
+    def of(self, activations: Activations, labels: Tensor) -> tuple[Activations, Tensor]:
+        """Return the activations and the labels of these images."""
+        return rows_of(activations, self.rows, self.per_image), labels[self.rows]
 
 
 @dataclass(frozen=True)
@@ -23,12 +40,14 @@ class Training:
     Attributes:
         step: Trains the cell.
         random_seed: Seed of dropout, the same for all cells: each draws the same numbers alone and beside others.
-        fraction: The fraction of the batch that this process has.
+        fraction: The fraction of these images that this process has.
+        part: The images on which it trains; None for all.
     """
 
     step: CellStep
     random_seed: int
     fraction: float = 1.0
+    part: Part | None = None
 
     @property
     def boundary(self) -> int:
@@ -37,6 +56,8 @@ class Training:
 
     def run(self, activations: Activations, labels: Tensor) -> Tensor:
         """Train and return the logits."""
+        if self.part is not None:
+            activations, labels = self.part.of(activations, labels)
         return self.step.train(activations, labels, self.fraction)
 
     def key(self) -> Any:
@@ -71,18 +92,22 @@ class Evaluation:
     Attributes:
         backbone: The frozen network.
         network: The cell's own stages and head.
+        part: The images on which it is evaluated; None for all.
     """
 
     backbone: StagedBackbone
     network: CellNetwork
+    part: Part | None = None
 
     @property
     def boundary(self) -> int:
         """The boundary whose activations the cell reads."""
         return self.network.start
 
-    def run(self, activations: Activations, _labels: Tensor) -> Tensor:
+    def run(self, activations: Activations, labels: Tensor) -> Tensor:
         """Return the logits."""
+        if self.part is not None:
+            activations, labels = self.part.of(activations, labels)
         return self.network(self.backbone, activations)
 
     def key(self) -> Any:
@@ -113,12 +138,12 @@ def run(
     first: int,
     activations: Activations,
     labels: Tensor,
-    works: Mapping[int, Work],
+    works: Mapping[Key, Work],
     *,
-    charge: Callable[[int, float], None],
+    charge: Callable[[Key, float], None],
     graphed: GraphedBatches | None = None,
-) -> Iterator[tuple[int, Tensor]]:
-    """Run all cells on a batch, and yield the index and the logits of each.
+) -> Iterator[tuple[Key, Tensor]]:
+    """Run all cells on a batch, and yield the key and the logits of each.
 
     Without graphs, the frozen stages stop at each boundary until its cells are done. So only one cell's activations are
     in memory at a time.
@@ -129,8 +154,8 @@ def run(
         first: The boundary from which it continues.
         activations: The activations there.
         labels: The labels.
-        works: What to do, by index of the cell.
-        charge: Called with the index of a cell and the seconds that were spent on it alone.
+        works: What to do, by cell and, if there are folds, by fold.
+        charge: Called with the key of a cell and the seconds that were spent on it alone.
         graphed: Runs batches as CUDA graphs.
     """
     results = None if graphed is None else graphed.run(kind, first, activations, labels, works)
@@ -139,7 +164,7 @@ def run(
             charge(index, seconds)
             yield index, logits
         return
-    at: dict[int, list[int]] = {}
+    at: dict[int, list[Key]] = {}
     for index, work in works.items():
         at.setdefault(work.boundary, []).append(index)
     for boundary, reached in backbone.onward(first, activations, set(at)):

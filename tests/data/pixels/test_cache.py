@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blockwise.data.cache import PixelCache
 from blockwise.data.decode import CHUNK, decode_all, decode_chunks
 from blockwise.data.pixels import seen as module
+from blockwise.data.pixels.cache import PixelCache
 from blockwise.data.pixels.file import PixelFile
 from blockwise.data.samples import Sample
 
@@ -111,7 +111,7 @@ def test_interrupted_decoding_goes_on_where_it_was(decodings, tmp_path):
 KILLED = """
 import os, sys
 from pathlib import Path
-from blockwise.data.cache import PixelCache
+from blockwise.data.pixels.cache import PixelCache
 from blockwise.data.pixels import seen
 from blockwise.data.samples import Sample
 seen.SECONDS_BETWEEN_SAVES = 0
