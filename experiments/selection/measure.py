@@ -3,9 +3,10 @@
     python experiments/selection/measure.py imagefolder data.root=photos data.name=flowers5
     python experiments/selection/measure.py caltech101 data.root=data images=5,10 splits=3 models=efficientnet_lite0
 
-`images=` chooses numbers of labelled images per class, of which half validate; `splits=` the number of seeds; `models=`
-backbones; `weights.<model>=` a checkpoint. Further arguments are overrides of the config. Cells with a record are
-skipped. After each sweep, `results/` is brought up to date: one file per data set and number of images.
+`images=` chooses numbers of labelled images per class, of which half validate, or with `folds=` all of them; `splits=`
+the number of seeds; `models=` backbones; `weights.<model>=` a checkpoint. Further arguments are overrides of the config.
+Cells with a record are skipped. After each sweep, `results/` is brought up to date: one file per data set, number of
+images and folds.
 """
 
 from __future__ import annotations
@@ -42,17 +43,21 @@ def main() -> None:
     name = next((word.partition("=")[2] for word in overrides if word.startswith("data.name=")), data)
     weights = [word for word in overrides if word.startswith("weights.")]
     overrides = [word for word in overrides if word not in weights]
+    folds = next((int(word.partition("=")[2]) for word in overrides if word.startswith("folds=")), None)
+    overrides = [word for word in overrides if not word.startswith("folds=")]
     for images in own["images"]:
-        folder = FOLDER / name / str(images)
+        part = f"{images}-folds{folds}" if folds else str(images)
+        folder = FOLDER / name / part
         for seed in range(own["splits"][0]):
             for model in own["models"]:
                 own_weights = [word for word in weights if word.startswith(f"weights.{model}=")]
                 checkpoint = [f"model.checkpoint={word.partition('=')[2]}" for word in own_weights]
                 counts = [f"data.train_per_class={images}", f"data.val_per_class={images // 2}"]
+                counts += [f"data.folds={folds}"] if folds else []
                 places = [f"model={model}", f"data={data}", f"seed={seed}", f"results_dir={folder}"]
                 command = [sys.executable, "train.py", *places, *COMMON, *counts, *checkpoint, *overrides]
                 subprocess.run(command, check=True, cwd=ROOT)
-                collect(folder, HERE / "results" / f"{name}-{images}.npz")
+                collect(folder, HERE / "results" / f"{name}-{part}.npz")
 
 
 def collect(folder: Path, path: Path) -> None:
