@@ -4,9 +4,9 @@
     python experiments/selection/measure.py caltech101 data.root=data images=5,10 splits=3 models=efficientnet_lite0
 
 `images=` chooses numbers of labelled images per class, of which half validate, or with `folds=` all of them; `splits=`
-the number of seeds; `models=` backbones; `weights.<model>=` a checkpoint. Further arguments are overrides of the config.
-Cells with a record are skipped. After each sweep, `results/` is brought up to date: one file per data set, number of
-images and folds.
+the number of seeds; `models=` backbones; `weights.<model>=` a checkpoint. Further arguments are overrides of the
+config. Cells with a record are skipped. After each sweep, `results/` is brought up to date: one file per data set,
+number of images and folds.
 """
 
 from __future__ import annotations

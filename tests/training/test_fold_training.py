@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from blockwise.backbone.layers import record_layers
 from blockwise.backbone.load import ImageSpec
-from blockwise.backbone.stages import stage_backbone
+from blockwise.backbone.stages import rows_of, stage_backbone
 from blockwise.data import BlockwiseDataModule, Digits
 from blockwise.partition import SegmentPartitioner
 from blockwise.recipe.recipe import Recipe
@@ -132,3 +132,26 @@ def test_a_run_that_was_interrupted_goes_on(stub, tmp_path):
         for one, other in zip(states(whole, index), states(rest, index), strict=True):
             assert same(one, other)
         assert whole.progress[index].history == rest.progress[index].history
+
+
+def test_a_batch_that_is_all_held_out_trains_nothing(stub):
+    module, data = new_module(stub, "full"), new_data()
+    fit(module, data, epochs=1)
+    before = states(module)
+    images, labels, _ = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
+    module.training_step((images, labels, [0] * len(labels)), 0)
+    assert [same(*pair) for pair in zip(before, states(module), strict=True)] == [False, True, False, False]
+
+
+def test_rows_of_a_batch_are_told_from_what_only_looks_like_them(stub):
+    """A value with as many rows as the batch has images, such as a weight, is not divided."""
+    module = new_module(stub, "full")
+    per_image = module.backbone.per_image(torch.randn(2, 3, 16, 16))
+    images = torch.randn(8, 3, 16, 16)
+    rows = torch.tensor([5, 1])
+    for boundary, activations in module.backbone.boundaries(images, set(range(len(module.backbone) + 1))):
+        chosen = rows_of({**activations, "weight": torch.ones(8), "side": 8}, rows, per_image)
+        assert len(chosen["weight"]) == chosen["side"] == 8
+        ((_, expected),) = module.backbone.boundaries(images[rows], {boundary})
+        for name, value in expected.items():
+            assert torch.allclose(chosen[name], value, atol=1e-5)

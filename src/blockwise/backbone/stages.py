@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from blockwise.backbone.layers import function_kind
 from blockwise.backbone.partition import Partition
 from blockwise.backbone.tracing import trace
+from blockwise.errors import InputError
 from blockwise.fast.depthwise import replace_depthwise
 from blockwise.fast.folding import CONVOLUTIONS, called, fold_norms
 from blockwise.fast.inplace import allow_inplace, forbid_inplace
@@ -107,7 +108,7 @@ class StagedBackbone(nn.Module):
             images: At least two images, shape (batch, channels, height, width).
 
         Raises:
-            CannotStageError: One grows in another way, so that its images cannot be told apart.
+            InputError: One grows in another way, so that its images cannot be told apart.
         """
         sizes: list[dict[str, Any]] = []
         for batch in (images, images[:1]):
@@ -115,7 +116,10 @@ class StagedBackbone(nn.Module):
             sizes.append({name: _length(value) for _, activations in reached for name, value in activations.items()})
         grow = frozenset(name for name, length in sizes[0].items() if length != sizes[1][name])
         if odd := [name for name in grow if (sizes[0][name], sizes[1][name]) != (len(images), 1)]:
-            raise CannotStageError(f"{odd[0]} has not one row per image")
+            raise InputError(
+                f"data.folds does not go with this network: {odd[0]}, which one block hands to the next, does not have "
+                "one row per image"
+            )
         return grow
 
     def features(self, activations: Activations) -> Tensor:

@@ -94,13 +94,14 @@ def broadcast(value: T) -> T:
     return box[0]
 
 
-def batch_fraction(images: int, device: torch.device) -> float:
-    """Return the fraction of a batch that this process has, given its number of images."""
-    if not is_distributed():
-        return 1.0
-    total = torch.tensor(images, device=device)
-    distributed.all_reduce(total)
-    return images / int(total)
+def batch_fraction(images: int, device: torch.device) -> float | None:
+    """Return the fraction of a batch that this process has, given its number of images; None if no process has any."""
+    total = images
+    if is_distributed():
+        summed = torch.tensor(images, device=device)
+        distributed.all_reduce(summed)
+        total = int(summed)
+    return images / total if total else None
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:

@@ -196,10 +196,10 @@ class BlockwiseModule(L.LightningModule):
         fractions = [batch_fraction(len(labels if part is None else part.rows), labels.device) for part in parts]
         works: dict[Key, Training] = {}
         for index in self._active():
-            for number, step in enumerate(self._steps[index]):
-                if fractions[number]:
-                    works[index, number] = Training(step, seed, fractions[number], parts[number])
-                else:  # this process has none of these images
+            for number, (step, fraction) in enumerate(zip(self._steps[index], fractions, strict=True)):
+                if fraction:
+                    works[index, number] = Training(step, seed, fraction, parts[number])
+                elif fraction is not None:  # other processes have such images
                     step.update()
         for (index, number), logits in self._run("train", 0, self.backbone.enter(images), labels, works):
             if number == 0:
@@ -239,16 +239,7 @@ class BlockwiseModule(L.LightningModule):
     def _evaluate(self, split: str, batch: Batch, cached_batch: int | None = None) -> None:
         images, labels, *folds = batch
         self._outputs[split].add_labels(labels)
-        folded = bool(folds) and any(self.of_folds)
-        parts = self._parts(images, *folds, held_out=True) if folded else [None]
-        works = {
-            (index, number): Evaluation(self.backbone, network, part)
-            for index in self._active()
-            for number, (network, part) in enumerate(
-                zip(self.of_folds[index] if folded else [self.networks[index]], parts, strict=True)
-            )
-            if part is None or len(part.rows)
-        }
+        works = self._evaluations(images, *folds)
         if not len(labels) or not works:
             return
         first, activations = 0, self.backbone.enter(images)
@@ -256,14 +247,25 @@ class BlockwiseModule(L.LightningModule):
             first = min(work.boundary for work in works.values())
             activations = self._cache.at(first, cached_batch, self.backbone, activations)
         whole: dict[int, Tensor] = {}
-        for (index, number), logits in self._run(split, first, activations, labels, works):
-            part = parts[number]
-            if part is None:
-                self._outputs[split].add_logits(index, logits)
-                continue
-            whole.setdefault(index, logits.new_empty(len(labels), *logits.shape[1:]))[part.rows] = logits
+        for key, logits in self._run(split, first, activations, labels, works):
+            if (part := works[key].part) is None:
+                self._outputs[split].add_logits(key[0], logits)
+            else:
+                whole.setdefault(key[0], logits.new_empty(len(labels), *logits.shape[1:]))[part.rows] = logits
         for index, logits in whole.items():
             self._outputs[split].add_logits(index, logits)
+
+    def _evaluations(self, images: Tensor, folds: Sequence[int] | None = None) -> dict[Key, Evaluation]:
+        """Return what to evaluate: of each cell the network of all images, or each network on its own fold."""
+        if folds is None or not any(self.of_folds):
+            return {(index, 0): Evaluation(self.backbone, self.networks[index]) for index in self._active()}
+        parts = self._parts(images, folds, held_out=True)
+        return {
+            (index, number + 1): Evaluation(self.backbone, self.of_folds[index][number], part)
+            for index in self._active()
+            for number, part in enumerate(parts)
+            if len(part.rows)
+        }
 
     def _run(self, kind: str, first: int, activations: Activations, labels: Tensor, works: Any) -> Any:
         """Run all active cells on a batch, and yield the key and the logits of each."""
