@@ -152,6 +152,8 @@ def test_rows_of_a_batch_are_told_from_what_only_looks_like_them(stub):
     for boundary, activations in module.backbone.boundaries(images, set(range(len(module.backbone) + 1))):
         chosen = rows_of({**activations, "weight": torch.ones(8), "side": 8}, rows, per_image)
         assert len(chosen["weight"]) == chosen["side"] == 8
+        counts = rows_of({"count": 8, "shape": torch.Size((8, 3))}, rows, {"count", "shape"})
+        assert counts == {"count": 2, "shape": (2, 3)}
         ((_, expected),) = module.backbone.boundaries(images[rows], {boundary})
         for name, value in expected.items():
             assert torch.allclose(chosen[name], value, atol=1e-5)

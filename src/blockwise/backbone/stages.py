@@ -164,14 +164,19 @@ def rows_of(activations: Activations, rows: Tensor, per_image: Collection[str]) 
         rows: The indices of the images, shape (images,).
         per_image: The names of the activations that grow with the batch, see `StagedBackbone.per_image`.
     """
-    return {
-        name: value if name not in per_image else value[rows] if isinstance(value, Tensor) else len(rows)
-        for name, value in activations.items()
-    }
+    return {name: _rows(value, rows) if name in per_image else value for name, value in activations.items()}
+
+
+def _rows(value: Any, rows: Tensor) -> Any:
+    if isinstance(value, Tensor):
+        return value[rows]
+    # a network may also read the number of images, or the shape of a tensor
+    return torch.Size((len(rows), *value[1:])) if isinstance(value, torch.Size) else len(rows)
 
 
 def _length(value: Any) -> Any:
-    return (value.shape[0] if value.ndim else 0) if isinstance(value, Tensor) else value
+    shape = value.shape if isinstance(value, Tensor) else value
+    return (shape[0] if shape else 0) if isinstance(shape, torch.Size) else shape
 
 
 def pooled(features: Tensor) -> Tensor:
