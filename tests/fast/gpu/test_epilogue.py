@@ -93,6 +93,7 @@ for shape in ((2, 5, 3, 3), (3, 96, 9, 7)):
 """
 
 
+@pytest.mark.slow
 def test_the_kernel_computes_what_pytorch_does():
     """In Triton's interpreter; tests/gpu compares on a GPU."""
     pytest.importorskip("triton")
