@@ -5,7 +5,7 @@
 
 `images=` chooses numbers of labelled images per class, of which half validate, or with `folds=` all of them; `splits=`
 the number of seeds; `models=` backbones; `weights.<model>=` a checkpoint. Further arguments are overrides of the
-config. Cells with a record are skipped. After each sweep, `results/` is brought up to date: one file per data set,
+config. Sweeps in `results/` are skipped. After each sweep, `results/` is brought up to date: one file per data set,
 number of images and folds.
 """
 
@@ -56,8 +56,10 @@ def main() -> None:
                 counts += [f"data.folds={folds}"] if folds else []
                 places = [f"model={model}", f"data={data}", f"seed={seed}", f"results_dir={folder}"]
                 command = [sys.executable, "train.py", *places, *COMMON, *counts, *checkpoint, *overrides]
-                subprocess.run(command, check=True, cwd=ROOT)
-                collect(folder, HERE / "results" / f"{name}-{part}.npz")
+                path = HERE / "results" / f"{name}-{part}.npz"
+                if f"{model}/{seed}/scope" not in kept(path):
+                    subprocess.run(command, check=True, cwd=ROOT)
+                    collect(folder, path)
 
 
 def collect(folder: Path, path: Path) -> None:
@@ -69,7 +71,7 @@ def collect(folder: Path, path: Path) -> None:
     groups: dict[str, list[Record]] = {}
     for record in read_records(folder):
         groups.setdefault(f"{record.backbone.name}/{record.seed}", []).append(record)
-    arrays = {}
+    arrays = kept(path)
     for key, records in groups.items():
         finished = [record for record in records if record.status == "finished"]
         for name, values in sweep_arrays(finished).items():
@@ -78,17 +80,22 @@ def collect(folder: Path, path: Path) -> None:
     np.savez_compressed(path, **arrays)
 
 
+def kept(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of a file; none if it does not exist."""
+    return dict(np.load(path)) if path.is_file() else {}
+
+
 def sweep_arrays(records: Sequence[Record]) -> dict[str, np.ndarray]:
     """Return the arrays of one sweep."""
-    kept = [read_predictions(record) for record in records]
+    predictions = [read_predictions(record) for record in records]
     return {
         "scope": np.array([record.cell.scope for record in records]),
         "lr": np.array([record.lr for record in records]),
         "test": np.array([record.score("test") for record in records], np.float32),
         "seconds": np.array([record.seconds for record in records], np.float32),
-        "correct": np.packbits(np.stack([one.correct for one in kept]), axis=1),
-        "likelihood": np.stack([one.log_likelihood for one in kept]).astype(np.float16),
-        "images": np.array([len(one.label) for one in kept][:1]),
+        "correct": np.packbits(np.stack([one.correct for one in predictions]), axis=1),
+        "likelihood": np.stack([one.log_likelihood for one in predictions]).astype(np.float16),
+        "images": np.array([len(one.label) for one in predictions][:1]),
     }
 
 
