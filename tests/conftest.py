@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from blockwise.backbone.layers import record_layers
+from blockwise.backbone.partitioners.even import EvenPartitioner
+from blockwise.backbone.stages import stage_backbone
 from blockwise.config.compose import compose_config
 from blockwise.training.module import BlockwiseModule
 
@@ -85,6 +87,29 @@ def realistic():
         return network.eval()
 
     return change
+
+
+@pytest.fixture
+def stays_the_same(realistic):
+    """Check that a network computes the same, forward and backward, after its frozen stages were fused."""
+
+    def check(network: nn.Module, fuse, kind: type) -> None:
+        network = realistic(network)
+        partition = EvenPartitioner(3)(record_layers(network, torch.zeros(1, 3, 64, 64)), network)
+        backbone = stage_backbone(network, partition, torch.randn(2, 3, 64, 64))
+        images, direction = torch.randn(4, 3, 64, 64), torch.randn(4, backbone.num_features)
+        results = []
+        for how in (None, fuse):
+            backbone.freeze(fuse=how)
+            x = images.clone().requires_grad_()
+            features = backbone(x)
+            features.backward(direction)
+            results.append((features.detach(), x.grad))
+        assert any(isinstance(module, kind) for module in backbone.frozen.modules())
+        for expected, actual in zip(*results, strict=True):
+            assert (expected - actual).abs().max() <= 1e-4 * expected.abs().max()
+
+    return check
 
 
 SMALL = [

@@ -1,7 +1,7 @@
 """Time a sweep on one GPU against plain and tuned training, one network and one batch size after another.
 
-    python experiments/speed/gpu.py --out results-of-gpu                     # minutes
-    python experiments/speed/gpu.py --networks resnet50 --batches 32 --parts ours tuned
+    python experiments/speed/gpu.py --out gpu-figures                        # minutes
+    python experiments/speed/gpu.py --networks resnet50 --batches 32 --parts ours-4 tuned
 
 Contenders train the same 14 cells (12 blocks, `head`, `full`) on the same images:
 

@@ -1,19 +1,14 @@
 """Fused frozen convolutions against PyTorch's own: outputs and input gradients."""
 
-from itertools import pairwise
-
 import pytest
 import timm
 import torch
 from timm.models.vgg import VGG
 from torch import fx, nn
 
-from blockwise.backbone.layers import record_layers
-from blockwise.backbone.stages import stage_backbone
 from blockwise.fast.depthwise import DepthwiseConv2d
 from blockwise.fast.fusion import FrozenConv2d, can_fuse, fuse_convolutions
 from blockwise.fast.inplace import ACTIVATIONS, allow_inplace
-from blockwise.partition import EvenPartitioner
 
 pytestmark = pytest.mark.skipif(not can_fuse(), reason="this PyTorch has no oneDNN")
 
@@ -92,18 +87,5 @@ def make(name):
 
 
 @pytest.mark.parametrize("name", ["stub", "test_resnet", "test_efficientnet", "resnetv2_18", "vgg"])
-def test_a_network_stays_the_same_function(name, stub, realistic):
-    network = realistic(stub if name == "stub" else make(name))
-    partition = EvenPartitioner(3)(record_layers(network, torch.zeros(1, 3, 64, 64)), network)
-    backbone = stage_backbone(network, partition, torch.randn(2, 3, 64, 64))
-    images, direction = torch.randn(4, 3, 64, 64), torch.randn(4, backbone.num_features)
-    results = []
-    for fuse in (None, fuse_convolutions):
-        backbone.freeze(fuse=fuse)
-        x = images.clone().requires_grad_()
-        features = backbone(x)
-        features.backward(direction)
-        results.append((features.detach(), x.grad))
-    assert any(isinstance(module, FrozenConv2d) for module in backbone.frozen.modules())
-    for a, b in pairwise(results):
-        assert all((x - y).abs().max() <= 1e-4 * x.abs().max() for x, y in zip(a, b, strict=True))
+def test_a_network_stays_the_same_function(name, stub, stays_the_same):
+    stays_the_same(stub if name == "stub" else make(name), fuse_convolutions, FrozenConv2d)

@@ -36,7 +36,8 @@ from blockwise.io.hashes import remembering
 
 # images and labels; with folds, also the fold of each image
 Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Sequence[int]]
-# pixels, labels, and the seeds of the images' augmentation; if images are mixed, also the seed of it and the partners
+# pixels, labels, and the seeds of the images' augmentation; if images are mixed, also the seed of it and the partners;
+# with folds, the fold of each image instead
 Drawn = tuple[Tensor, Tensor, Sequence[int]] | tuple[Tensor, Tensor, Sequence[int], tuple[int, Sequence[int]]]
 SAMPLERS = ("shuffle", "balanced")
 

@@ -133,6 +133,16 @@ def _input_gradient(grad: Tensor, weight: Tensor, size: torch.Size, stride: Pair
     return conv2d(grad, weight.flip(2, 3), padding=around, groups=size[1])
 
 
+def frozen_input_gradient(
+    grad: Tensor, weight: Tensor, size: torch.Size, stride: Sequence[int], padding: Sequence[int], groups: int
+) -> Tensor:
+    """Return PyTorch's own input gradient of a convolution, shape `size`; no other gradient is computed."""
+    # only its shape is used
+    x = torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
+    rest = (stride, padding, (1, 1), False, (0, 0), groups, (True, False, False))
+    return torch.ops.aten.convolution_backward(grad, x, weight, None, *rest)[0]
+
+
 def put_zeros_between(
     grad: Tensor, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int]
 ) -> Tensor:

@@ -82,6 +82,11 @@ def called(stage: fx.GraphModule, node: fx.Node) -> Any:
     return stage.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
+def only_user(node: fx.Node) -> fx.Node | None:
+    """Return the node that reads a value; None if none does, or several do."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
 def _takes_norm(stage: fx.GraphModule, node: fx.Node) -> bool:
     """Return whether a node is a convolution that is called once and whose only reader is a norm."""
     calls = sum(other.target == node.target for other in stage.graph.nodes if other.op == "call_module")

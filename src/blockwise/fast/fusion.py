@@ -16,8 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from blockwise.fast.depthwise import DepthwiseConv2d, is_depthwise, is_simple, put_zeros_between
-from blockwise.fast.folding import called
+from blockwise.fast.depthwise import (
+    DepthwiseConv2d,
+    frozen_input_gradient,
+    is_depthwise,
+    is_simple,
+    put_zeros_between,
+)
+from blockwise.fast.folding import called, only_user
 from blockwise.fast.gpu.epilogue import fuse_epilogues
 from blockwise.fast.inplace import ACTIVATIONS, OverwritingHardtanh
 
@@ -77,7 +83,7 @@ class FrozenConv2d(nn.Module):
         depthwise = is_depthwise(conv)
         if max(conv.stride) > 1:
             if not (depthwise and grad.dtype == torch.bfloat16):
-                return _library_gradient(grad, self.weight, size, conv.stride, self.padding, conv.groups)
+                return frozen_input_gradient(grad, self.weight, size, conv.stride, self.padding, conv.groups)
             grad = put_zeros_between(grad, size, self.weight.shape[2:], conv.stride, self.padding)
         if self._backward is None:
             flipped = self.weight.flip(2, 3)
@@ -147,12 +153,8 @@ def fuse_convolutions(stage: fx.GraphModule) -> None:
         if not _can_be_fused(conv):
             continue
         activation = None
-        user = next(iter(node.users), None)
-        if (
-            user is not None
-            and len(node.users) == 1
-            and type(called(stage, user)) in (*ACTIVATIONS, OverwritingHardtanh)
-        ):
+        user = only_user(node)
+        if user is not None and type(called(stage, user)) in (*ACTIVATIONS, OverwritingHardtanh):
             activation = called(stage, user)
             user.replace_all_uses_with(node)
             stage.graph.erase_node(user)
@@ -184,11 +186,3 @@ def _through_activation(grad: Tensor, output: Tensor, activation: Activation) ->
     if name == "leaky_relu":
         return torch.ops.aten.leaky_relu_backward(grad, output, *numbers, self_is_result=True)
     return torch.ops.aten.threshold_backward(grad, output, 0)
-
-
-def _library_gradient(
-    grad: Tensor, weight: Tensor, size: torch.Size, stride: Sequence[int], padding: Sequence[int], groups: int
-) -> Tensor:
-    x = torch.empty(size, dtype=grad.dtype, memory_format=torch.channels_last)  # only its shape is used
-    rest = (stride, padding, (1, 1), False, (0, 0), groups, (True, False, False))
-    return torch.ops.aten.convolution_backward(grad, x, weight, None, *rest)[0]

@@ -15,6 +15,7 @@ from blockwise.backbone.load import HeadKind
 from blockwise.backbone.stages import Activations, StagedBackbone
 from blockwise.data.batches import derive_seed
 from blockwise.data.datamodule import Batch
+from blockwise.data.pixels.on_device import to_device
 from blockwise.fast.fusion import fusion_for
 from blockwise.fast.gpu.graphs import CudaGraphs, Graphs
 from blockwise.policies import Phase, phases
@@ -124,7 +125,7 @@ class BlockwiseModule(L.LightningModule):
         self._graphed = None if graphs is None else GraphedBatches(self.backbone, graphs, self._tell)
 
     def _graphs(self, device: torch.device) -> Graphs | None:
-        """Return what records CUDA graphs; None where batches have no fixed shape, and gradients are exchanged."""
+        """Return what records CUDA graphs; None if batches have no fixed shape, or processes exchange gradients."""
         fixed = device.type == "cuda" and not is_distributed() and not any(self.of_folds)
         return CudaGraphs(device, self._lanes) if fixed and self._lanes else None
 
@@ -215,7 +216,7 @@ class BlockwiseModule(L.LightningModule):
         rows = [
             [row for row, fold in enumerate(folds) if (fold == own) == held_out] for own in range(len(self.of_folds[0]))
         ]
-        return [Part(torch.tensor(own, dtype=torch.long, device=images.device), self._per_image) for own in rows]
+        return [Part(to_device(own, images.device, torch.long), self._per_image) for own in rows]
 
     def _end_step(self, batch_idx: int) -> None:
         """Update the learning rates."""
@@ -299,11 +300,12 @@ class BlockwiseModule(L.LightningModule):
         for index in range(len(self.cells)):
             for network in self._of_cell(index):
                 network.train()  # Lightning calls this no more
-        for steps, states in zip(self._steps, self._saved or [[{}]] * len(self._steps), strict=True):
-            for step, state in zip(steps, states, strict=False):
+        for steps, states in zip(self._steps, self._saved, strict=False):  # nothing is saved in a run that begins
+            for step, state in zip(steps, states, strict=True):
                 step.load_state(state)
-            if self._graphed is not None:
-                steps[0].count_on_device()
+        if self._graphed is not None:
+            for (step,) in self._steps:
+                step.count_on_device()
         if not self._active():
             self.trainer.should_stop = True
 

@@ -200,3 +200,38 @@ def test_a_step_that_cannot_be_recorded_runs_without_graphs(stub):
     assert trained(graphed, CannotRecord(graphed)) == expected
     assert len(told) == 1
     assert "not permitted" in told[0]
+
+
+class KeepsRates(RunAgain):
+    """Replays with the rates as they were recorded: a number for ever, a tensor with what was copied to it since."""
+
+    def record(self, function, lane):
+        groups = [group for (step,) in self._module._steps for group in step.optimizer.param_groups]
+        recorded = [group["lr"] for group in groups]
+        replay, filled = super().record(function, lane)
+
+        def with_recorded_rates():
+            now = [group["lr"] for group in groups]
+            for group, rate in zip(groups, recorded, strict=True):
+                group["lr"] = rate
+            replay()
+            for group, rate in zip(groups, now, strict=True):
+                group["lr"] = rate
+
+        return with_recorded_rates, filled
+
+
+def test_a_schedule_reaches_what_is_replayed(stub):
+    halved = partial(torch.optim.lr_scheduler.StepLR, step_size=2, gamma=0.5)
+    recipe = Recipe(scheduler=Schedule(halved, interval="step"))
+    sgd = partial(torch.optim.SGD, lr=1e-2, momentum=0.9)
+    plain = make(without_dropout(stub), recipe, sgd, block="full")
+    graphed = make(without_dropout(stub), recipe, sgd, block="full", told=(told := []))
+    expected = trained(plain)
+    actual = trained(graphed, KeepsRates(graphed))
+    for (history, _, _), (same, _, _) in zip(actual, expected, strict=True):
+        # a rate on the device is a float32
+        assert [epoch["train"]["loss"] for epoch in history] == pytest.approx(
+            [epoch["train"]["loss"] for epoch in same], rel=1e-5
+        )
+    assert told == []

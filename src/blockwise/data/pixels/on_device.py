@@ -11,7 +11,7 @@ from torch import Tensor
 
 from blockwise.data.pixels import Pixels
 
-# images are copied to the device in parts of this many
+# images are copied to the device in parts of at most this many
 AT_ONCE = 256
 
 
@@ -35,18 +35,16 @@ class Places:
 
 def copy_to_device(splits: Sequence[Pixels], device: torch.device) -> tuple[Tensor, list[Places]]:
     """Return all images on a device, uint8, shape (images, 3, side, side), and the places of each split."""
-    parts: list[Tensor] = []
+    shape = (sum(map(len, splits)), *np.asarray(splits[0][[0]]).shape[1:])
+    images = torch.empty(shape, dtype=torch.uint8, device=device)
     places: list[Places] = []
     first = 0
     for split in splits:
-        indices = range(len(split))
-        parts += [
-            torch.from_numpy(np.asarray(split[list(indices[at : at + AT_ONCE])])).to(device)
-            for at in indices[::AT_ONCE]
-        ]
+        for indices in np.array_split(np.arange(len(split)), -(-len(split) // AT_ONCE)):
+            images[first + indices[0] : first + indices[-1] + 1] = torch.from_numpy(np.asarray(split[indices.tolist()]))
         places.append(Places(first, len(split)))
         first += len(split)
-    return torch.cat(parts), places
+    return images, places
 
 
 def to_device(values: Any, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:

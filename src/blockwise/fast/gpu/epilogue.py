@@ -20,8 +20,8 @@ from timm.layers.padding import get_same_padding, pad_same
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from blockwise.fast.depthwise import DepthwiseConv2d, is_simple
-from blockwise.fast.folding import called
+from blockwise.fast.depthwise import DepthwiseConv2d, frozen_input_gradient, is_simple
+from blockwise.fast.folding import called, only_user
 from blockwise.fast.inplace import OverwritingHardtanh
 
 CONVOLUTIONS = (nn.Conv2d, Conv2dSame, DepthwiseConv2d)
@@ -86,7 +86,9 @@ class _Frozen(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         layer, (output,) = ctx.layer, ctx.saved_tensors
         grad = grad if output is None else _through_activation(grad, output, layer.bounds)
-        own = _input_gradient(grad, layer.conv, ctx.padding, ctx.size) if ctx.needs_input_grad[0] else None
+        conv, own = layer.conv, None
+        if ctx.needs_input_grad[0]:
+            own = frozen_input_gradient(grad, conv.weight, ctx.size, conv.stride, ctx.padding, conv.groups)
         return own, grad if ctx.needs_input_grad[1] else None, None, None
 
 
@@ -94,13 +96,6 @@ def _through_activation(grad: Tensor, output: Tensor, bounds: Bounds) -> Tensor:
     if bounds == (0, float("inf")):
         return torch.ops.aten.threshold_backward(grad, output, 0)
     return torch.ops.aten.hardtanh_backward(grad, output, *bounds)
-
-
-def _input_gradient(grad: Tensor, conv: Any, padding: Padding, size: torch.Size) -> Tensor:
-    # only its shape is used
-    x = torch.empty(size, dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last)
-    rest = (conv.stride, padding, conv.dilation, False, (0, 0), conv.groups, (True, False, False))
-    return torch.ops.aten.convolution_backward(grad, x, conv.weight, None, *rest)[0]
 
 
 def finish(output: Tensor, bias: Tensor | None, residual: Tensor | None, bounds: Bounds | None) -> Tensor:
@@ -166,7 +161,7 @@ def fuse_epilogues(stage: fx.GraphModule) -> None:
         if (added := _sum(node)) is not None:
             chain.append(added[0])
             residual = added[1]
-        if (user := _only_user(chain[-1])) is not None and (bounds := _bounds(stage, user)) is not None:
+        if (user := only_user(chain[-1])) is not None and (bounds := _bounds(stage, user)) is not None:
             chain.append(user)
         if conv.bias is None and len(chain) == 1:
             continue
@@ -182,13 +177,9 @@ def fuse_epilogues(stage: fx.GraphModule) -> None:
     stage.recompile()
 
 
-def _only_user(node: fx.Node) -> fx.Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
-
-
 def _sum(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     """Return the sum of a node's value with another, and that other; None if nothing is added to it."""
-    user = _only_user(node)
+    user = only_user(node)
     if user is None or user.op != "call_function" or user.target not in SUMS or user.kwargs or len(user.args) != 2:
         return None
     left, right = user.args

@@ -7,10 +7,11 @@ compared with that of the same step without a graph.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,34 +29,37 @@ Key = tuple[int, int]
 Result = tuple[Tensor, float]
 
 
-class Work(Protocol):
-    """What is done with one cell on one batch: training or evaluation.
+class Work(ABC):
+    """What is done with one cell on one batch; by default nothing changes, and nothing is random."""
 
-    Attributes:
-        boundary: The boundary whose activations it reads.
-    """
+    @property
+    @abstractmethod
+    def boundary(self) -> int:
+        """The boundary whose activations it reads."""
 
-    boundary: int
-
+    @abstractmethod
     def run(self, activations: Activations, labels: Tensor) -> Tensor:
         """Do it and return the logits."""
 
+    @abstractmethod
     def key(self) -> Any:
         """Return what must be the same when it is recorded and when it is replayed."""
 
     def changed(self) -> list[list[Tensor]]:
         """Return groups of all tensors that it changes."""
+        return []
 
-    def seed(self) -> None:
+    def seed(self) -> None:  # noqa: B027 (nothing to do is the default)
         """Seed the random numbers that it draws."""
 
     def on_device(self) -> AbstractContextManager[None]:
         """Keep on the device what it reads, while it is recorded."""
+        return nullcontext()
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027
         """Copy to the device what it reads there."""
 
-    def abandon(self) -> None:
+    def abandon(self) -> None:  # noqa: B027
         """Clear what a run that failed has left."""
 
 
@@ -140,7 +144,17 @@ class GraphedBatches:
             self._say(error)
             places.shape = None
             return None
-        return {**self._replay(places, works), **self._run_others(places, works)}
+        keys = {index: work.key() for index, work in works.items()}
+        fitting = {index: r for index, r in places.cells.items() if index in keys and r.key == keys[index]}
+        known = {index for index, recorded in fitting.items() if recorded.replay is not None}
+        # the most work first, so that lanes end together
+        order = sorted(works, key=lambda index: works[index].boundary)
+        results = self._replay(places, {index: works[index] for index in order if index in known})
+        for index in order:
+            if index not in known:
+                refused = index in fitting
+                results[index] = self._run_plainly(index, places, works[index], keys[index], refused=refused)
+        return results
 
     def _enter(self, places: Places, activations: Activations, labels: Tensor, wanted: set[int]) -> None:
         """Copy a batch to where the graphs read, and run the frozen stages."""
@@ -173,12 +187,11 @@ class GraphedBatches:
                     raise DoubtError("the frozen stages give other values")
 
     def _replay(self, places: Places, works: Mapping[Key, Work]) -> dict[Key, Result]:
-        """Run the cells that have a graph; the most work first, so that lanes end together."""
-        known = [i for i in sorted(works, key=lambda i: works[i].boundary) if _has_graph(places.cells.get(i), works[i])]
+        """Run cells that have a graph, in this order."""
         results = {}
         self._graphs.fork()
-        for index in known:
-            recorded, work = places.cells[index], works[index]
+        for index, work in works.items():
+            recorded = places.cells[index]
             with self._graphs.lane(recorded.lane):
                 work.prepare()
                 if recorded.draws:
@@ -189,21 +202,13 @@ class GraphedBatches:
         self._graphs.join()
         return results
 
-    def _run_others(self, places: Places, works: Mapping[Key, Work]) -> dict[Key, Result]:
-        results = {}
-        for index in sorted(works, key=lambda i: works[i].boundary):
-            work, recorded = works[index], places.cells.get(index)
-            if _has_graph(recorded, work):
-                continue
-            key = work.key()
-            refused = recorded is not None and recorded.key == key
-            if places.seen.get(index) == key and not refused:
-                results[index] = self._record(index, places, work)
-                continue
-            places.seen[index] = key
-            work.seed()
-            results[index] = work.run(places.at[work.boundary], places.labels), 0.0
-        return results
+    def _run_plainly(self, index: Key, places: Places, work: Work, key: Any, *, refused: bool) -> Result:
+        """Run a cell that has no graph; record it if the same has run before, unless that was refused."""
+        if places.seen.get(index) == key and not refused:
+            return self._record(index, places, work)
+        places.seen[index] = key
+        work.seed()
+        return work.run(places.at[work.boundary], places.labels), 0.0
 
     def _record(self, index: Key, places: Places, work: Work) -> Result:
         """Run a cell without a graph, then the same with one; keep the graph if both agree."""
@@ -251,10 +256,6 @@ class GraphedBatches:
         if sentence not in self._told:
             self._told.add(sentence)
             self._tell(sentence)
-
-
-def _has_graph(recorded: Recorded | None, work: Work) -> bool:
-    return recorded is not None and recorded.replay is not None and recorded.key == work.key()
 
 
 def uncached_autocast(device: torch.device) -> torch.autocast:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -34,7 +34,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Training:
+class Training(Work):
     """A cell trains on a batch.
 
     Attributes:
@@ -86,7 +86,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Work):
     """A cell is evaluated on a batch.
 
     Attributes:
@@ -113,23 +113,6 @@ class Evaluation:
     def key(self) -> Any:
         """Return what must be the same when the evaluation is recorded and when it is replayed."""
         return self.network.phase
-
-    def changed(self) -> list[list[Tensor]]:
-        """Return nothing, since nothing changes."""
-        return []
-
-    def seed(self) -> None:
-        """Do nothing, since nothing is random."""
-
-    def on_device(self) -> AbstractContextManager[None]:
-        """Do nothing, since all weights are on the device."""
-        return nullcontext()
-
-    def prepare(self) -> None:
-        """Do nothing."""
-
-    def abandon(self) -> None:
-        """Do nothing."""
 
 
 def run(
