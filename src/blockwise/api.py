@@ -63,6 +63,7 @@ from blockwise.recipe.recipe import Loss, NormMode
 from blockwise.recipe.schedulers import Schedule
 from blockwise.results.record import Record
 from blockwise.results.store import ResultStore
+from blockwise.search import Search
 from blockwise.study.data import StudyData
 from blockwise.study.prepare import make_stages
 from blockwise.study.python_trainer import trainer_factory
@@ -192,6 +193,7 @@ def train_scopes(
     select_by: str = "top1",
     norm: NormMode = "eval",
     patience: int | None = None,
+    search: str | Search = "exhaustive",
     seed: int = 0,
     results_dir: str | Path = "results",
     retrain: bool = False,
@@ -235,6 +237,8 @@ def train_scopes(
             or `loss`.
         norm: Mode of the norms in trained blocks: `eval` (inference mode) or `train` (batch statistics).
         patience: Stop a scope after this many epochs without a better validation score; None never stops.
+        search: Which scopes train in which order, and which stop early: a name under `conf/search/` (`"halving"`), or a
+            search such as `blockwise.search.Halving(factor=3)`.
         seed: Seed of the head's initial weights, of dropout and of the order of DataLoaders.
         results_dir: Folder of the records.
         retrain: Also train scopes that have a record; the new record replaces the old one.
@@ -301,6 +305,7 @@ def train_scopes(
             store=ResultStore(results_dir),
             loggers=loggers if rank() == 0 else (),
             recipe=recipe,
+            search=api_checks.search(search),
             checkpoint_minutes=checkpoint_minutes,
             console=console,
         )

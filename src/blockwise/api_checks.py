@@ -20,6 +20,8 @@ from blockwise.recipe.build import make_policies, make_schedule, named_policies
 from blockwise.recipe.parameter_groups import check_optimizer as check_step
 from blockwise.recipe.recipe import Recipe
 from blockwise.recipe.schedulers import Schedule
+from blockwise.search import Search
+from blockwise.study.searching import check_search, make_search
 
 
 def check(key: str, name: str, value: Any) -> Any:
@@ -100,6 +102,21 @@ def recipe(*, policy: Any, scheduler: Any, **options: Any) -> Recipe:
         raise InputError(f"scheduler={scheduler!r} must be a name or a blockwise.recipe.schedulers.Schedule")
     _check_callable("loss", options["loss"])
     return Recipe(policies=_policies(policy), scheduler=scheduler, **options)
+
+
+def search(value: Any) -> Search:
+    """Return the search of a study in Python, given its name or itself.
+
+    Raises:
+        InputError: There is no such search.
+    """
+    if isinstance(value, str):
+        known = options_of("search")
+        if value not in known:
+            raise InputError(f"search={value} is unknown: choose {', '.join(known)}.{did_you_mean(value, known)}")
+        return make_search(plain(compose_config([f"search={value}"]))["search"])
+    check_search(value)
+    return value
 
 
 def _policies(policy: Any) -> dict[str, Policy]:

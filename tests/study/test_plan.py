@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from blockwise.backbone.flops import cell_flops
 from blockwise.backbone.stages import stage_backbone
 from blockwise.partition import EvenPartitioner
-from blockwise.study.plan import cell_flops, total
+from blockwise.study.plan import total
 from blockwise.study.run import run
 from blockwise.study.worker import FOLDER, PLAN
 from blockwise.training.cells import CellNetwork

@@ -25,14 +25,16 @@ class Row:
     Attributes:
         scope: Name of the scope.
         blocks: The blocks of the scope, in ascending order.
-        records: The finished records at the best learning rate, one per seed; empty if every rate diverged.
+        records: The finished records at the best learning rate, one per seed; empty if none has finished.
         lr: The learning rate with the best mean validation score.
+        pruned: The records of cells that a search stopped, at any rate, with seeds that `records` lack.
     """
 
     scope: str
     blocks: tuple[int, ...]
     records: tuple[Record, ...]
     lr: float
+    pruned: tuple[Record, ...] = ()
 
     @property
     def seeds(self) -> set[int]:
@@ -131,14 +133,27 @@ class Sweep:
         return next((row for row in self.rows if row.scope == scope and row.records), None)
 
     @property
+    def search(self) -> str | None:
+        """The name of the search that stopped cells of this sweep; several with commas, None if none did."""
+        origins = (record.provenance.get("search") for record in self.records if record.status == "pruned")
+        names = {str(origin.get("name")) if isinstance(origin, dict) else "unknown" for origin in origins}
+        return ", ".join(sorted(printable(name) for name in names)) or None
+
+    @property
     def single_blocks(self) -> list[Row]:
         """The rows of single blocks, best first by validation; on a tie, by loss, then the one closer to the head.
 
-        They are compared over the seeds that all of them have, if there are any.
+        They are compared over the seeds that all of them have, if there are any. If a search stopped some of their
+        cells, those that trained to their end with more seeds come first.
         """
         rows = [row for row in self.rows if row.records and row.scope.isdigit()]
         common = set.intersection(*(row.seeds for row in rows)) if rows else set()
-        return sorted(rows, key=lambda row: (row.selection_score(common or row.seeds), row.blocks[0]), reverse=True)
+        searched = any(row.pruned for row in rows)
+
+        def order(row: Row) -> tuple[int, Score, int]:
+            return len(row.seeds) if searched else 0, row.selection_score(common or row.seeds), row.blocks[0]
+
+        return sorted(rows, key=order, reverse=True)
 
     @property
     def best(self) -> Row | None:
@@ -196,18 +211,20 @@ def _newest(records: Sequence[Record]) -> list[Record]:
 
 def _best_rate(scope: str, records: Sequence[Record]) -> Row:
     rates: dict[float, list[Record]] = {}
-    for record in records:
+    for record in (record for record in records if record.status != "pruned"):
         rates.setdefault(record.lr, []).append(record)
     # do not select a rate at which any seed diverged
     sound = {rate: group for rate, group in rates.items() if all(r.status == "finished" for r in group)}
     blocks = records[0].cell.blocks
+    pruned = [record for record in records if record.status == "pruned"]
     if not sound:
-        return Row(scope, blocks, (), min(rates))
+        return Row(scope, blocks, (), min(record.lr for record in records), tuple(pruned))
     # compare only rates with the same, highest number of seeds
     most = max(len(group) for group in sound.values())
     sound = {rate: group for rate, group in sound.items() if len(group) == most}
     best = max(sound, key=lambda rate: mean_score(record.selection_score for record in sound[rate]))
-    return Row(scope, blocks, tuple(sound[best]), best)
+    seeds = {record.seed for record in sound[best]}
+    return Row(scope, blocks, tuple(sound[best]), best, tuple(r for r in pruned if r.seed not in seeds))
 
 
 def _order(scope: str, blocks: Sequence[int]) -> tuple[int, tuple[int, ...], str]:

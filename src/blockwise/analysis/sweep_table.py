@@ -63,14 +63,15 @@ def print_table(console: Console, table: Table) -> None:
 
 
 def _cells(row: Row, head: Row | None, full: Row | None) -> list[str]:
-    if not row.records:
+    if not (row.records or row.pruned):
         return ["", "", "", "diverged", "", "", "", ""]
-    cell = row.records[0].cell
+    cell = (row.records or row.pruned)[0].cell
     layers = cell.layers
+    what = [f"{layers[0]}-{layers[1]}" if layers else "", str(cell.quarter or ""), f"{cell.trainable_parameters:,}"]
+    if not row.records:
+        return [*what, "pruned", "", "", "", f"{sum(record.seconds for record in row.pruned):.1f} s"]
     return [
-        f"{layers[0]}-{layers[1]}" if layers else "",
-        str(cell.quarter or ""),
-        f"{cell.trainable_parameters:,}",
+        *what,
         percent(row, "val"),
         percent(row, "test"),
         difference(row, head),
@@ -97,12 +98,26 @@ def _caption(sweep: Sweep, sure: Confidence | None) -> str:
         f"{data.classes} classes, {data.image_size} px; {data.train:,} images to train, {data.val:,} to "
         f"validate, {data.test:,} to test; top-1 accuracy in %"
     ]
+    if sweep.search is not None:
+        lines.append(_searched(sweep))
     if best is not None:
         by = f"validation {SELECTED[sweep.select_by]}"
         lines.append(f"* best block by {by}; test accuracy {percent(best, 'test')}{_verdict(sweep, best)}")
         if sure is not None:
             lines.append(_how_sure(best, sure))
     return "\n".join(lines)
+
+
+def _searched(sweep: Sweep) -> str:
+    """Say which cells a search stopped, and how much training that saved."""
+    pruned = [record for record in sweep.records if record.status == "pruned"]
+    full = max((record.epochs for record in sweep.records if record.status == "finished"), default=0)
+    epochs = sum(record.epochs for record in sweep.records)
+    share = f", {100 * epochs / (full * len(sweep.records)):.0f} % of all epochs" if full else ""
+    return (
+        f"search={sweep.search} stopped {len(pruned)} of {len(sweep.records)} cells{share}; * is the best block among "
+        "those that trained to their end"
+    )
 
 
 def _how_sure(best: Row, sure: Confidence) -> str:

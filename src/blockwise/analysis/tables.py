@@ -310,7 +310,7 @@ def _why_missing(sweep: Sweep, scope: str, seed: int) -> str | None:
     if not statuses:
         return "no record"
     if "finished" not in statuses:
-        return "diverged"
+        return f"stopped by search={sweep.search}" if "pruned" in statuses else "diverged"
     diverged = any(record.status == "diverged" for record in of_scope)
     return "set aside: another seed diverged" if diverged else "set aside: other seeds have another learning rate"
 

@@ -15,8 +15,8 @@ from blockwise.io.origins import check_origin, has_origin
 from blockwise.results.record import SELECTIONS
 
 GROUPS = frozenset(
-    "model data partition policy optimizer scheduler loss trainer logger freeze early_stopping sweeper checkpoint "
-    "cache gpu".split()
+    "model data partition policy optimizer scheduler loss search trainer logger freeze early_stopping sweeper "
+    "checkpoint cache gpu".split()
 )
 # as in `data.augment`, `data.datamodule`, `data.decode` and `training.cells`, which import torch: values are checked
 # before it is there
@@ -27,6 +27,7 @@ TRANSFORM = "{_target_: torchvision.transforms.v2.GaussianBlur, kernel_size: 3}"
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 NORM_MODES = ("train", "eval")
 UNITS = ("epoch", "step")
+EXHAUSTIVE = "blockwise.search.Exhaustive"
 HEADS = ("linear", "mlp", "own")
 # in mixed precision, trained weights stay in float32 and arithmetic is done in 16 bits
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -87,6 +88,11 @@ def _check_together(cfg: Mapping[str, Any]) -> None:
     if scheduler["warmup_unit"] == "epoch" and scheduler["warmup"] >= trainer["max_epochs"]:
         raise InputError(
             f"scheduler.warmup={scheduler['warmup']} must be less than trainer.max_epochs={trainer['max_epochs']}"
+        )
+    search, cells = str(cfg["search"].get("_target_")), cfg["sweeper"]["cells_per_job"]
+    if cells is not None and search != EXHAUSTIVE:
+        raise InputError(
+            f"sweeper.cells_per_job={cells} divides a sweep between jobs, but a search compares its cells: leave null"
         )
     if cfg["data"].get("groups") is not None and cfg["data"].get("folds") is None:
         raise InputError("data.groups says which images share a fold: set data.folds as well, such as data.folds=5")
@@ -367,6 +373,7 @@ CHECKS: dict[str, Callable[[str, Any], None]] = {
     "scheduler.warmup": partial(_number, zero=True),
     "scheduler.warmup_unit": partial(_choice, choices=UNITS),
     "scheduler.interval": partial(_choice, choices=UNITS),
+    "search._target_": _text,
     "select_by": partial(_choice, choices=SELECTIONS),
     "model.head": partial(_choice, choices=HEADS),
     "freeze.norm": partial(_choice, choices=NORM_MODES),

@@ -18,7 +18,8 @@ from blockwise.io.names import printable
 KEY = re.compile(r"(\+\+|\+|~)?[A-Za-z_][\w./@:-]*")
 # settings that are arguments of a class, which refuses those that it does not know
 EXTENSIBLE = tuple(
-    "optimizer. scheduler. loss. policy. trainer. partition. logger. model.options. data.source. hydra. hydra/".split()
+    "optimizer. scheduler. loss. search. policy. trainer. partition. logger. model.options. data.source. hydra. "
+    "hydra/".split()
 )
 
 

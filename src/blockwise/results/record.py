@@ -175,7 +175,7 @@ class CellEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class MetricsEntry:
-    """Metrics per split at the best epoch; None if the cell diverged or was pruned."""
+    """Metrics per split at the best epoch; None if the cell diverged, or a search stopped it (`pruned`)."""
 
     train: Checked | None = None
     val: Checked | None = None
@@ -202,7 +202,7 @@ class Record:
         seconds: The cell's own time plus its share of the time that all cells spent together.
         peak_memory_bytes: Peak memory of the process, or of its GPU.
         files: SHA-256 of the other files in the folder, by name; empty in records of earlier versions.
-        provenance: Commit, versions and command.
+        provenance: Commit, versions and command; and the search, if there was one, with what it cost.
         folder: The folder of the record; not part of the file.
     """
 

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
+import torch
 from rich.console import Console
+from torch import Tensor
 
 from blockwise.data import BlockwiseDataModule
+from blockwise.data.batches import derive_seed
 from blockwise.data.loaders import FirstBatchCheck, LoaderDataModule, SeededEpochs
 from blockwise.data.resumable import SPLITS, ResumableDataModule
 from blockwise.errors import InputError
@@ -111,6 +114,25 @@ class StudyData:
         if isinstance(self.module, ResumableDataModule):
             return self.module.batches()
         return {split: len(loader) for split, loader in self._loaders().items()}
+
+    def first_images(self, most: int) -> tuple[Tensor, Tensor]:
+        """Return the first training images of the first epoch, as they are trained on, and their labels.
+
+        Args:
+            most: The largest number of images.
+        """
+        self.module.prepare_data()
+        self.module.setup("fit")
+        batches: list[tuple[Tensor, Tensor]] = []
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(derive_seed(self.seed or 0, 0))
+            for batch in self.module.train_dataloader():
+                images, labels, *_ = self.module.on_after_batch_transfer(batch, 0)
+                batches.append((images, labels if labels.ndim == 1 else labels.argmax(1)))
+                if sum(len(labels) for _, labels in batches) >= most:
+                    break
+        images, labels = (torch.cat(parts)[:most] for parts in zip(*batches, strict=True))
+        return images, labels
 
     def batch_size(self) -> int:
         """Return the number of images per training batch."""

@@ -8,10 +8,11 @@ records = study.train()            trains the cells without a record, and return
 from __future__ import annotations
 
 import gc
+import math
 import signal
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import lightning as L
@@ -31,6 +32,7 @@ from blockwise.config.compose import plain
 from blockwise.errors import InputError
 from blockwise.fast.memory import allow_tf32
 from blockwise.policies import STATIC, Phase, Policy, Static, check_policy, phases
+from blockwise.ranking import FIRST_LOSS
 from blockwise.recipe.build import make_recipe
 from blockwise.recipe.losses import check_loss, with_class_counts
 from blockwise.recipe.parameter_groups import OptimizerFactory
@@ -38,9 +40,19 @@ from blockwise.recipe.recipe import Recipe
 from blockwise.results.locks import claim, wait
 from blockwise.results.record import Record
 from blockwise.results.store import ResultStore, find_records, settings_hash, sweep_hash
+from blockwise.search import Exhaustive, Search
 from blockwise.study import prepare
 from blockwise.study.data import StudyData
 from blockwise.study.plan import CellPlan, Costs, Stopwatch, describe, measure, show
+from blockwise.study.searching import (
+    StudyTrials,
+    check_top,
+    describe_search,
+    in_step,
+    make_search,
+    rank_blocks,
+    stops_cells,
+)
 from blockwise.study.settings import config_settings, describe_policy
 from blockwise.study.worker import report_cells
 from blockwise.tracking.callback import CellTracking, OpenLog
@@ -49,7 +61,7 @@ from blockwise.training.cells import Cell, cell_key, cell_names, saved_key
 from blockwise.training.checkpoints import AtomicCheckpointIO, CheckpointCallback, Checkpoints
 from blockwise.training.distributed import broadcast, init_process_group, is_distributed, rank
 from blockwise.training.module import BlockwiseModule
-from blockwise.training.recorder import Recorder
+from blockwise.training.recorder import COSTS, Recorder
 from blockwise.training.scopes import Scope, parse_scopes
 from blockwise.training.trainable import check_scope, num_trainable
 
@@ -77,6 +89,7 @@ class Study:
         store: The store of the records.
         loggers: One function per logger, which opens the run of a cell.
         recipe: The training recipe.
+        search: Says which scopes train in which order, and which cells stop early.
         checkpoint_minutes: Minutes between checkpoints; None saves only when interrupted.
         keep_bytes: Size of the cache of the frozen stages' output on validation images, in bytes.
         cells_at_once: Number of cells that train at once on a GPU, as CUDA graphs; 0 trains without graphs.
@@ -95,11 +108,13 @@ class Study:
     store: ResultStore
     loggers: Sequence[OpenLog] = ()
     recipe: Recipe = field(default_factory=Recipe)
+    search: Search = field(default_factory=Exhaustive)
     checkpoint_minutes: float | None = 1
     keep_bytes: int = 0
     cells_at_once: int = 4
     tf32: bool = False
     console: Console = field(default_factory=Console)
+    _rankings: dict[str, Mapping[str, float]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check that every cell has something to train, now or when its blocks are chosen.
@@ -119,9 +134,16 @@ class Study:
         check_loss(with_class_counts(self.recipe.loss, [1] * classes), classes, mixed=self.data.mixed)
         if self.recipe.scheduler is not None:
             self.recipe.scheduler.check(self.optimizer, self.rates, epochs, self.data.batches()["train"])
+        if self.staged.whole and stops_cells(self.search):
+            name = (describe_search(self.search) or {})["name"]
+            raise InputError(
+                f"search={name} compares cells that train side by side, but those of {self.backbone.name} train one "
+                "after another: choose search=exhaustive, topdown, ranked or greedy"
+            )
         top_scopes = [scope for scope in self.scopes if scope.top is not None]
         if not top_scopes:
             return
+        check_top(self.search, max(scope.top or 0 for scope in top_scopes))
         own = {scope.name for scope in self.scopes if scope.name.isdigit()}
         single = min((own | self._single_blocks(policy) for policy in self.recipe.policies), key=len)
         for scope in top_scopes:
@@ -155,6 +177,7 @@ class Study:
         prepare.hint_at_precision(console, trainer)
         optimizer = prepare.make_optimizer(cfg)
         recipe = make_recipe(settings)
+        search = make_search(settings["search"])
         loggers = prepare.open_loggers(cfg) if rank() == 0 and not cfg.plan else []
         store = ResultStore(cfg.results_dir)
         # what can be checked on this machine comes before a download
@@ -163,7 +186,9 @@ class Study:
         console.print(f"loading {cfg.model.name}", style="dim", highlight=False)  # a download may take minutes
         backbone = prepare.make_backbone(cfg)
         partition = prepare.make_partition(cfg, backbone)
-        scopes = parse_scopes(settings["block"], len(partition), backbone.name)
+        last = settings["search"].get("then")
+        wanted = settings["block"] if last is None else [*as_list(settings["block"]), *as_list(last)]
+        scopes = parse_scopes(wanted, len(partition), backbone.name)
         return cls(
             backbone=backbone,
             staged=prepare.make_stages(backbone, partition, console),
@@ -176,6 +201,7 @@ class Study:
             store=store,
             loggers=loggers,
             recipe=recipe,
+            search=search,
             checkpoint_minutes=cfg.checkpoint.every_minutes,
             keep_bytes=int(1e9 * cfg.cache.activations_gb),
             cells_at_once=cfg.gpu.cells_at_once,
@@ -223,8 +249,15 @@ class Study:
         return Cell(scope, rate, policy, settings_hash(settings) if (settings := self._policy_settings(policy)) else "")
 
     def is_recorded(self, cell: Cell) -> bool:
-        """Return whether a cell has a record."""
-        return self.store.find(self.cell_settings(cell)) is not None
+        """Return whether a cell has a record that need not be replaced: a cell stopped by another search goes on."""
+        record = self.store.find(self.cell_settings(cell))
+        if record is None or record.status != "pruned":
+            return record is not None
+        return self._searched is not None and _search_of(record) == self._searched
+
+    @cached_property
+    def _searched(self) -> dict[str, Any] | None:
+        return describe_search(self.search)
 
     def sweep(self, policy: str = STATIC, *, all_seeds: bool = False) -> Sweep | None:
         """Return the records of this sweep under a policy; None if there are none."""
@@ -248,13 +281,65 @@ class Study:
             Interrupted: A signal interrupted training; a checkpoint is saved.
         """
         self.data.tell(self.console)
-        records = self._train([scope for scope in self.scopes if scope.top is None], retrain=retrain)
+        single = [scope.name for scope in self.scopes if scope.top is None]
+        trials = {p: StudyTrials(partial(self.sweep, p), self.ranking) for p in self.recipe.policies}
+        rounds = {policy: self.search.rounds(single, own) for policy, own in trials.items()}
+        records: dict[str, Record] = {}
+        for asked in in_step(rounds) if single else ():
+            cells = [cell for p, names in asked.items() for cell in self.cells(self._scopes(names), [p])]
+            records |= self._train(list(dict.fromkeys(cells)), retrain=retrain)
         for scope in (scope for scope in self.scopes if scope.top is not None):
             for policy in self.recipe.policies:
-                sweep = self.sweep(policy)
-                best = [row.blocks[0] for row in sweep.single_blocks] if sweep else []
-                records += self._train([scope.resolve(best)], [policy], retrain=retrain)
-        return records
+                resolved = scope.resolve(self._best_blocks(policy, scope.top or 0))
+                records |= self._train(self.cells([resolved], [policy]), retrain=retrain)
+        return list(records.values())
+
+    def _scopes(self, names: Sequence[str]) -> list[Scope]:
+        """Return the scopes that a search names."""
+        known = {scope.name: scope for scope in self.scopes}
+        new = [name for name in names if name not in known]
+        known |= {s.name: s for s in parse_scopes(new, len(self.staged.partition), self.backbone.name)} if new else {}
+        return [known[name] for name in names]
+
+    def _best_blocks(self, policy: str, top: int) -> list[int]:
+        """Return the best single blocks.
+
+        Raises:
+            InputError: Too few of them have trained to their end.
+        """
+        sweep = self.sweep(policy)
+        best = [row.blocks[0] for row in sweep.single_blocks] if sweep else []
+        if len(best) < top:
+            raise InputError(
+                f"block=top{top} needs {top} single blocks that have trained to their end, but this sweep has "
+                f"{len(best)}: the search stopped the others"
+            )
+        return best[:top]
+
+    def ranking(self, score: str) -> Mapping[str, float]:
+        """Return a score of each single block before any training, higher is better; see `blockwise.ranking`."""
+        if score not in self._rankings:
+            self.data.prepare(self.console)
+            compute = self._first_loss if score == FIRST_LOSS else partial(rank_blocks, score, self.staged, self.data)
+            device = self.trainer(logger=False).strategy.root_device
+            self._rankings[score] = broadcast(compute(device))
+        return self._rankings[score]
+
+    def _first_loss(self, device: torch.device) -> Mapping[str, float]:
+        """Return minus the training loss of one epoch of each single block, at its best learning rate."""
+        del device
+        scopes = [scope for scope in self.scopes if scope.name.isdigit()]
+        # schedules need the real number of epochs, and policies may begin with the head alone
+        module = self._module(self.cells(scopes, [STATIC]), replace(self.recipe, scheduler=None, policies={}))
+        trainer = self.trainer(logger=False, callbacks=self.data.callbacks(), max_epochs=1)
+        _call(trainer, trainer.fit, module, datamodule=self.data.module)
+        losses: dict[str, float] = {}
+        for cell, progress in zip(module.cells, module.progress, strict=True):
+            loss = progress.history[0]["train"]["loss"]
+            losses[cell.scope.name] = min(
+                loss if math.isfinite(loss) else math.inf, losses.get(cell.scope.name, math.inf)
+            )
+        return {scope: -loss for scope, loss in losses.items()}
 
     def _single_blocks(self, policy: str) -> set[str]:
         """Return the names of the recorded single blocks."""
@@ -319,8 +404,8 @@ class Study:
             costs = replace(costs, seconds=len(cells) * costs.seconds, disk_bytes=len(cells) * costs.disk_bytes)
         return costs
 
-    def _train(self, scopes: list[Scope], policies: Iterable[str] | None = None, *, retrain: bool) -> list[Record]:
-        cells = self.cells(scopes, policies)
+    def _train(self, cells: list[Cell], *, retrain: bool) -> dict[str, Record]:
+        """Train the cells without a record, and return the records of all, by the cells' names."""
         missing = [cell for cell in cells if retrain or not self.is_recorded(cell)]
         if cells:
             self.console.print(self.headline(len(cells), len(cells) - len(missing)), highlight=False)
@@ -328,7 +413,8 @@ class Study:
         # if the network cannot be cut, each cell needs a copy of the whole network: train one at a time
         for group in [[cell] for cell in missing] if self.staged.whole else [missing]:
             self._train_or_wait(group, retrain=retrain)
-        return [record for cell in cells if (record := self.store.find(self.cell_settings(cell))) is not None]
+        found = {cell.key: self.store.find(self.cell_settings(cell)) for cell in cells}
+        return {key: record for key, record in found.items() if record is not None}
 
     def _train_or_wait(self, cells: list[Cell], *, retrain: bool) -> None:
         """Train the cells that no other process is training, then wait for the others."""
@@ -363,10 +449,12 @@ class Study:
                 self._train_together(cells)
             return
         except torch.OutOfMemoryError as error:
-            if len(cells) == 1 or is_distributed():
+            if len(cells) == 1 or is_distributed() or stops_cells(self.search):
                 some, advice = f"{len(cells)} cells", f"sweeper.cells_per_job={len(cells) // 2} with -m"
                 if len(cells) == 1:
                     some, advice = "1 cell", "smaller images"
+                elif stops_cells(self.search):
+                    advice = "search=exhaustive, which trains a half at a time"
                 raise InputError(
                     f"the GPU's memory ran out with {some}: choose a smaller data.batch_size or {advice}"
                 ) from error
@@ -393,7 +481,7 @@ class Study:
             self.console.print("resuming from the checkpoint of an interrupted run")
         every = None if self.checkpoint_minutes is None else 60 * self.checkpoint_minutes
         saving = CheckpointCallback(checkpoints.path(cells), every, between_batches=self.data.ours)
-        recorder = Recorder(self.backbone, self.data.entry, self.data.classes, self.cell_settings)
+        recorder = Recorder(self.backbone, self.data.entry, self.data.classes, self.cell_settings, self._searched)
         with CellTracking(self.loggers, recorder) as tracking:
             with ProgressDisplay(self.console, self.title) as display:
                 callbacks = [*self.data.callbacks(), display, tracking, saving]
@@ -428,9 +516,17 @@ class Study:
             seed=self.settings["seed"],
             keep_bytes=self.keep_bytes,
             folds=self.data.folds,
+            search=self.search,
             lanes=self.cells_at_once,
             tell=partial(self.console.print, highlight=False),
         )
+
+
+def _search_of(record: Record) -> dict[str, Any]:
+    """Return name and settings of the search that stopped a cell."""
+    search = record.provenance.get("search")
+    own = search if isinstance(search, dict) else {}
+    return {key: value for key, value in own.items() if key not in COSTS}
 
 
 def checkpoint_key(record: Record) -> str:
@@ -459,6 +555,6 @@ def _check_outcome(module: BlockwiseModule) -> None:
         InputError: A cell was not, since a split had no batches.
     """
     for cell, progress in zip(module.cells, module.progress, strict=True):
-        if progress.status != "diverged" and (progress.best is None or progress.test is None):
+        if progress.status not in ("diverged", "pruned") and (progress.best is None or progress.test is None):
             missing = "training and validation" if progress.best is None else "test"
             raise InputError(f"{cell.scope.name} has no result: there were no batches for {missing}")

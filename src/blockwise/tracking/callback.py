@@ -21,6 +21,8 @@ from blockwise.training.recorder import Recorder
 
 # number of runs to open or end in parallel, since a server takes about a second for each
 AT_ONCE = 8
+# states in which a run ends as a success
+ENDED = ("finished", "pruned")
 
 
 class CellLog(Protocol):
@@ -183,4 +185,4 @@ class LightningLog:
         if "best_epoch" in final:
             best = {key: value for key, value in final.items() if key.startswith(("test/", "gain/", "choice/"))}
             self._logger.log_metrics(best, step=int(final["best_epoch"]))
-        self._logger.finalize("success" if status == "finished" else "failed")
+        self._logger.finalize("success" if status in ENDED else "failed")

@@ -135,4 +135,5 @@ def _cells(module: BlockwiseModule) -> list[Text]:
 def _state(progress: CellProgress) -> str:
     if progress.status == "diverged":
         return "diverged"
-    return "..." if progress.best is None else f"{100 * progress.best['val']['top1']:.1f}"
+    accuracy = "..." if progress.best is None else f"{100 * progress.best['val']['top1']:.1f}"
+    return f"({accuracy})" if progress.status == "pruned" else accuracy

@@ -20,7 +20,7 @@ from blockwise.errors import InputError
 from blockwise.quiet import no_error_reports
 from blockwise.results.record import STATIC, Metrics, Record
 from blockwise.results.store import read_history, settings_hash, sweep_hash, sweep_path
-from blockwise.tracking.callback import AT_ONCE, describe, final_metrics, replay
+from blockwise.tracking.callback import AT_ONCE, ENDED, describe, final_metrics, replay
 from blockwise.tracking.progress import new_bar
 
 with no_error_reports():
@@ -118,11 +118,11 @@ class WandbRun:
         self._run.log({"epoch": epoch, **metrics}, step=epoch, commit=True)
 
     def finish(self, status: str, final: dict[str, float]) -> None:
-        """Set the summary and end the run, as failed unless the cell is finished; an interrupted run may continue."""
+        """Set the summary and end the run, as failed if the cell diverged; an interrupted run may continue."""
         self._run.summary.update({"status": status, **final})
         if status == "interrupted":
             self._run.mark_preempting()
-        self._run.finish(exit_code=0 if status == "finished" else 1)
+        self._run.finish(exit_code=0 if status in ENDED else 1)
 
 
 def why_offline() -> str | None:

@@ -223,7 +223,8 @@ class Progress:
     """The state of a cell in training.
 
     Attributes:
-        status: `running`, `stopped` early, `diverged`, or `finished` (trained and tested).
+        status: `running`, `stopped` early, `diverged`, `pruned` (stopped by a search) or `finished` (trained
+            and tested).
         history: `train` and `val` metrics of each epoch.
         best_epoch: The epoch with the best validation score, counted from 0, or None.
         best_state: The trained tensors after that epoch.

@@ -23,6 +23,8 @@ from blockwise.recipe.metrics import predictions
 from blockwise.recipe.parameter_groups import OptimizerFactory, parameter_groups
 from blockwise.recipe.recipe import Recipe
 from blockwise.results.record import Metrics
+from blockwise.search import Exhaustive, Search
+from blockwise.training.candidates import stop_cells
 from blockwise.training.cells import Cell, CellNetwork, Progress
 from blockwise.training.distributed import batch_fraction, is_distributed, rank
 from blockwise.training.outputs import Clock, EpochOutputs
@@ -54,6 +56,7 @@ class BlockwiseModule(L.LightningModule):
             validation batches must be the same in every epoch.
         folds: Number of folds; each cell then has a network per fold, which is validated on the images that it does not
             train on, and one that trains on all images, which is tested and stored. None has one network per cell.
+        search: Says which cells stop before the last epoch.
         lanes: Number of cells that train at once on a GPU, as CUDA graphs; 0 trains without graphs, one after another.
         tell: Tells the user what runs without graphs, and why.
 
@@ -79,6 +82,7 @@ class BlockwiseModule(L.LightningModule):
         seed: int = 0,
         keep_bytes: int = 0,
         folds: int | None = None,
+        search: Search | None = None,
         lanes: int = 0,
         tell: Callable[[str], None] = print,
     ) -> None:
@@ -87,6 +91,7 @@ class BlockwiseModule(L.LightningModule):
         self.backbone = backbone
         self.cells = list(cells)
         self.recipe = recipe or Recipe()
+        self.search = search or Exhaustive()
         norm = self.recipe.norm
         make = partial(CellNetwork, backbone, num_classes=num_classes, norm=norm, head=head, seed=seed)
         networks = [make(cell.scope) for cell in cells]
@@ -276,7 +281,7 @@ class BlockwiseModule(L.LightningModule):
         self.progress[key[0]].seconds += seconds
 
     def on_validation_epoch_end(self) -> None:
-        """Compute the metrics of every active cell, update its best epoch and apply early stopping."""
+        """Compute the metrics of every active cell, update its best epoch, apply early stopping and the search."""
         if self.trainer.sanity_checking:
             self._metrics("val")
             return
@@ -292,8 +297,15 @@ class BlockwiseModule(L.LightningModule):
             row = {f"{self.cells[index].key}/{split}_{k}": v for split, m in values.items() for k, v in m.items()}
             for logger in self.loggers:
                 logger.log_metrics(row, step=self.current_epoch)
+        self._stop_cells(self.current_epoch + 1)
         if not self._active():
             self.trainer.should_stop = True
+
+    def _stop_cells(self, epochs: int) -> None:
+        """Stop the cells that the search stops after this number of epochs; after the last, all are finished."""
+        if epochs < self._max_epochs():
+            partition, select_by = self.backbone.partition, self.recipe.select_by
+            stop_cells(self.search, partition, self.cells, self._phases, self.progress, select_by, epochs)
 
     def on_train_start(self) -> None:
         """Set training mode, restore the schedules; stop at once if all cells in the checkpoint have stopped early."""

@@ -25,6 +25,9 @@ from blockwise.results.store import ResultStore
 from blockwise.training.cells import Cell, CellNetwork, Progress
 from blockwise.training.module import BlockwiseModule
 
+# what a record says of a search besides its name and settings
+COSTS = ("cells", "pruned", "seconds")
+
 
 @dataclass(frozen=True)
 class Recorder:
@@ -35,30 +38,48 @@ class Recorder:
         data: Returns the data entry of the records, given the trainer.
         classes: Class names.
         settings: Returns all settings that change a cell's result.
+        search: Name and settings of the search; None if all cells train to their end.
     """
 
     backbone: Backbone
     data: Callable[[L.Trainer], DataEntry]
     classes: Sequence[str]
     settings: Callable[[Cell], dict[str, Any]]
+    search: dict[str, Any] | None = None
 
     def records(self, module: BlockwiseModule) -> list[Record]:
         """Return the record of every cell in its current state; `status` is `running` until a cell is finished."""
         data = self.data(module.trainer)
         shared = module.clock.seconds - sum(progress.seconds for progress in module.progress)
+        searched = self._searched(module)
         return [
             self._record(
-                module.backbone.partition, data, cell, network, progress, progress.seconds + shared / len(module.cells)
+                module.backbone.partition,
+                data,
+                cell,
+                network,
+                progress,
+                progress.seconds + shared / len(module.cells),
+                {**provenance(), **searched},
             )
             for cell, network, progress in zip(module.cells, module.networks, module.progress, strict=True)
         ]
+
+    def _searched(self, module: BlockwiseModule) -> dict[str, Any]:
+        """Return what was searched and what it cost; nothing if there was no search."""
+        if self.search is None:
+            return {}
+        pruned = sum(progress.status == "pruned" for progress in module.progress)
+        seconds = round(module.clock.seconds, 3)
+        return {"search": {**self.search, "cells": len(module.cells), "pruned": pruned, "seconds": seconds}}
 
     def save(self, store: ResultStore, module: BlockwiseModule) -> list[Record]:
         """Write the record, history, predictions and weights of every cell, and return the records."""
         saved = []
         for record, progress in zip(self.records(module), module.progress, strict=True):
             kept = to_bytes(progress.predictions, self.classes) if record.status == "finished" else b""
-            saved.append(store.save(record, progress.history, progress.best_state, kept))
+            weights = {} if record.status == "pruned" else progress.best_state
+            saved.append(store.save(record, progress.history, weights, kept))
         return saved
 
     def _record(
@@ -69,6 +90,7 @@ class Recorder:
         network: CellNetwork,
         progress: Progress,
         seconds: float,
+        origin: dict[str, Any],
     ) -> Record:
         """Return the record of a cell; `seconds` is its own time plus its share of the common time."""
         best = progress.best if progress.status == "finished" else None
@@ -87,7 +109,7 @@ class Recorder:
             epochs=len(progress.history),
             seconds=round(seconds, 3),
             peak_memory_bytes=peak_memory_bytes(),
-            provenance=provenance(),
+            provenance=origin,
         )
 
 

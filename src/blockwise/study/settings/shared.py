@@ -6,20 +6,15 @@ cells train side by side. The command line and the Python API write the same key
 
 from __future__ import annotations
 
-import hashlib
-import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
-from enum import Enum
 from functools import partial
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import TensorDataset
 
 from blockwise.backbone.load import Backbone
 from blockwise.backbone.partition import Partition
@@ -31,6 +26,15 @@ from blockwise.recipe.parameter_groups import OptimizerFactory
 from blockwise.recipe.recipe import Loss, Recipe
 from blockwise.recipe.schedulers import Schedule
 from blockwise.study.data import StudyData
+from blockwise.study.settings.describe import (
+    describe,
+    describe_loader,
+    describe_optimizer,
+    describe_transform,
+    hash_of,
+    hash_tensor,
+    name_of,
+)
 
 DATA = ("name", "train_per_class", "val_per_class", "test_per_class", "batch_size", "skip_broken")
 # left out of the settings at their default, so that records from before they were there keep their hash
@@ -160,7 +164,7 @@ def describe_policy(name: str, policy: Policy) -> dict[str, Any]:
     if is_dataclass(policy):
         options = {key: describe(value) for key, value in vars(policy).items()}
         told = POLICY_NAMES.get(type(policy)) == name
-        return {"name": name, **({} if told else {"class": _name(type(policy))}), **options}
+        return {"name": name, **({} if told else {"class": name_of(type(policy))}), **options}
     return {"name": name, "class": describe(policy)}
 
 
@@ -228,7 +232,7 @@ def _describe_loss(loss: Loss) -> dict[str, Any]:
         return {"name": "CrossEntropy"}
     described = describe(loss)
     if isinstance(loss, torch.nn.Module):  # PyTorch keeps class weights among the buffers
-        buffers = {name: _hash_tensor(buffer) for name, buffer in loss.named_buffers()}
+        buffers = {name: hash_tensor(buffer) for name, buffer in loss.named_buffers()}
         described = {**described, **({"buffers": buffers} if buffers else {})}
     if type(loss).__module__.startswith("blockwise."):
         return {"name": type(loss).__name__, **{key: describe(value) for key, value in vars(loss).items()}}
@@ -247,7 +251,7 @@ def describe_data(data: L.LightningDataModule) -> dict[str, Any]:
         images = data.images
         return {
             "fingerprint": data.splits.fingerprint,
-            "splits": _hash(names),
+            "splits": hash_of(names),
             "batch_size": data.batch_size,
             **_training_batches(data),
             "skip_broken": data.skip_broken,
@@ -258,126 +262,10 @@ def describe_data(data: L.LightningDataModule) -> dict[str, Any]:
             "crop_pct": images.crop_pct,
         }
     if isinstance(data, LoaderDataModule):
-        return {split: _describe_loader(data.loaders[split]) for split in SPLITS}
+        return {split: describe_loader(data.loaders[split]) for split in SPLITS}
     return {"module": describe(data), "hyperparameters": describe(dict(data.hparams))}
 
 
 def _training_batches(data: BlockwiseDataModule) -> dict[str, Any]:
     newer = _changed({key: getattr(data, key) for key in NEWER_DATA}, NEWER_DATA)
     return {"augment": [describe_transform(element) for element in data.augment], **newer}
-
-
-def describe_transform(value: Any) -> Any:
-    """Convert a transform to plain JSON data: like `describe`, but with all its public attributes and its tensors.
-
-    >>> from torchvision.transforms import v2
-    >>> describe_transform(v2.RandomApply([v2.GaussianNoise(sigma=0.2)], p=0.1))["options"]["transforms"][0]["options"]
-    {'mean': 0.0, 'sigma': 0.2, 'clip': True}
-    """
-    if isinstance(value, Mapping):
-        return {str(key): describe_transform(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [describe_transform(entry) for entry in value]
-    if isinstance(value, (Enum, torch.dtype)):
-        return str(value)
-    if isinstance(value, np.ndarray):
-        return _hash_tensor(torch.from_numpy(value))
-    # of what is no transform itself, such as a logger, not all attributes matter
-    if isinstance(value, partial) or hasattr(value, "__qualname__") or not callable(value):
-        return describe(value)
-    options = {key: entry for key, entry in getattr(value, "__dict__", {}).items() if key[0] != "_"}
-    if isinstance(value, nn.Module):
-        options.pop("training", None)
-        options |= {**dict(value.named_children()), **dict(value.named_parameters()), **dict(value.named_buffers())}
-    return {"name": _name(type(value)), **({"options": describe_transform(options)} if options else {})}
-
-
-def describe_optimizer(optimizer: OptimizerFactory) -> dict[str, Any]:
-    """Return the class and the options of the optimizers that a factory makes.
-
-    The factory is called with one group for the head and one for the blocks. If their options differ, both are kept.
-    """
-    groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": 1e-3} for _ in range(2)]
-    example = optimizer(groups)
-    options = [{k: describe(v) for k, v in g.items() if k not in ("params", "lr")} for g in example.param_groups]
-    rates = [group["lr"] for group in example.param_groups]
-    differ = {} if rates == [1e-3, 1e-3] else {"rates": [rate / 1e-3 for rate in rates]}
-    options = options[:1] if all(group == options[0] for group in options) else options
-    return {"name": _name(type(example)), **(options[0] if len(options) == 1 else {"groups": options}), **differ}
-
-
-def describe(value: Any) -> Any:
-    """Convert a value to plain JSON data; equal values give equal results in every process.
-
-    >>> describe({"rate": (1, 2.5)}), describe(torch.optim.SGD), describe(partial(torch.optim.SGD, momentum=0.9))
-    ({'rate': [1, 2.5]}, 'torch.optim.sgd.SGD', {'name': 'torch.optim.sgd.SGD', 'options': {'momentum': 0.9}})
-    """
-    if _is_simple(value):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): describe(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [describe(entry) for entry in value]
-    if isinstance(value, torch.Tensor):
-        return _hash_tensor(value)
-    if isinstance(value, partial):
-        options = {**({"arguments": describe(value.args)} if value.args else {}), **describe(value.keywords)}
-        return {"name": describe(value.func), "options": options}
-    if isinstance(value, types.FunctionType):
-        kept = [_describe_kept(cell) for cell in value.__closure__ or ()]
-        defaults = describe([*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()])
-        own = {key: entries for key, entries in (("closure", kept), ("defaults", defaults)) if entries}
-        return {"name": _name(value), "code": _hash(_code(value.__code__)), **own}
-    if hasattr(value, "__qualname__"):
-        return _name(value)
-    entries = getattr(value, "__dict__", {})
-    told = {key: describe(entry) for key, entry in entries.items() if key[0] != "_" and _tells(entry)}
-    return {"name": _name(type(value)), **({"options": told} if told else {})}
-
-
-def _tells(value: Any) -> bool:
-    """Return whether an attribute of an object can be described by its value."""
-    return _is_simple(value) or isinstance(value, (torch.Tensor, types.FunctionType, partial))
-
-
-def _describe_kept(cell: types.CellType) -> Any:
-    """Return what a function keeps of its surroundings; of another function only its code, which may be circular."""
-    try:
-        value = cell.cell_contents
-    except ValueError:  # not yet assigned
-        return None
-    return _hash(_code(value.__code__)) if isinstance(value, types.FunctionType) else describe(value)
-
-
-def _is_simple(value: Any) -> bool:
-    return value is None or isinstance(value, (str, int, float, bool))
-
-
-def _describe_loader(loader: Any) -> dict[str, Any]:
-    dataset = getattr(loader, "dataset", None)
-    entry = {"batches": len(loader), "batch_size": getattr(loader, "batch_size", None), "dataset": _name(type(dataset))}
-    entry["sampler"] = _name(type(getattr(loader, "sampler", None)))
-    if dataset is not None and hasattr(dataset, "__len__"):
-        entry["images"] = len(dataset)
-    if isinstance(dataset, TensorDataset):
-        entry["fingerprint"] = _hash([_hash_tensor(tensor) for tensor in dataset.tensors])
-    return entry
-
-
-def _name(value: Callable[..., Any] | type) -> str:
-    return f"{value.__module__}.{value.__qualname__}"
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
-
-
-def _hash_tensor(tensor: torch.Tensor) -> str:
-    content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return _hash([str(tensor.dtype), tuple(tensor.shape), hashlib.sha256(content.tobytes()).hexdigest()])
-
-
-def _code(code: types.CodeType) -> list[Any]:
-    """Return the bytecode, names and constants of a function, without its file and line numbers."""
-    constants = [_code(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts]
-    return [code.co_code.hex(), code.co_names, constants]

@@ -1,0 +1,141 @@
+"""Describe Python objects as plain JSON data, the same in every process: transforms, optimizers, functions, tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import types
+from collections.abc import Callable, Mapping
+from enum import Enum
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from blockwise.recipe.parameter_groups import OptimizerFactory
+
+
+def describe_transform(value: Any) -> Any:
+    """Convert a transform to plain JSON data: like `describe`, but with all its public attributes and its tensors.
+
+    >>> from torchvision.transforms import v2
+    >>> describe_transform(v2.RandomApply([v2.GaussianNoise(sigma=0.2)], p=0.1))["options"]["transforms"][0]["options"]
+    {'mean': 0.0, 'sigma': 0.2, 'clip': True}
+    """
+    if isinstance(value, Mapping):
+        return {str(key): describe_transform(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [describe_transform(entry) for entry in value]
+    if isinstance(value, (Enum, torch.dtype)):
+        return str(value)
+    if isinstance(value, np.ndarray):
+        return hash_tensor(torch.from_numpy(value))
+    # of what is no transform itself, such as a logger, not all attributes matter
+    if isinstance(value, partial) or hasattr(value, "__qualname__") or not callable(value):
+        return describe(value)
+    options = {key: entry for key, entry in getattr(value, "__dict__", {}).items() if key[0] != "_"}
+    if isinstance(value, nn.Module):
+        options.pop("training", None)
+        options |= {**dict(value.named_children()), **dict(value.named_parameters()), **dict(value.named_buffers())}
+    return {"name": name_of(type(value)), **({"options": describe_transform(options)} if options else {})}
+
+
+def describe_optimizer(optimizer: OptimizerFactory) -> dict[str, Any]:
+    """Return the class and the options of the optimizers that a factory makes.
+
+    The factory is called with one group for the head and one for the blocks. If their options differ, both are kept.
+    """
+    groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": 1e-3} for _ in range(2)]
+    example = optimizer(groups)
+    options = [{k: describe(v) for k, v in g.items() if k not in ("params", "lr")} for g in example.param_groups]
+    rates = [group["lr"] for group in example.param_groups]
+    differ = {} if rates == [1e-3, 1e-3] else {"rates": [rate / 1e-3 for rate in rates]}
+    options = options[:1] if all(group == options[0] for group in options) else options
+    return {"name": name_of(type(example)), **(options[0] if len(options) == 1 else {"groups": options}), **differ}
+
+
+def describe(value: Any) -> Any:
+    """Convert a value to plain JSON data; equal values give equal results in every process.
+
+    >>> describe({"rate": (1, 2.5)}), describe(torch.optim.SGD), describe(partial(torch.optim.SGD, momentum=0.9))
+    ({'rate': [1, 2.5]}, 'torch.optim.sgd.SGD', {'name': 'torch.optim.sgd.SGD', 'options': {'momentum': 0.9}})
+    """
+    if _is_simple(value):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): describe(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [describe(entry) for entry in value]
+    if isinstance(value, torch.Tensor):
+        return hash_tensor(value)
+    if isinstance(value, partial):
+        options = {**({"arguments": describe(value.args)} if value.args else {}), **describe(value.keywords)}
+        return {"name": describe(value.func), "options": options}
+    if isinstance(value, types.FunctionType):
+        kept = [_describe_kept(cell) for cell in value.__closure__ or ()]
+        defaults = describe([*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()])
+        own = {key: entries for key, entries in (("closure", kept), ("defaults", defaults)) if entries}
+        return {"name": name_of(value), "code": hash_of(_code(value.__code__)), **own}
+    if hasattr(value, "__qualname__"):
+        return name_of(value)
+    entries = getattr(value, "__dict__", {})
+    told = {key: describe(entry) for key, entry in entries.items() if key[0] != "_" and _tells(entry)}
+    return {"name": name_of(type(value)), **({"options": told} if told else {})}
+
+
+def _tells(value: Any) -> bool:
+    """Return whether an attribute of an object can be described by its value."""
+    return _is_simple(value) or isinstance(value, (torch.Tensor, types.FunctionType, partial))
+
+
+def _describe_kept(cell: types.CellType) -> Any:
+    """Return what a function keeps of its surroundings; of another function only its code, which may be circular."""
+    try:
+        value = cell.cell_contents
+    except ValueError:  # not yet assigned
+        return None
+    return hash_of(_code(value.__code__)) if isinstance(value, types.FunctionType) else describe(value)
+
+
+def _is_simple(value: Any) -> bool:
+    return value is None or isinstance(value, (str, int, float, bool))
+
+
+def describe_loader(loader: Any) -> dict[str, Any]:
+    """Return what identifies the images and batches of a DataLoader, as far as it tells."""
+    dataset = getattr(loader, "dataset", None)
+    entry = {
+        "batches": len(loader),
+        "batch_size": getattr(loader, "batch_size", None),
+        "dataset": name_of(type(dataset)),
+    }
+    entry["sampler"] = name_of(type(getattr(loader, "sampler", None)))
+    if dataset is not None and hasattr(dataset, "__len__"):
+        entry["images"] = len(dataset)
+    if isinstance(dataset, TensorDataset):
+        entry["fingerprint"] = hash_of([hash_tensor(tensor) for tensor in dataset.tensors])
+    return entry
+
+
+def name_of(value: Callable[..., Any] | type) -> str:
+    """Return the name of a function or class, with its module."""
+    return f"{value.__module__}.{value.__qualname__}"
+
+
+def hash_of(value: Any) -> str:
+    """Return a short hash of plain data."""
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]
+
+
+def hash_tensor(tensor: torch.Tensor) -> str:
+    """Return a short hash of a tensor's content."""
+    content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hash_of([str(tensor.dtype), tuple(tensor.shape), hashlib.sha256(content.tobytes()).hexdigest()])
+
+
+def _code(code: types.CodeType) -> list[Any]:
+    """Return the bytecode, names and constants of a function, without its file and line numbers."""
+    constants = [_code(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts]
+    return [code.co_code.hex(), code.co_names, constants]

@@ -1,0 +1,254 @@
+"""Searches in training: survivors are those of an exhaustive sweep, and nothing takes a stopped cell for finished."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SMALL
+from rich.console import Console
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader, TensorDataset
+
+from blockwise import load_backbone, make_partition, read_records, train_scopes
+from blockwise.config.compose import compose_config
+from blockwise.errors import InputError, Interrupted
+from blockwise.results import read_records as records_of
+from blockwise.search import Halving
+from blockwise.study.run import run
+from blockwise.study.study import Study
+from blockwise.training.module import BlockwiseModule
+
+SWEEP = ["partition.num_blocks=4", "trainer.max_epochs=5", "optimizer.lr=[0.001,0.01]", "data.val_per_class=4"]
+
+
+def cells(folder):
+    """Return status, metrics, epochs, history and weights of each cell by scope and rate."""
+    found = {}
+    for path in sorted(Path(folder).rglob("record.json")):
+        record = json.loads(path.read_text())
+        weights = path.parent / "weights.safetensors"
+        same = {name: record[name] for name in ("status", "settings", "metrics", "best_epoch", "epochs", "cell")}
+        history = (path.parent / "history.csv").read_text()
+        key = record["cell"]["scope"], record["settings"]["lr"]
+        found[key] = same, history, load_file(weights) if weights.exists() else None, record["provenance"]
+    return found
+
+
+def assert_same(one, other):
+    assert one[:2] == other[:2]
+    assert one[2].keys() == other[2].keys()
+    assert all(torch.equal(tensor, other[2][name]) for name, tensor in one[2].items())
+
+
+@pytest.fixture(scope="module")
+def exhaustive(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exhaustive")
+    run(compose_config([*SMALL, *SWEEP, f"results_dir={folder}"]), Console(quiet=True))
+    return cells(folder)
+
+
+@pytest.fixture(scope="module")
+def halved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("halved")
+    run(compose_config([*SMALL, *SWEEP, "search=halving", f"results_dir={folder}"]), Console(quiet=True))
+    return folder
+
+
+def test_survivors_are_those_of_an_exhaustive_sweep(exhaustive, halved):
+    found = cells(halved)
+    assert found.keys() == exhaustive.keys()
+    survivors = {key for key, cell in found.items() if cell[0]["status"] == "finished"}
+    assert {"head", "full"} < {scope for scope, _ in survivors}
+    assert 1 <= sum(scope.isdigit() for scope, _ in survivors) < 4
+    for key in survivors:
+        assert_same(found[key], exhaustive[key])
+    for key in found.keys() - survivors:
+        cell, history, weights, origin = found[key]
+        assert cell["status"] == "pruned"
+        assert weights is None
+        assert cell["metrics"] == dict.fromkeys(("train", "val", "test"))
+        assert cell["epochs"] in (1, 2, 4)
+        # until then it trained as in the exhaustive sweep
+        assert exhaustive[key][1].startswith(history)
+        assert origin["search"]["name"] == "halving"
+        assert origin["search"]["pruned"] == len(found) - len(survivors)
+        assert origin["search"]["seconds"] > 0
+
+
+def test_the_same_search_again_trains_nothing_and_an_exhaustive_one_trains_the_rest(
+    exhaustive, halved, monkeypatch, tmp_path
+):
+    trained = []
+    together = Study._train_together
+    monkeypatch.setattr(Study, "_train_together", lambda self, cells: (trained.append(cells), together(self, cells)))
+    options = [*SMALL, *SWEEP, f"results_dir={shutil.copytree(halved, tmp_path / 'halved')}"]
+    run(compose_config([*options, "search=halving"]), Console(quiet=True))
+    assert not trained
+    before = cells(tmp_path)
+    run(compose_config([*options, "search=halving", "search.factor=3", "block=[0,1]"]), Console(quiet=True))
+    assert {cell.scope.name for cell in trained[0]} <= {"0", "1"}  # stopped by another search: they begin again
+    assert all(before[cell.scope.name, cell.lr][0]["status"] == "pruned" for cell in trained[0])
+    trained.clear()
+    run(compose_config(options), Console(quiet=True))
+    assert trained
+    for key, cell in cells(tmp_path).items():
+        assert_same(cell, exhaustive[key])
+
+
+@pytest.mark.parametrize("step", [5, 12])
+def test_a_search_resumes_in_the_middle_of_a_rung(exhaustive, tmp_path, monkeypatch, stop_at, step):
+    cfg = compose_config([*SMALL, *SWEEP, "search=halving", "search.min_epochs=1", f"results_dir={tmp_path}"])
+    stop_at(step)
+    with pytest.raises(Interrupted):
+        run(cfg, Console(quiet=True))
+    monkeypatch.undo()
+    run(cfg, Console(quiet=True))
+    again = tmp_path / "again"
+    run(compose_config([*SMALL, *SWEEP, "search=halving", f"results_dir={again}"]), Console(quiet=True))
+    resumed, whole = cells(tmp_path), cells(again)
+    assert {key: cell[:2] for key, cell in resumed.items()} == {key: cell[:2] for key, cell in whole.items()}
+
+
+def test_tables_and_frames_tell_pruned_from_finished(halved, console):
+    records = records_of(halved)
+    pruned = {r.cell.scope for r in records} - {r.cell.scope for r in records if r.status == "finished"}
+    study = Study.from_config(compose_config([*SMALL, *SWEEP, "search=halving", f"results_dir={halved}"]), console)
+    sweep = study.sweep()
+    assert not pruned & {row.scope for row in sweep.single_blocks}
+    assert all(sweep.row(scope) is None for scope in pruned)
+    study.report()
+    text = console.export_text()
+    assert f"search=halving stopped {sum(r.status == 'pruned' for r in records)} of {len(records)} cells" in text
+    frame = read_records(halved)
+    assert frame.loc[frame.status == "pruned", ["val_top1", "test_top1", "p_best"]].isna().all(axis=None)
+
+
+def test_topdown_and_greedy_train_in_rounds(small, console, monkeypatch):
+    trained = []
+    together = Study._train_together
+
+    def watched(self, cells):
+        trained.append([cell.scope.name for cell in cells])
+        together(self, cells)
+
+    monkeypatch.setattr(Study, "_train_together", watched)
+    run(small("search=topdown", "search.patience=3"), console)
+    assert trained == [["head", "full", "2"], ["1"], ["0"]]
+    trained.clear()
+    run(small("search=greedy", "search.most=2"), console)
+    (pairs,) = trained  # all single blocks are recorded
+    best = min(set.intersection(*(set(pair.split("+")) for pair in pairs)))
+    assert len(pairs) == 2
+    assert all(best in pair.split("+") for pair in pairs)
+
+
+def test_policies_search_side_by_side(small, console, monkeypatch):
+    trained = []
+    together = Study._train_together
+    monkeypatch.setattr(
+        Study,
+        "_train_together",
+        lambda self, cells: (trained.append({(c.scope.name, c.policy) for c in cells}), together(self, cells)),
+    )
+    policies = ["policy=[static,lp_ft]", "policy.lp_ft.head_epochs=1"]
+    run(small("search=topdown", "search.patience=3", "block=[0,1]", *policies), console)
+    assert trained == [{(scope, policy) for policy in ("static", "lp_ft")} for scope in ("1", "0")]
+
+
+def test_then_trains_a_joint_scope_at_the_end(small, console):
+    run(small("search=first_epoch", "search.keep=2", "search.then=top2"), console)
+    records = {r.cell.scope: r for r in records_of(small().results_dir)}
+    survivors = {int(s) for s, r in records.items() if s.isdigit() and r.status == "finished"}
+    assert set(records["top2"].cell.blocks) == survivors
+
+
+class Confused(Halving):
+    def stop(self, candidates, epoch, max_epochs):
+        return {"99@1"}
+
+
+class Unfinished:
+    def rounds(self, scopes, trials):
+        yield scopes
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["search=halving", "search.factor=1"], "search.factor=1 must be a number of at least 2"),
+        (["search=halving", "search.kep=2"], "there is no setting search.kep"),
+        (["search=luck"], "search=luck is unknown: choose from exhaustive, first_epoch, greedy, halving"),
+        (["search=halving", "search.then=top3"], "block=top3 needs 3 blocks that train to their end: set search.keep"),
+        (["search=halving", "search.then=top9"], "block=top9"),
+        (["search=halving", "search.then=7"], "block=7 is out of range"),
+        (["search=halving", "sweeper.cells_per_job=2"], "sweeper.cells_per_job=2 divides a sweep between jobs"),
+        (["search._target_=blockwise.search.Nothing"], "search: there is no blockwise.search.Nothing"),
+        (["search._target_=collections.OrderedDict"], "is no search: it needs the methods rounds and stop"),
+    ],
+)
+def test_wrong_settings_are_named_before_training(options, sentence, monkeypatch, tmp_path):
+    monkeypatch.setattr(BlockwiseModule, "training_step", lambda *_: pytest.fail("it trains"))
+    with pytest.raises(InputError) as error:
+        run(compose_config([*SMALL, "partition.num_blocks=4", f"results_dir={tmp_path}", *options]))
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def loaders():
+    images, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 2
+    loader = DataLoader(TensorDataset(images, labels), batch_size=8)
+    return dict.fromkeys(("train", "val", "test"), loader)
+
+
+def test_the_api_takes_searches(loaders, tmp_path):
+    backbone = load_backbone("timm:test_resnet", pretrained=False, image_size=32)
+    partition = make_partition(backbone, num_blocks=3)
+    options = {"classes": ["cat", "dog"], "results_dir": tmp_path, "accelerator": "cpu", "quiet": True}
+
+    def train(search, max_epochs=3):
+        return train_scopes(
+            backbone,
+            partition,
+            "all",
+            loaders,
+            max_epochs=max_epochs,
+            lr=[1e-3, 1e-2],
+            search=search,
+            **options,
+        )
+
+    assert {record.status for record in train(Halving(factor=3))} == {"finished", "pruned"}
+    assert {record.status for record in train("exhaustive")} == {"finished"}
+    for wrong, sentence in (
+        ("luck", "search=luck is unknown: choose exhaustive"),
+        (Halving, "is no search"),
+        (Unfinished(), "it needs the methods rounds and stop"),
+        (Confused(), "the search stops '99@1', but its candidates are"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            train(wrong, max_epochs=4)
+
+
+class BatchSizeBakedIn(torch.nn.Module):
+    """Cannot be cut: a trace is valid for one batch size only."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 4, 3)
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.b(x).mean((2, 3)) * float(len(x))
+
+
+def test_a_network_that_cannot_be_cut_has_no_race(loaders, tmp_path):
+    backbone = load_backbone(BatchSizeBakedIn(), name="baked", image_size=32)
+    partition = make_partition(backbone, "layer")
+    options = {"classes": ["cat", "dog"], "max_epochs": 2, "results_dir": tmp_path, "accelerator": "cpu", "quiet": True}
+    with pytest.raises(InputError, match="compares cells that train side by side, but those of baked"):
+        train_scopes(backbone, partition, "all", loaders, search="halving", **options)
+    records = train_scopes(backbone, partition, ["head", 0], loaders, search="topdown", **options)
+    assert [record.cell.scope for record in records] == ["head", "0"]
