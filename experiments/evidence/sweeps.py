@@ -33,7 +33,7 @@ RECORDS = ROOT / "results" / "evidence"
 DATA = {
     "digits": (40, ["data=digits", "data.image_size=64"]),
     "flowers5": (40, ["data=imagefolder", "data.name=flowers5"]),
-    "flowers31": (10, ["data=imagefolder", "data.name=flowers31"]),
+    "flowers31": (6, ["data=imagefolder", "data.name=flowers31"]),
     "caltech101": (6, ["data=caltech101", "data.download=false"]),
 }
 MODELS = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2", "mobilenet_v1", "mobilenet_v2")

@@ -74,6 +74,12 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument("overrides", nargs="*", help="settings, such as partition=window partition.length=4")
     inspect.add_argument("--json", action="store_true", help="print JSON")
     inspect.set_defaults(command=_inspect)
+    rank = commands.add_parser("rank", help="score the blocks of a model on some training images, before any training")
+    rank.add_argument("model", help="model name, as for inspect")
+    rank.add_argument("overrides", nargs="*", help="settings, such as data=caltech101")
+    rank.add_argument("--score", action="append", default=[], help="a score; may be repeated (default: all)")
+    rank.add_argument("--json", action="store_true", help="print JSON")
+    rank.set_defaults(command=_rank)
     table = commands.add_parser("table", parents=[results], help="print one table per recorded sweep")
     table.add_argument("--backbones", action="store_true", help="print one row per backbone, as in the paper")
     table.add_argument(
@@ -206,8 +212,18 @@ def _overrides(arguments: list[str]) -> list[str]:
 
 
 def _flags_first(arguments: list[str]) -> list[str]:
-    """Move `-m` and `--json` before the overrides: argparse accepts no flag between two overrides."""
-    return sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun", "--json"))
+    """Move flags before the overrides: argparse accepts no flag between two overrides."""
+    flags: list[str] = []
+    others = iter(arguments)
+    rest = []
+    for argument in others:
+        if argument == "--score":  # the only one with a value
+            flags += [argument, *([value] if (value := next(others, None)) is not None else [])]
+        elif argument in ("-m", "--multirun", "--json") or argument.startswith("--score="):
+            flags.append(argument)
+        else:
+            rest.append(argument)
+    return [*flags, *rest]
 
 
 @contextmanager
@@ -236,6 +252,16 @@ def _inspect(options: argparse.Namespace) -> None:
 
     silence_libraries()
     print_inspection(inspect_model(options.model, options.overrides), Console(markup=False), as_json=options.json)
+
+
+def _rank(options: argparse.Namespace) -> None:
+    with _quick_imports():
+        from blockwise.rank import print_ranking, rank_model
+
+    silence_libraries()
+    console = Console(markup=False)
+    found = rank_model(options.model, options.overrides, options.score, Console(markup=False, stderr=True))
+    print_ranking(found, console, as_json=options.json)
 
 
 def _table(options: argparse.Namespace) -> None:

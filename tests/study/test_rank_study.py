@@ -41,7 +41,5 @@ def test_scores_do_not_touch_the_weights(small, tmp_path):
 
 
 def test_an_unknown_score_is_named(small, console):
-    with pytest.raises(
-        InputError, match=r"search.score=fish is unknown: choose gradient_norm, .*Did you mean 'fisher'"
-    ):
+    with pytest.raises(InputError, match=r"search.score=fish is unknown: choose gradient_norm.*mean 'fisher'"):
         run(small("search=ranked", "search.score=fish"), console)

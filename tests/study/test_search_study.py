@@ -15,8 +15,9 @@ from blockwise import load_backbone, make_partition, read_records, train_scopes
 from blockwise.config.compose import compose_config
 from blockwise.errors import InputError, Interrupted
 from blockwise.results import read_records as records_of
-from blockwise.search import Halving
+from blockwise.search import Exhaustive, FirstEpoch, Greedy, Halving, Racing, Ranked, TopDown
 from blockwise.study.run import run
+from blockwise.study.searching import expected_share
 from blockwise.study.study import Study
 from blockwise.training.module import BlockwiseModule
 
@@ -162,6 +163,31 @@ def test_then_trains_a_joint_scope_at_the_end(small, console):
     records = {r.cell.scope: r for r in records_of(small().results_dir)}
     survivors = {int(s) for s, r in records.items() if s.isdigit() and r.status == "finished"}
     assert set(records["top2"].cell.blocks) == survivors
+
+
+@pytest.mark.parametrize(
+    ("search", "share"),
+    [
+        (Exhaustive(), 1.0),
+        (Racing(), 1.0),
+        # one rate of two after the first epoch, then for 4 blocks of equal cost: 2 of them, 1 from the fifth epoch on
+        (Halving(), (2 + 1 + 2 * 0.5 + 4 * 0.25) / 16),
+        (FirstEpoch(keep=1), (2 * 4 + 7) / (2 * 4 * 8)),
+        (Ranked("probe", keep=1), 0.25),
+        (TopDown(patience=4), 1.0),
+        # all single blocks, then 3 pairs of twice their cost
+        (Greedy(most=2), 1 + 3 * 2 / 4),
+    ],
+)
+def test_the_expected_share_is_that_of_a_hand_count(search, share):
+    scopes = ["0", "1", "2", "3"]
+    found = expected_share(search, scopes, [0.1, 0.2], 8, lambda scope: 10 * len(scope.split("+")))
+    assert found == pytest.approx(share)
+
+
+def test_a_plan_tells_what_a_search_is_expected_to_cost(small, console):
+    Study.from_config(small("search=ranked", "search.keep=1", "plan=true"), console).plan()
+    assert "search=ranked: about" in console.export_text()
 
 
 class Confused(Halving):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -99,7 +100,16 @@ def _ratio(sample: Sample, parts: Callable[[Gradients], tuple[float, float]], po
 
 
 def block_gradients(sample: Sample) -> Mapping[str, list[Gradients]]:
-    """Return the gradients of all parameters of each single block."""
+    """Return the gradients of all parameters of each single block; computed once per sample."""
+    if sample not in _computed:
+        _computed[sample] = _block_gradients(sample)
+    return _computed[sample]
+
+
+_computed: WeakKeyDictionary[Sample, Mapping[str, list[Gradients]]] = WeakKeyDictionary()
+
+
+def _block_gradients(sample: Sample) -> Mapping[str, list[Gradients]]:
     backbone = sample.backbone
     everything = tuple(range(len(backbone.partition)))
     network = CellNetwork(backbone, Scope("full", everything), sample.num_classes).to(sample.images.device).eval()

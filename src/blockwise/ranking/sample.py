@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from blockwise.backbone.stages import StagedBackbone, pooled
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sample:
     """Some training images, and the network that is to be fine-tuned on them.
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from blockwise.analysis.summary import Sweep
@@ -13,11 +15,13 @@ from blockwise.backbone.stages import StagedBackbone
 from blockwise.errors import InputError
 from blockwise.io.targets import instantiate
 from blockwise.ranking import SCORES, Sample, check_score
-from blockwise.results.record import Score
-from blockwise.search import SEARCH_NAMES, Exhaustive, Ranked, Search
+from blockwise.results.record import STATIC, Score
+from blockwise.search import SEARCH_NAMES, Candidate, Exhaustive, Ranked, Search
 from blockwise.study.data import StudyData
 from blockwise.study.settings import describe
 
+# simulated runs of a search
+DRAWS = 20
 # a score is computed from this many training images
 IMAGES = 128
 
@@ -45,11 +49,13 @@ class StudyTrials:
         return self.rank(score)
 
 
-def rank_blocks(score: str, backbone: StagedBackbone, data: StudyData, device: torch.device) -> Mapping[str, float]:
-    """Compute a score of each single block from some training images.
+def rank_blocks(
+    scores: Sequence[str], backbone: StagedBackbone, data: StudyData, device: torch.device
+) -> dict[str, Mapping[str, float]]:
+    """Compute scores of each single block from some training images.
 
     Args:
-        score: Name of the score.
+        scores: Names of scores.
         backbone: The pretrained network.
         data: The data; in distributed training, the part of this process.
         device: The device to compute on.
@@ -58,10 +64,9 @@ def rank_blocks(score: str, backbone: StagedBackbone, data: StudyData, device: t
         InputError: The score does not fit the network.
     """
     images, labels = data.first_images(IMAGES)
+    sample = Sample(backbone.to(device), images.to(device), labels.to(device), num_classes=len(data.classes))
     try:
-        return SCORES[score](
-            Sample(backbone.to(device), images.to(device), labels.to(device), num_classes=len(data.classes))
-        )
+        return {name: SCORES[name](sample) for name in scores}
     finally:
         backbone.to("cpu")
 
@@ -123,3 +128,54 @@ def check_top(search: Search, top: int) -> None:
     keep = getattr(search, "keep", None)
     if keep is not None and keep < top:
         raise InputError(f"block=top{top} needs {top} blocks that train to their end: set search.keep={top} or more")
+
+
+@dataclass
+class _MadeUp:
+    """Trials with random outcomes."""
+
+    random: np.random.Generator
+    scores: dict[str, Score] = field(default_factory=dict)
+
+    def score(self, scope: str) -> Score | None:
+        return self.scores.get(scope)
+
+    def ranking(self, score: str) -> Mapping[str, float]:
+        del score
+        return defaultdict(self.random.random)
+
+
+def expected_share(
+    search: Search, scopes: Sequence[str], rates: Sequence[float], epochs: int, flops: Callable[[str], int]
+) -> float:
+    """Return the expected cost of a search, as a share of training all scopes to their end.
+
+    It is the mean over simulated runs in which accuracies are random and no difference is significant. Counted are the
+    operations of the cells alone, not those of the frozen stages that they share.
+
+    Args:
+        search: The search.
+        scopes: The scopes that were asked for.
+        rates: Learning rates.
+        epochs: Number of epochs of a whole training run.
+        flops: Returns the operations of a cell per image and epoch, by its scope.
+    """
+    spent = 0.0
+    for seed in range(DRAWS):
+        trials = _MadeUp(np.random.default_rng(seed))
+        for asked in search.rounds(scopes, trials):
+            cells = [_made_up(scope, rate, flops(scope), trials.random) for scope in asked for rate in rates]
+            for epoch in range(1, epochs + 1):
+                spent += sum(cell.flops for cell in cells)
+                stopped = set(search.stop(cells, epoch, epochs)) if epoch < epochs else set()
+                cells = [cell for cell in cells if cell.key not in stopped]
+            trials.scores |= {cell.scope: cell.merit("top1") for cell in cells}
+    return spent / (DRAWS * epochs * len(rates) * max(1, sum(map(flops, scopes))))
+
+
+def _made_up(scope: str, rate: float, flops: int, random: np.random.Generator) -> Candidate:
+    score = float(random.random())
+    val = {"top1": score, "macro_f1": score, "loss": -score}
+    nothing = np.zeros(0)
+    history = [{"train": val, "val": val}]
+    return Candidate(f"{scope}@{rate:g}", scope, STATIC, rate, flops, history, 0, "top1", nothing > 0, nothing)

@@ -24,6 +24,7 @@ from rich.console import Console
 from blockwise.analysis.figures import accuracy_by_block
 from blockwise.analysis.summary import Sweep, sweeps
 from blockwise.analysis.sweep_table import print_table, sweep_table
+from blockwise.backbone.flops import cell_flops
 from blockwise.backbone.heads import new_head
 from blockwise.backbone.load import Backbone
 from blockwise.backbone.stages import StagedBackbone
@@ -48,6 +49,7 @@ from blockwise.study.searching import (
     StudyTrials,
     check_top,
     describe_search,
+    expected_share,
     in_step,
     make_search,
     rank_blocks,
@@ -319,15 +321,20 @@ class Study:
     def ranking(self, score: str) -> Mapping[str, float]:
         """Return a score of each single block before any training, higher is better; see `blockwise.ranking`."""
         if score not in self._rankings:
-            self.data.prepare(self.console)
-            compute = self._first_loss if score == FIRST_LOSS else partial(rank_blocks, score, self.staged, self.data)
-            device = self.trainer(logger=False).strategy.root_device
-            self._rankings[score] = broadcast(compute(device))
+            self._rankings |= self.rankings([score])
         return self._rankings[score]
 
-    def _first_loss(self, device: torch.device) -> Mapping[str, float]:
+    def rankings(self, scores: Sequence[str]) -> dict[str, Mapping[str, float]]:
+        """Return several scores of each single block, by the name of the score."""
+        self.data.prepare(self.console)
+        device = self.trainer(logger=False).strategy.root_device
+        found = rank_blocks([name for name in scores if name != FIRST_LOSS], self.staged, self.data, device)
+        if FIRST_LOSS in scores:
+            found[FIRST_LOSS] = self._first_loss()
+        return broadcast({name: found[name] for name in scores})
+
+    def _first_loss(self) -> Mapping[str, float]:
         """Return minus the training loss of one epoch of each single block, at its best learning rate."""
-        del device
         scopes = [scope for scope in self.scopes if scope.name.isdigit()]
         # schedules need the real number of epochs, and policies may begin with the head alone
         module = self._module(self.cells(scopes, [STATIC]), replace(self.recipe, scheduler=None, policies={}))
@@ -380,7 +387,24 @@ class Study:
         ]
         costs = self._measure(missing) if missing else Costs()
         show(self.console, f"{self.title}, {len(partition)} blocks", plans, costs)
+        if self._searched is not None:
+            self.console.print(self._expected_cost(), highlight=False)
         return plans, costs
+
+    def _expected_cost(self) -> str:
+        """Say what the search is expected to cost."""
+        partition, epochs = self.staged.partition, int(self.settings["trainer"]["max_epochs"])
+        names = [scope.name for scope in self.scopes if scope.top is None]
+
+        def flops(name: str) -> int:
+            (scope,) = self._scopes([name])
+            return cell_flops(partition, scope.blocks, scope.blocks, whole=scope.part == "all")
+
+        share = expected_share(self.search, names, self.rates, epochs, flops)
+        return (
+            f"search={(self._searched or {})['name']}: about {100 * share:.0f} % of the cells' own operations, if no "
+            "difference is significant"
+        )
 
     def _phases(self, cell: Cell) -> list[Phase]:
         """Return what trains in each epoch."""
