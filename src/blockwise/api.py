@@ -44,6 +44,7 @@ from torch.utils.data import DataLoader, TensorDataset  # noqa: F401 (the exampl
 from blockwise import api_checks, results
 from blockwise.analysis.figures import accuracy_by_block
 from blockwise.analysis.summary import sweeps
+from blockwise.api_trainer import trainer_factory
 from blockwise.backbone import load
 from blockwise.backbone.heads import trained_head
 from blockwise.backbone.layers import record_layers
@@ -66,7 +67,6 @@ from blockwise.results.store import ResultStore
 from blockwise.search import Search
 from blockwise.study.data import StudyData
 from blockwise.study.prepare import make_stages
-from blockwise.study.python_trainer import trainer_factory
 from blockwise.study.run import run
 from blockwise.study.settings import python_settings
 from blockwise.study.study import Study

@@ -248,7 +248,7 @@ def _quick_imports() -> Iterator[None]:
 
 def _inspect(options: argparse.Namespace) -> None:
     with _quick_imports():
-        from blockwise.inspection import inspect_model, print_inspection
+        from blockwise.commands.inspection import inspect_model, print_inspection
 
     silence_libraries()
     print_inspection(inspect_model(options.model, options.overrides), Console(markup=False), as_json=options.json)
@@ -256,7 +256,7 @@ def _inspect(options: argparse.Namespace) -> None:
 
 def _rank(options: argparse.Namespace) -> None:
     with _quick_imports():
-        from blockwise.rank import print_ranking, rank_model
+        from blockwise.commands.rank import print_ranking, rank_model
 
     silence_libraries()
     console = Console(markup=False)

@@ -10,8 +10,8 @@ from blockwise.backbone.heads import HEAD
 from blockwise.backbone.layers import record_layers
 from blockwise.backbone.partition import partition_network, split_head
 from blockwise.backbone.stages import pooled, stage_backbone
+from blockwise.commands.inspection import inspect_model, print_inspection
 from blockwise.errors import InputError
-from blockwise.inspection import inspect_model, print_inspection
 from blockwise.partition import EvenPartitioner
 from blockwise.training.cells import CellNetwork
 from blockwise.training.scopes import parse_scopes

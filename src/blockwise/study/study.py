@@ -7,44 +7,30 @@ records = study.train()            trains the cells without a record, and return
 
 from __future__ import annotations
 
-import gc
 import math
-import signal
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from typing import Any, Protocol
+from functools import partial
 
-import lightning as L
-import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from rich.console import Console
 
 from blockwise.analysis.figures import accuracy_by_block
-from blockwise.analysis.summary import Sweep, sweeps
 from blockwise.analysis.sweep_table import print_table, sweep_table
 from blockwise.backbone.flops import cell_flops
 from blockwise.backbone.heads import new_head
-from blockwise.backbone.load import Backbone
-from blockwise.backbone.stages import StagedBackbone
 from blockwise.config.checks import as_list, check_config
 from blockwise.config.compose import plain
 from blockwise.errors import InputError
-from blockwise.fast.memory import allow_tf32
-from blockwise.policies import STATIC, Phase, Policy, Static, check_policy, phases
+from blockwise.policies import STATIC, Phase, Policy, check_policy, phases
 from blockwise.ranking import FIRST_LOSS
 from blockwise.recipe.build import make_recipe
 from blockwise.recipe.losses import check_loss, with_class_counts
-from blockwise.recipe.parameter_groups import OptimizerFactory
-from blockwise.recipe.recipe import Recipe
-from blockwise.results.locks import claim, wait
 from blockwise.results.record import Record
-from blockwise.results.store import ResultStore, find_records, settings_hash, sweep_hash
-from blockwise.search import Exhaustive, Search
+from blockwise.results.store import ResultStore, settings_hash
 from blockwise.study import prepare
-from blockwise.study.data import StudyData
 from blockwise.study.plan import CellPlan, Costs, Stopwatch, describe, measure, show
+from blockwise.study.runs import CellRuns, call
 from blockwise.study.searching import (
     StudyTrials,
     check_top,
@@ -55,67 +41,24 @@ from blockwise.study.searching import (
     rank_blocks,
     stops_cells,
 )
-from blockwise.study.settings import config_settings, describe_policy
-from blockwise.study.worker import report_cells
-from blockwise.tracking.callback import CellTracking, OpenLog
-from blockwise.tracking.progress import ProgressDisplay
-from blockwise.training.cells import Cell, cell_key, cell_names, saved_key
-from blockwise.training.checkpoints import AtomicCheckpointIO, CheckpointCallback, Checkpoints
-from blockwise.training.distributed import broadcast, init_process_group, is_distributed, rank
-from blockwise.training.module import BlockwiseModule
-from blockwise.training.recorder import COSTS, Recorder
+from blockwise.study.settings import config_settings
+from blockwise.training.cells import Cell, cell_names
+from blockwise.training.distributed import broadcast, init_process_group, rank
 from blockwise.training.scopes import Scope, parse_scopes
 from blockwise.training.trainable import check_scope, num_trainable
 
 
-class TrainerFactory(Protocol):
-    """Makes the trainer of one run."""
-
-    def __call__(self, **options: Any) -> L.Trainer:
-        """Return a new trainer; options override its settings."""
-
-
-@dataclass
-class Study:
+@dataclass(kw_only=True)
+class Study(CellRuns):
     """One backbone on one data set, ready to train cells.
 
     Attributes:
-        backbone: The pretrained network.
-        staged: The same network, cut at the partition's boundaries.
-        data: The data set.
         scopes: The scopes to train.
         rates: Learning rates; every scope is trained at each of them.
-        optimizer: Makes the optimizer of a cell.
-        trainer: Makes the trainer of a run.
-        settings: All settings that change the result and that all cells share, including `seed`.
-        store: The store of the records.
-        loggers: One function per logger, which opens the run of a cell.
-        recipe: The training recipe.
-        search: Says which scopes train in which order, and which cells stop early.
-        checkpoint_minutes: Minutes between checkpoints; None saves only when interrupted.
-        keep_bytes: Size of the cache of the frozen stages' output on validation images, in bytes.
-        cells_at_once: Number of cells that train at once on a GPU, as CUDA graphs; 0 trains without graphs.
-        tf32: Multiply float32 numbers in TF32 on a GPU.
-        console: Console for messages to the user.
     """
 
-    backbone: Backbone
-    staged: StagedBackbone
-    data: StudyData
     scopes: Sequence[Scope]
     rates: Sequence[float]
-    optimizer: OptimizerFactory
-    trainer: TrainerFactory
-    settings: dict[str, Any]
-    store: ResultStore
-    loggers: Sequence[OpenLog] = ()
-    recipe: Recipe = field(default_factory=Recipe)
-    search: Search = field(default_factory=Exhaustive)
-    checkpoint_minutes: float | None = 1
-    keep_bytes: int = 0
-    cells_at_once: int = 4
-    tf32: bool = False
-    console: Console = field(default_factory=Console)
     _rankings: dict[str, Mapping[str, float]] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -211,29 +154,6 @@ class Study:
             console=console,
         )
 
-    @property
-    def title(self) -> str:
-        """The study in one line: `backbone on data`."""
-        return f"{self.backbone.name} on {self.data.name}"
-
-    def headline(self, cells: int, recorded: int) -> str:
-        """Return what a run says first: how many cells it has, and how many of them are recorded."""
-        partition = self.staged.partition
-        return (
-            f"{self.title}, partition {partition.name} of {len(partition)} blocks: "
-            f"{cells} cells, {recorded} of them already recorded"
-        )
-
-    def cell_settings(self, cell: Cell) -> dict[str, Any]:
-        """Return all settings that change a cell's result."""
-        own = {"scope": cell.scope.name, "blocks": list(cell.scope.blocks), "lr": cell.lr}
-        return {**self.settings, **self._policy_settings(cell.policy), **own}
-
-    def _policy_settings(self, policy: str) -> dict[str, Any]:
-        """Return the settings of a policy; none of `static`, which records of earlier versions do not mention."""
-        own = self.recipe.policy(policy)
-        return {} if isinstance(own, Static) else {"policy": describe_policy(policy, own)}
-
     def cells(self, scopes: Iterable[Scope] | None = None, policies: Iterable[str] | None = None) -> list[Cell]:
         """Return the cells of the given scopes, or of all scopes: each at each learning rate under each policy.
 
@@ -249,25 +169,6 @@ class Study:
 
     def _cell(self, scope: Scope, rate: float, policy: str) -> Cell:
         return Cell(scope, rate, policy, settings_hash(settings) if (settings := self._policy_settings(policy)) else "")
-
-    def is_recorded(self, cell: Cell) -> bool:
-        """Return whether a cell has a record that need not be replaced: a cell stopped by another search goes on."""
-        record = self.store.find(self.cell_settings(cell))
-        if record is None or record.status != "pruned":
-            return record is not None
-        return self._searched is not None and _search_of(record) == self._searched
-
-    @cached_property
-    def _searched(self) -> dict[str, Any] | None:
-        return describe_search(self.search)
-
-    def sweep(self, policy: str = STATIC, *, all_seeds: bool = False) -> Sweep | None:
-        """Return the records of this sweep under a policy; None if there are none."""
-        records = find_records(self.store.sweep_folder(self.settings))
-        seed = self.settings["seed"]
-        recorded = sweeps(record for record in records if all_seeds or record.seed == seed)
-        key = sweep_hash({**self.settings, **self._policy_settings(policy)})
-        return next((sweep for sweep in recorded if sweep.key == key), None)
 
     def train(self, *, retrain: bool = False) -> list[Record]:
         """Train the cells without a record, and return the records of all cells.
@@ -289,11 +190,11 @@ class Study:
         records: dict[str, Record] = {}
         for asked in in_step(rounds) if single else ():
             cells = [cell for p, names in asked.items() for cell in self.cells(self._scopes(names), [p])]
-            records |= self._train(list(dict.fromkeys(cells)), retrain=retrain)
+            records |= self.train_cells(list(dict.fromkeys(cells)), retrain=retrain)
         for scope in (scope for scope in self.scopes if scope.top is not None):
             for policy in self.recipe.policies:
                 resolved = scope.resolve(self._best_blocks(policy, scope.top or 0))
-                records |= self._train(self.cells([resolved], [policy]), retrain=retrain)
+                records |= self.train_cells(self.cells([resolved], [policy]), retrain=retrain)
         return list(records.values())
 
     def _scopes(self, names: Sequence[str]) -> list[Scope]:
@@ -337,9 +238,9 @@ class Study:
         """Return minus the training loss of one epoch of each single block, at its best learning rate."""
         scopes = [scope for scope in self.scopes if scope.name.isdigit()]
         # schedules need the real number of epochs, and policies may begin with the head alone
-        module = self._module(self.cells(scopes, [STATIC]), replace(self.recipe, scheduler=None, policies={}))
+        module = self.module(self.cells(scopes, [STATIC]), replace(self.recipe, scheduler=None, policies={}))
         trainer = self.trainer(logger=False, callbacks=self.data.callbacks(), max_epochs=1)
-        _call(trainer, trainer.fit, module, datamodule=self.data.module)
+        call(trainer, trainer.fit, module, datamodule=self.data.module)
         losses: dict[str, float] = {}
         for cell, progress in zip(module.cells, module.progress, strict=True):
             loss = progress.history[0]["train"]["loss"]
@@ -387,7 +288,7 @@ class Study:
         ]
         costs = self._measure(missing) if missing else Costs()
         show(self.console, f"{self.title}, {len(partition)} blocks", plans, costs)
-        if self._searched is not None:
+        if self.searched is not None:
             self.console.print(self._expected_cost(), highlight=False)
         return plans, costs
 
@@ -402,7 +303,7 @@ class Study:
 
         share = expected_share(self.search, names, self.rates, epochs, flops)
         return (
-            f"search={(self._searched or {})['name']}: about {100 * share:.0f} % of the cells' own operations, if no "
+            f"search={(self.searched or {})['name']}: about {100 * share:.0f} % of the cells' own operations, if no "
             "difference is significant"
         )
 
@@ -417,7 +318,7 @@ class Study:
         # the most expensive epoch of every policy; schedules need the real number of steps
         recipe = replace(self.recipe, scheduler=None, policies={})
         costs = measure(
-            self._module([replace(cell, policy=STATIC) for cell in side_by_side], recipe),
+            self.module([replace(cell, policy=STATIC) for cell in side_by_side], recipe),
             trainer,
             self.data.image_size,
             self.data.batch_size(),
@@ -427,158 +328,3 @@ class Study:
         if self.staged.whole:  # cells train one after another
             costs = replace(costs, seconds=len(cells) * costs.seconds, disk_bytes=len(cells) * costs.disk_bytes)
         return costs
-
-    def _train(self, cells: list[Cell], *, retrain: bool) -> dict[str, Record]:
-        """Train the cells without a record, and return the records of all, by the cells' names."""
-        missing = [cell for cell in cells if retrain or not self.is_recorded(cell)]
-        if cells:
-            self.console.print(self.headline(len(cells), len(cells) - len(missing)), highlight=False)
-        report_cells(cell.key for cell in missing)
-        # if the network cannot be cut, each cell needs a copy of the whole network: train one at a time
-        for group in [[cell] for cell in missing] if self.staged.whole else [missing]:
-            self._train_or_wait(group, retrain=retrain)
-        found = {cell.key: self.store.find(self.cell_settings(cell)) for cell in cells}
-        return {key: record for key, record in found.items() if record is not None}
-
-    def _train_or_wait(self, cells: list[Cell], *, retrain: bool) -> None:
-        """Train the cells that no other process is training, then wait for the others."""
-        first = rank() == 0  # in distributed training, rank 0 decides for all processes
-        while cells:
-            candidates = cells if first else []
-            with claim([self.store.lock(self.cell_settings(cell)) for cell in candidates]) as claimed:
-                # another process may just have recorded a cell and released its lock
-                mine = broadcast(
-                    [
-                        cell
-                        for cell, locked in zip(candidates, claimed, strict=True)
-                        if locked and (retrain or not self.is_recorded(cell))
-                    ]
-                )
-                if mine:
-                    self._train_side_by_side(mine)
-            cells = broadcast([cell for cell in cells if cell not in mine and (retrain or not self.is_recorded(cell))])
-            if cells:
-                self.console.print(f"waiting for another process, which is training {len(cells)} of these cells")
-                if first:
-                    wait(self.store.lock(self.cell_settings(cells[0])))
-
-    def _train_side_by_side(self, cells: list[Cell]) -> None:
-        """Train cells side by side; if the memory of the GPU runs out, one half of them after the other.
-
-        Raises:
-            InputError: Memory runs out with a single cell, or on several devices.
-        """
-        try:
-            with allow_tf32(self.tf32):
-                self._train_together(cells)
-            return
-        except torch.OutOfMemoryError as error:
-            if len(cells) == 1 or is_distributed() or stops_cells(self.search):
-                some, advice = f"{len(cells)} cells", f"sweeper.cells_per_job={len(cells) // 2} with -m"
-                if len(cells) == 1:
-                    some, advice = "1 cell", "smaller images"
-                elif stops_cells(self.search):
-                    advice = "search=exhaustive, which trains a half at a time"
-                raise InputError(
-                    f"the GPU's memory ran out with {some}: choose a smaller data.batch_size or {advice}"
-                ) from error
-        # outside of `except`: the error holds on to what filled the memory
-        gc.collect()
-        torch.cuda.empty_cache()
-        half = (len(cells) + 1) // 2
-        self.console.print(
-            f"the GPU's memory ran out with {len(cells)} cells side by side: training {half} at a time "
-            f"(with -m, sweeper.cells_per_job={half} avoids the attempt)",
-            highlight=False,
-        )
-        for part in (cells[:half], cells[half:]):
-            self._train_side_by_side(part)
-
-    def _train_together(self, cells: list[Cell]) -> None:
-        self.data.prepare(self.console)
-        counts = self.data.class_counts()
-        loss = self.recipe.loss if counts is None else with_class_counts(self.recipe.loss, counts)
-        module = self._module(cells, replace(self.recipe, loss=loss))
-        checkpoints = Checkpoints(self.store.checkpoints(self.settings))
-        checkpoint = broadcast(checkpoints.find(cells))
-        if checkpoint:
-            self.console.print("resuming from the checkpoint of an interrupted run")
-        every = None if self.checkpoint_minutes is None else 60 * self.checkpoint_minutes
-        saving = CheckpointCallback(checkpoints.path(cells), every, between_batches=self.data.ours)
-        recorder = Recorder(self.backbone, self.data.entry, self.data.classes, self.cell_settings, self._searched)
-        with CellTracking(self.loggers, recorder) as tracking:
-            with ProgressDisplay(self.console, self.title) as display:
-                callbacks = [*self.data.callbacks(), display, tracking, saving]
-                trainer = self.trainer(logger=False, callbacks=callbacks, plugins=[AtomicCheckpointIO()])
-                _call(trainer, trainer.fit, module, datamodule=self.data.module, ckpt_path=checkpoint)
-                if any(progress.status in ("running", "stopped") for progress in module.progress):
-                    _call(trainer, trainer.test, module, datamodule=self.data.module, verbose=False)
-            _check_outcome(module)
-            if rank() == 0:
-                records = recorder.save(self.store, module)
-                checkpoints.drop(self._recorded_keys())
-                if self.loggers:
-                    tracking.finish(module, records, {policy: self.sweep(policy) for policy in self._policies()})
-
-    def _recorded_keys(self) -> set[str]:
-        """Return the keys of all recorded cells of this sweep and seed, including those trained by other runs."""
-        recorded = [sweep for policy in self._policies() if (sweep := self.sweep(policy))]
-        return {checkpoint_key(r) for sweep in recorded for r in sweep.records}
-
-    def _policies(self) -> set[str]:
-        """Return the names of all policies of cells; `head` is always static."""
-        return {STATIC, *self.recipe.policies}
-
-    def _module(self, cells: list[Cell], recipe: Recipe) -> BlockwiseModule:
-        return BlockwiseModule(
-            self.staged,
-            cells,
-            num_classes=len(self.data.classes),
-            optimizer=self.optimizer,
-            recipe=recipe,
-            head=self.backbone.head,
-            seed=self.settings["seed"],
-            keep_bytes=self.keep_bytes,
-            folds=self.data.folds,
-            search=self.search,
-            lanes=self.cells_at_once,
-            tell=partial(self.console.print, highlight=False),
-        )
-
-
-def _search_of(record: Record) -> dict[str, Any]:
-    """Return name and settings of the search that stopped a cell."""
-    search = record.provenance.get("search")
-    own = search if isinstance(search, dict) else {}
-    return {key: value for key, value in own.items() if key not in COSTS}
-
-
-def checkpoint_key(record: Record) -> str:
-    """Return the name of a recorded cell in checkpoints."""
-    policy = {"policy": record.settings["policy"]} if "policy" in record.settings else {}
-    return saved_key(cell_key(record.cell.scope, record.lr, record.policy), settings_hash(policy) if policy else "")
-
-
-def _call(trainer: L.Trainer, entry: Callable[..., Any], module: BlockwiseModule, **options: Any) -> None:
-    try:
-        entry(module, **options)
-    except MisconfigurationException as error:
-        raise InputError(f"Lightning's trainer refuses its settings: {error}") from error
-    except SystemExit:
-        # Lightning turns a second Ctrl-C into an exit; raise KeyboardInterrupt, so that callers can report it
-        if trainer.interrupted:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            raise KeyboardInterrupt from None
-        raise
-
-
-def _check_outcome(module: BlockwiseModule) -> None:
-    """Check that every cell was validated and tested.
-
-    Raises:
-        InputError: A cell was not, since a split had no batches.
-    """
-    for cell, progress in zip(module.cells, module.progress, strict=True):
-        if progress.status not in ("diverged", "pruned") and (progress.best is None or progress.test is None):
-            missing = "training and validation" if progress.best is None else "test"
-            raise InputError(f"{cell.scope.name} has no result: there were no batches for {missing}")

@@ -104,7 +104,7 @@ class BlockAxisSweeper(BasicSweeper):
         cfg = self.hydra_context.config_loader.load_sweep_config(self.config, list(job))
         scopes, rates = _values(cfg.block), _values(cfg.optimizer.lr)
         if "all" in scopes:
-            from blockwise.inspection import number_of_blocks  # imports torch
+            from blockwise.commands.inspection import number_of_blocks  # imports torch
 
             place = scopes.index("all")
             every = ["head", *map(str, range(number_of_blocks(cfg))), "full"]

@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 import blockwise
 from blockwise.backbone.load import describe_backbone, load_backbone, needs_download
 from blockwise.backbone.makers import hub
+from blockwise.commands.inspection import inspect_model
 from blockwise.config.checks import check_config
 from blockwise.config.compose import compose_config, plain
 from blockwise.errors import InputError
-from blockwise.inspection import inspect_model
 from blockwise.results.finished import recall_finished, run_key
 from blockwise.study.run import run
 

@@ -8,8 +8,8 @@ from conftest import SMALL
 from rich.console import Console
 
 from blockwise.cli import main
+from blockwise.commands.rank import print_ranking, rank_model
 from blockwise.errors import InputError
-from blockwise.rank import print_ranking, rank_model
 
 SETTINGS = [*(word for word in SMALL if not word.startswith("model=") and "name" not in word), "partition.num_blocks=3"]
 

@@ -3,8 +3,8 @@ import json
 import pytest
 from rich.console import Console
 
+from blockwise.commands.inspection import inspect_model, print_inspection
 from blockwise.errors import InputError
-from blockwise.inspection import inspect_model, print_inspection
 
 
 def test_blocks_add_up_to_the_model():

@@ -11,7 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from blockwise.data.resumable import ResumableDataModule
 from blockwise.errors import InputError
-from blockwise.study.study import TrainerFactory
+from blockwise.study.runs import TrainerFactory
 from blockwise.training.distributed import SideBySideStrategy, count_processes, init_process_group, launched
 
 

@@ -1,0 +1,1 @@
+"""What the commands other than `train` compute and print."""
