@@ -16,6 +16,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
 from blockwise.analysis.summary import PARTS, Row, Sweep
 from blockwise.analysis.uncertainty import confidence
+from blockwise.results.record import Record
 
 if TYPE_CHECKING:  # the figure of a single sweep must not import pandas
     import pandas as pd
@@ -186,6 +187,43 @@ def training_curves(sweeps: Sequence[Sweep], history: Callable[[Row], pd.Series 
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     _label(panels, "epoch", "validation accuracy, %")
+    _legend(figure, panels)
+    return figure
+
+
+def search_course(sweeps: Sequence[Sweep], history: Callable[[Record], Sequence[float]]) -> Figure | None:
+    """Plot how long each cell trained and how accurate it was, one panel per sweep with a search; None without any.
+
+    Args:
+        sweeps: The sweeps; of each, the cells of the first seed are plotted.
+        history: Returns the validation accuracies of a record, one per epoch.
+    """
+    searched = [sweep for sweep in sweeps if sweep.search is not None]
+    if not searched:
+        return None
+    figure, panels = _panels(len(searched), width=10, height=2.8)
+    for axes, sweep in zip(panels, searched, strict=True):
+        of_seed = [record for record in sweep.records if record.seed == min(sweep.seeds)]
+        for record in sorted(of_seed, key=lambda record: record.status == "finished"):
+            best = 100 * np.maximum.accumulate(np.array(history(record)))
+            if not len(best) or record.status == "diverged":
+                continue
+            stopped, block = record.status == "pruned", record.block is not None
+            color, style = (BLUE, "-") if block else BASELINES.get(record.cell.scope, ("", PURPLE, ":"))[1:]
+            label = "block" if block else record.cell.scope
+            if stopped:
+                color, style, label = GREY, "-", "stopped"
+            epochs = np.arange(1, len(best) + 1)
+            axes.plot(epochs, best, color=color, ls=style, lw=0.7 if stopped else 1.5, label=label)
+            axes.plot(epochs[-1], best[-1], "x" if stopped else "o", color=color, ms=4)
+            axes.annotate(
+                record.cell.scope, (epochs[-1], best[-1]), (3, 0), textcoords="offset points", va="center",
+                color=color, fontsize="x-small",
+            )  # fmt: skip
+        axes.set_title(f"{sweep.backbone}, search={sweep.search}")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+    _label(panels, "epoch", "best validation\naccuracy so far, %")
     _legend(figure, panels)
     return figure
 

@@ -218,7 +218,8 @@ def _best_rate(scope: str, records: Sequence[Record]) -> Row:
     blocks = records[0].cell.blocks
     pruned = [record for record in records if record.status == "pruned"]
     if not sound:
-        return Row(scope, blocks, (), min(record.lr for record in records), tuple(pruned))
+        longest = max(pruned or records, key=lambda record: (record.epochs, -record.lr))
+        return Row(scope, blocks, (), longest.lr, tuple(pruned))
     # compare only rates with the same, highest number of seeds
     most = max(len(group) for group in sound.values())
     sound = {rate: group for rate, group in sound.items() if len(group) == most}

@@ -27,7 +27,7 @@ from blockwise.analysis.summary import Sweep, by_policy, sweeps
 from blockwise.errors import InputError
 from blockwise.io.names import file_name
 from blockwise.results.record import STATIC, Record
-from blockwise.results.store import PER_CELL
+from blockwise.results.store import PER_CELL, read_history
 
 PAGE = "index.html"
 
@@ -190,7 +190,17 @@ def _of_one_data_set(recorded: Sequence[Sweep], title: str, name: str) -> Iterat
     )
     if (curves := figures.training_curves(recorded, history)) is not None:
         yield Picture(f"curves-{name}", f"Training: {title}", "Validation accuracy by epoch, mean over seeds.", curves)
+    if (course := figures.search_course(recorded, _accuracies)) is not None:
+        note = (
+            "Each cell's best validation accuracy so far, first seed; crosses mark the cells that the search stopped."
+        )
+        yield Picture(f"search-{name}", f"Search: {title}", note, course)
     yield from _of_the_best_cell(recorded, title, name)
+
+
+def _accuracies(record: Record) -> list[float]:
+    """Return the validation accuracy of each epoch."""
+    return [] if record.folder is None else [epoch["val"]["top1"] for epoch in read_history(record.folder)]
 
 
 def _of_the_best_cell(recorded: Sequence[Sweep], title: str, name: str) -> Iterator[Picture]:
