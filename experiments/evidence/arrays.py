@@ -1,0 +1,126 @@
+"""Read the sweeps that `sweeps.py` has collected."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from blockwise.search import Candidate
+
+RESULTS = Path(__file__).parent / "results"
+# columns of a history, as in `sweeps.py`
+TRAIN_LOSS, TRAIN_TOP1, VAL_LOSS, VAL_TOP1 = range(4)
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The cells of one sweep that did not diverge.
+
+    Attributes:
+        data: Name of the file: data set, labelled images per class, folds.
+        model: Name of the backbone.
+        seed: Seed.
+        scope: Scope of each cell.
+        lr: Learning rate of each cell.
+        seconds: Seconds that each cell took, its share of the common time included.
+        best_epoch: Epoch with the best validation accuracy, counted from 0.
+        test: Test accuracy of each cell.
+        history: Metrics of each epoch, shape (cells, epochs, 4).
+        correct: Whether a cell classifies a validation image correctly, shape (cells, images).
+        so_far: The same after each epoch but the last, at the best epoch so far, shape (epochs - 1, cells, images).
+        likelihood: Log-likelihood of the true class of each validation image, shape (cells, images).
+    """
+
+    data: str
+    model: str
+    seed: int
+    scope: np.ndarray
+    lr: np.ndarray
+    seconds: np.ndarray
+    best_epoch: np.ndarray
+    test: np.ndarray
+    history: np.ndarray
+    correct: np.ndarray
+    so_far: np.ndarray | None
+    likelihood: np.ndarray
+
+    @cached_property
+    def blocks(self) -> list[str]:
+        """The single blocks, input side first."""
+        return sorted({scope for scope in self.scope if scope.isdigit()}, key=int)
+
+    @cached_property
+    def score(self) -> np.ndarray:
+        """What selects by default: the validation accuracy; the loss decides between equals alone."""
+        return self.correct.mean(1) + 1e-6 * self.likelihood.mean(1)
+
+    @property
+    def epochs(self) -> int:
+        """Number of epochs."""
+        return self.history.shape[1]
+
+    def of(self, scope: str, score: np.ndarray | None = None) -> int:
+        """Return the cell of a scope at the rate with the highest score, by default that of `score`."""
+        own = np.flatnonzero(self.scope == scope)
+        return int(own[np.argmax((self.score if score is None else score)[own])])
+
+    @cached_property
+    def at_best_rates(self) -> list[int]:
+        """The cell of each block at the rate that validation chooses."""
+        return [self.of(block) for block in self.blocks]
+
+    @cached_property
+    def chosen(self) -> int:
+        """The cell that is chosen by default; of equals, the one nearest to the head."""
+        return max(self.at_best_rates, key=lambda cell: (self.score[cell], int(self.scope[cell])))
+
+    def regret(self, cell: int) -> float:
+        """Return how far the test accuracy of a cell is below that of the best block, in points."""
+        return 100 * float(self.test[self.at_best_rates].max() - self.test[cell])
+
+    def candidate(self, cell: int, epoch: int, flops: int) -> Candidate:
+        """Return what a search sees of a cell after a number of epochs, fewer than all."""
+        history = [
+            {
+                "train": {"loss": float(row[TRAIN_LOSS]), "top1": float(row[TRAIN_TOP1])},
+                "val": {"loss": float(row[VAL_LOSS]), "top1": float(row[VAL_TOP1])},
+            }
+            for row in self.history[cell, :epoch]
+        ]
+        correct = np.zeros(0, bool) if self.so_far is None else self.so_far[epoch - 1, cell]
+        key = f"{self.scope[cell]}@{self.lr[cell]:g}"
+        return Candidate(
+            key, str(self.scope[cell]), "static", float(self.lr[cell]), flops, history, 0, "top1", correct, np.zeros(0)
+        )
+
+
+def read(paths: Iterable[Path] = ()) -> Iterator[Cells]:
+    """Yield the sweeps of some files, by default of all."""
+    for path in paths or sorted(RESULTS.glob("*.npz")):
+        arrays = np.load(path)
+        for key in sorted({name.rpartition("/")[0] for name in arrays}):
+            yield _cells(
+                path.stem, key, {name.rpartition("/")[2]: arrays[name] for name in arrays if name.startswith(f"{key}/")}
+            )
+
+
+def _cells(data: str, key: str, part: dict[str, np.ndarray]) -> Cells:
+    model, _, seed = key.rpartition("/")
+    images = int(part["images"][0])
+
+    def bits(name: str) -> np.ndarray:
+        return np.unpackbits(part[name], axis=-1)[..., :images].astype(bool)
+
+    return Cells(
+        data=data,
+        model=model,
+        seed=int(seed),
+        **{name: part[name] for name in ("scope", "lr", "seconds", "best_epoch", "test", "history")},
+        correct=bits("correct"),
+        so_far=bits("correct_so_far") if "correct_so_far" in part else None,
+        likelihood=part["likelihood"].astype(float),
+    )

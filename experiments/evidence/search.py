@@ -1,0 +1,141 @@
+"""What would each search have found, and at what cost? Replays searches on the histories of exhaustive sweeps.
+
+    python -m experiments.evidence.search
+
+A search sees what it would have seen, epoch by epoch, and its survivors are those of the exhaustive sweep. Costs are
+seconds of cells, in proportion to the epochs that they trained, as a share of the exhaustive sweep's.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from statistics import fmean
+
+import hydra
+import numpy as np
+from experiments.evidence.arrays import Cells, read
+from experiments.evidence.sweeps import model_overrides
+
+from blockwise.backbone.flops import cell_flops
+from blockwise.backbone.layers import record_layers
+from blockwise.backbone.load import describe_backbone
+from blockwise.backbone.partition import Partition, partition_network
+from blockwise.config.compose import compose_config
+from blockwise.results.record import Score
+from blockwise.search import Exhaustive, FirstEpoch, Halving, Racing, Search, TopDown
+
+SEARCHES: Mapping[str, Search] = {
+    "exhaustive": Exhaustive(),
+    **{f"racing, level {level}": Racing(level=level) for level in (0.01, 0.05, 0.2, 0.4)},
+    **{
+        f"halving, factor {factor}, from {first}, {judge}": Halving(factor=factor, min_epochs=first, judge=judge)
+        for factor in (2, 3)
+        for first in (1, 2, 3)
+        for judge in ("select_by", "loss", "train_loss")
+    },
+    **{
+        f"first_epoch, keep {keep}, {judge}": FirstEpoch(keep=keep, judge=judge)
+        for keep in (1, 2, 3)
+        for judge in ("select_by", "loss", "train_loss")
+    },
+    **{f"topdown, patience {patience}": TopDown(patience=patience) for patience in (1, 2, 3)},
+}
+BASELINES = ("head", "full")
+
+
+class Replay:
+    """Replays a search on the cells of one sweep.
+
+    Attributes:
+        cells: The cells.
+        epochs: Number of epochs that each cell trained in the search.
+    """
+
+    def __init__(self, cells: Cells, search: Search, scopes: Sequence[str]) -> None:
+        self.cells = cells
+        self.epochs = np.zeros(len(cells.scope), int)
+        for asked in search.rounds(scopes, self):
+            self._train(search, [i for i, scope in enumerate(cells.scope) if scope in asked])
+
+    def _train(self, search: Search, active: list[int]) -> None:
+        flops = flops_of(self.cells.model)
+        for epoch in range(1, self.cells.epochs + 1):
+            self.epochs[active] += 1
+            if epoch < self.cells.epochs:
+                candidates = {i: self.cells.candidate(i, epoch, flops[self.cells.scope[i]]) for i in active}
+                stopped = set(search.stop(list(candidates.values()), epoch, self.cells.epochs))
+                active = [i for i, candidate in candidates.items() if candidate.key not in stopped]
+
+    def finished(self, scope: str) -> list[int]:
+        """Return the cells of a scope that trained to their end."""
+        return [i for i in np.flatnonzero(self.cells.scope == scope) if self.epochs[i] == self.cells.epochs]
+
+    def score(self, scope: str) -> Score | None:
+        """Return the validation score of a scope at its best learning rate."""
+        found = [float(self.cells.score[i]) for i in self.finished(scope)]
+        return (max(found), 0.0) if found else None
+
+    def ranking(self, score: str) -> Mapping[str, float]:
+        """Refuse: scores are not in the arrays."""
+        raise NotImplementedError(score)
+
+    def chosen(self, score: np.ndarray) -> int:
+        """Return the block with the highest score among those that trained to their end."""
+        left = [i for block in self.cells.blocks for i in self.finished(block)]
+        return max(left, key=lambda i: (score[i], int(self.cells.scope[i])))
+
+    def cost(self, scopes: Iterable[str]) -> float:
+        """Return the cost of some scopes as a share of training them all to their end."""
+        own = np.isin(self.cells.scope, list(scopes))
+        seconds = self.cells.seconds[own]
+        return float((seconds * self.epochs[own] / self.cells.epochs).sum() / seconds.sum())
+
+
+@cache
+def flops_of(model: str) -> dict[str, int]:
+    """Return the operations of each scope's cell per image."""
+    partition = partition_of(model)
+    blocks = range(len(partition))
+    scopes: dict[str, Sequence[int]] = {"head": (), "full": tuple(blocks), **{str(block): (block,) for block in blocks}}
+    return {scope: cell_flops(partition, own, own) for scope, own in scopes.items()}
+
+
+@cache
+def partition_of(model: str) -> Partition:
+    """Return the partition of a model at 96 pixels."""
+    cfg = compose_config([*model_overrides(model), "data.image_size=96"])
+    network, example = describe_backbone(cfg.model, 96)
+    return partition_network(hydra.utils.instantiate(cfg.partition), record_layers(network, example), network, "linear")
+
+
+def main() -> None:
+    """Print a table per data set and one of all."""
+    sweeps = [cells for cells in read([Path(word) for word in sys.argv[1:]]) if "folds" not in cells.data]
+    for name in (*sorted({cells.data for cells in sweeps}), "all"):
+        show(name, [cells for cells in sweeps if name in ("all", cells.data)])
+
+
+def show(name: str, sweeps: Sequence[Cells]) -> None:
+    """Print regret and cost of each search."""
+    print(f"\n{name}: {len(sweeps)} sweeps\n")
+    print("| search | regret to exhaustive | worst | share of seconds: blocks | with head and full |")
+    print("| --- | --- | --- | --- | --- |")
+    for search_name, search in SEARCHES.items():
+        regrets, blocks, everything = [], [], []
+        for cells in sweeps:
+            scopes = ["head", *cells.blocks, "full"]
+            replay = Replay(cells, search, scopes)
+            regrets.append(100 * float(cells.test[cells.chosen] - cells.test[replay.chosen(cells.score)]))
+            blocks.append(100 * replay.cost(cells.blocks))
+            everything.append(100 * replay.cost(scopes))
+        print(
+            f"| {search_name} | {fmean(regrets):.2f} | {max(regrets):.1f} | {fmean(blocks):.0f} % | "
+            f"{fmean(everything):.0f} % |"
+        )
+
+
+if __name__ == "__main__":
+    main()
