@@ -286,6 +286,22 @@ class BlockwiseDataModule(ResumableDataModule):
         )
         return self._loader("train", batches)
 
+    def train_positions(self, epoch: int) -> list[Sequence[int]] | None:
+        """Return the positions of the images of each training batch, of this process, in an epoch.
+
+        Returns:
+            None if a training image is not the same in every epoch, because it is augmented or mixed, or if the images
+            are not decoded.
+        """
+        if self.augment or self.mixed or not self._decoded:
+            return None
+        loader = self.train_dataloader()
+        batches = loader.sampler
+        assert isinstance(batches, ShuffledBatches)
+        batches.resume_at = (epoch, 0)
+        batches.set_epoch(epoch)
+        return [draw.positions for draw in batches]
+
     def val_dataloader(self) -> DataLoader[Drawn]:
         """Return the validation batches."""
         return self._loader("val", OrderedBatches(len(self._decoded["val"]), self.batch_size, *self.part()))

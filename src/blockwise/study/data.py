@@ -115,6 +115,10 @@ class StudyData:
             return self.module.batches()
         return {split: len(loader) for split, loader in self._loaders().items()}
 
+    def train_positions(self, epoch: int) -> list[Sequence[int]] | None:
+        """Return the positions of the images of each training batch in an epoch; None if they change or are unknown."""
+        return self.module.train_positions(epoch) if isinstance(self.module, BlockwiseDataModule) else None
+
     def first_images(self, most: int) -> tuple[Tensor, Tensor]:
         """Return the first training images of the first epoch, as they are trained on, and their labels.
 

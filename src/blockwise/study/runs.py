@@ -243,6 +243,7 @@ class CellRuns:
             head=self.backbone.head,
             seed=self.settings["seed"],
             keep_bytes=self.keep_bytes,
+            positions=self.data.train_positions,
             folds=self.data.folds,
             search=self.search,
             lanes=self.cells_at_once,

@@ -31,6 +31,7 @@ from blockwise.training.outputs import Clock, EpochOutputs
 from blockwise.training.step.activation_cache import ActivationCache
 from blockwise.training.step.cell import CellStep
 from blockwise.training.step.graphed import GraphedBatches, Key
+from blockwise.training.step.image_cache import ImageCache
 from blockwise.training.step.side_by_side import Evaluation, Part, Training, run
 
 # Lightning's mixed precisions
@@ -54,6 +55,8 @@ class BlockwiseModule(L.LightningModule):
         seed: Seed of the head's initial weights and of dropout.
         keep_bytes: Size of the cache of the frozen stages' output on validation images, in bytes; 0 caches nothing. The
             validation batches must be the same in every epoch.
+        positions: Returns the positions of the images of each training batch in an epoch, so that the frozen stages'
+            output is cached for them too, up to the same size; None if the images change from epoch to epoch.
         folds: Number of folds; each cell then has a network per fold, which is validated on the images that it does not
             train on, and one that trains on all images, which is tested and stored. None has one network per cell.
         search: Says which cells stop before the last epoch.
@@ -81,6 +84,7 @@ class BlockwiseModule(L.LightningModule):
         head: HeadKind = "linear",
         seed: int = 0,
         keep_bytes: int = 0,
+        positions: Callable[[int], list[Sequence[int]] | None] = lambda _epoch: None,
         folds: int | None = None,
         search: Search | None = None,
         lanes: int = 0,
@@ -110,6 +114,9 @@ class BlockwiseModule(L.LightningModule):
         self._steps: list[list[CellStep]] = []
         self._scaled = False
         self._cache = ActivationCache(0)
+        self._images: ImageCache | None = None
+        self._positions_in = positions
+        self._positions: tuple[int, list[Sequence[int]] | None] | None = None
         self._outputs = {split: EpochOutputs(len(self.cells)) for split in ("train", "val", "test")}
         self._phases: list[list[Phase]] = []
         self._epoch: int | None = None
@@ -123,6 +130,7 @@ class BlockwiseModule(L.LightningModule):
         self._scaled = self.trainer.precision == "16-mixed"
         self._channels_last()
         self._cache = ActivationCache(self._keep_bytes)
+        self._images = None
         policy, epochs = self.recipe.policy, self._max_epochs()
         self._phases = [phases(policy(cell.policy), cell.scope.blocks, epochs) for cell in self.cells]
         self._begin(0)
@@ -207,10 +215,27 @@ class BlockwiseModule(L.LightningModule):
                     works[index, number] = Training(step, seed, fraction, parts[number])
                 elif fraction is not None:  # other processes have such images
                     step.update()
-        for (index, number), logits in self._run("train", 0, self.backbone.enter(images), labels, works):
+        first, activations = self._entry(batch_idx, images, works)
+        for (index, number), logits in self._run("train", first, activations, labels, works):
             if number == 0:
                 self._outputs["train"].add_logits(index, logits)
         self._end_step(batch_idx)
+
+    def _entry(self, batch_idx: int, images: Tensor, works: dict[Key, Training]) -> tuple[int, Activations]:
+        """Return the boundary from which the cells of a training batch continue, and the activations there."""
+        activations = self.backbone.enter(images)
+        first = min((work.boundary for work in works.values()), default=0)
+        positions = self._positions_of(self.current_epoch) if first and self._keep_bytes else None
+        if positions is None:
+            return 0, activations
+        if self._images is None:
+            self._images = ImageCache(self._keep_bytes, 1 + max(max(batch) for batch in positions))
+        return first, self._images.at(first, positions[batch_idx], self.backbone, activations)
+
+    def _positions_of(self, epoch: int) -> list[Sequence[int]] | None:
+        if self._positions is None or self._positions[0] != epoch:
+            self._positions = epoch, self._positions_in(epoch)
+        return self._positions[1]
 
     def _parts(self, images: Tensor, folds: Sequence[int] = (), *, held_out: bool) -> list[Part]:
         """Return the images on which the network of each fold is evaluated, or else trained; none without folds."""
