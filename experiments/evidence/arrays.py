@@ -32,6 +32,7 @@ class Cells:
         history: Metrics of each epoch, shape (cells, epochs, 4).
         correct: Whether a cell classifies a validation image correctly, shape (cells, images).
         so_far: The same after each epoch but the last, at the best epoch so far, shape (epochs - 1, cells, images).
+        test_correct: Whether a cell classifies a test image correctly, shape (cells, images).
         likelihood: Log-likelihood of the true class of each validation image, shape (cells, images).
     """
 
@@ -46,6 +47,7 @@ class Cells:
     history: np.ndarray
     correct: np.ndarray
     so_far: np.ndarray | None
+    test_correct: np.ndarray
     likelihood: np.ndarray
 
     @cached_property
@@ -110,9 +112,9 @@ def read(paths: Iterable[Path] = ()) -> Iterator[Cells]:
 
 def _cells(data: str, key: str, part: dict[str, np.ndarray]) -> Cells:
     model, _, seed = key.rpartition("/")
-    images = int(part["images"][0])
 
-    def bits(name: str) -> np.ndarray:
+    def bits(name: str, split: int = 0) -> np.ndarray:
+        images = int(part["images"][split])
         return np.unpackbits(part[name], axis=-1)[..., :images].astype(bool)
 
     return Cells(
@@ -122,5 +124,6 @@ def _cells(data: str, key: str, part: dict[str, np.ndarray]) -> Cells:
         **{name: part[name] for name in ("scope", "lr", "seconds", "best_epoch", "test", "history")},
         correct=bits("correct"),
         so_far=bits("correct_so_far") if "correct_so_far" in part else None,
+        test_correct=bits("test_correct", 1),
         likelihood=part["likelihood"].astype(float),
     )

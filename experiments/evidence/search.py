@@ -14,16 +14,11 @@ from functools import cache
 from pathlib import Path
 from statistics import fmean
 
-import hydra
 import numpy as np
 from experiments.evidence.arrays import Cells, read
-from experiments.evidence.sweeps import model_overrides
+from experiments.evidence.rebuild import network_of
 
 from blockwise.backbone.flops import cell_flops
-from blockwise.backbone.layers import record_layers
-from blockwise.backbone.load import describe_backbone
-from blockwise.backbone.partition import Partition, partition_network
-from blockwise.config.compose import compose_config
 from blockwise.results.record import Score
 from blockwise.search import Exhaustive, FirstEpoch, Halving, Racing, Search, TopDown
 
@@ -97,18 +92,10 @@ class Replay:
 @cache
 def flops_of(model: str) -> dict[str, int]:
     """Return the operations of each scope's cell per image."""
-    partition = partition_of(model)
+    partition = network_of(model)[0]
     blocks = range(len(partition))
     scopes: dict[str, Sequence[int]] = {"head": (), "full": tuple(blocks), **{str(block): (block,) for block in blocks}}
     return {scope: cell_flops(partition, own, own) for scope, own in scopes.items()}
-
-
-@cache
-def partition_of(model: str) -> Partition:
-    """Return the partition of a model at 96 pixels."""
-    cfg = compose_config([*model_overrides(model), "data.image_size=96"])
-    network, example = describe_backbone(cfg.model, 96)
-    return partition_network(hydra.utils.instantiate(cfg.partition), record_layers(network, example), network, "linear")
 
 
 def main() -> None:

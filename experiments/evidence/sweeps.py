@@ -14,7 +14,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,10 @@ RESULTS = HERE / "results"
 RECORDS = ROOT / "results" / "evidence"
 # labelled images per class unless `images=` says otherwise, and the overrides of a data set
 DATA = {
-    "digits": (40, ["data=digits", "data.image_size=64"]),
-    "flowers5": (40, ["data=imagefolder", "data.name=flowers5"]),
-    "flowers31": (6, ["data=imagefolder", "data.name=flowers31"]),
-    "caltech101": (6, ["data=caltech101", "data.download=false"]),
+    "digits": (40, ["data=digits", "data.image_size=64", "data.test_per_class=500"]),
+    "flowers5": (40, ["data=imagefolder", "data.name=flowers5", "data.test_per_class=500"]),
+    "flowers31": (6, ["data=imagefolder", "data.name=flowers31", "data.test_per_class=500"]),
+    "caltech101": (6, ["data=caltech101", "data.download=false", "data.test_per_class=20"]),
 }
 MODELS = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2", "mobilenet_v1", "mobilenet_v2")
 PACKAGES = {
@@ -49,14 +49,19 @@ RECIPE = [
     "scheduler=cosine",
     "scheduler.warmup=1",
     "data.batch_size=16",
-    "data.test_per_class=500",
 ]
 OWN = ("images", "seeds", "models", "folds")
 
 
 def main() -> None:
     """Train what the command line asks for."""
-    data, *words = sys.argv[1:]
+    for path, key, overrides in asked(sys.argv[1:]):
+        sweep(path, key, overrides)
+
+
+def asked(arguments: Sequence[str]) -> Iterator[tuple[Path, str, list[str]]]:
+    """Yield file, name and overrides of each sweep that a command line asks for."""
+    data, *words = arguments
     own = {key: value.split(",") for key, value in (word.split("=", 1) for word in words) if key in OWN}
     weights = dict(word.removeprefix("weights.").split("=", 1) for word in words if word.startswith("weights."))
     overrides = [word for word in words if not word.startswith(("weights.", *(f"{key}=" for key in OWN)))]
@@ -66,12 +71,12 @@ def main() -> None:
         path = RESULTS / f"{data}-{number}{'-folds' + folds if folds else ''}.npz"
         counts = [f"data.train_per_class={number}", f"data.val_per_class={number // 2}"]
         counts += [f"data.folds={folds}"] if folds else []
-        for seed in map(int, own.get("seeds", ["0", "1", "2"])):
+        size = [] if data == "digits" else ["data.image_size=96"]
+        for seed in own.get("seeds", ["0", "1", "2"]):
             for model in own.get("models", MODELS):
                 checkpoint = [f"model.checkpoint={weights[model]}"] if model in weights else []
-                size = [] if data == "digits" else ["data.image_size=96"]
                 given = [*model_overrides(model), f"seed={seed}", *of_data, *size, *counts, *RECIPE, *checkpoint]
-                sweep(path, f"{model}/{seed}", [*given, *overrides])
+                yield path, f"{model}/{seed}", [*given, *overrides]
 
 
 def model_overrides(model: str) -> list[str]:

@@ -204,6 +204,9 @@ class Unfinished:
     ("options", "sentence"),
     [
         (["search=halving", "search.factor=1"], "search.factor=1 must be a number of at least 2"),
+        (["search=halving", "search.min_epochs=2"], "search.min_epochs=2, but trainer.max_epochs=2"),
+        (["search=racing", "search.min_epochs=9"], "search.min_epochs=9, but trainer.max_epochs=2"),
+        (["search=first_epoch", "trainer.max_epochs=1"], "search=first_epoch stops cells after the first epoch, but"),
         (["search=halving", "search.kep=2"], "there is no setting search.kep"),
         (["search=luck"], "search=luck is unknown: choose from exhaustive, first_epoch, greedy, halving"),
         (["search=halving", "search.then=top3"], "block=top3 needs 3 blocks that train to their end: set search.keep"),

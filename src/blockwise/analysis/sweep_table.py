@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from statistics import fmean
 
 from rich import box
@@ -11,6 +12,9 @@ from rich.table import Table
 
 from blockwise.analysis.summary import SELECTED, Row, Sweep
 from blockwise.analysis.uncertainty import Confidence, confidence, gain
+
+# several blocks jointly
+JOINT = re.compile(r"\d+(\+\d+)+|from\d+|top\d+")
 
 
 def sweep_table(sweep: Sweep) -> Table:
@@ -98,6 +102,8 @@ def _caption(sweep: Sweep, sure: Confidence | None) -> str:
         f"{data.classes} classes, {data.image_size} px; {data.train:,} images to train, {data.val:,} to "
         f"validate, {data.test:,} to test; top-1 accuracy in %"
     ]
+    if (joint := _best_set(sweep)) is not None:
+        lines.append(f"best set of blocks by validation: {joint.scope}, test accuracy {percent(joint, 'test')}")
     if sweep.search is not None:
         lines.append(_searched(sweep))
     if best is not None:
@@ -106,6 +112,12 @@ def _caption(sweep: Sweep, sure: Confidence | None) -> str:
         if sure is not None:
             lines.append(_how_sure(best, sure))
     return "\n".join(lines)
+
+
+def _best_set(sweep: Sweep) -> Row | None:
+    """Return the best joint scope by validation; None if there are none, `full` left out."""
+    sets = [row for row in sweep.rows if row.records and JOINT.fullmatch(row.scope)]
+    return max(sets, key=lambda row: row.selection_score(row.seeds), default=None)
 
 
 def _searched(sweep: Sweep) -> str:

@@ -16,7 +16,7 @@ from blockwise.errors import InputError
 from blockwise.io.targets import instantiate
 from blockwise.ranking import SCORES, Sample, check_score
 from blockwise.results.record import STATIC, Score
-from blockwise.search import SEARCH_NAMES, Candidate, Exhaustive, Ranked, Search
+from blockwise.search import SEARCH_NAMES, Candidate, Exhaustive, FirstEpoch, Ranked, Search
 from blockwise.study.data import StudyData
 from blockwise.study.settings import describe
 
@@ -117,6 +117,19 @@ def describe_search(search: Search) -> dict[str, Any] | None:
 def stops_cells(search: Search) -> bool:
     """Return whether a search stops cells before their last epoch."""
     return getattr(type(search), "stop", None) is not Exhaustive.stop
+
+
+def check_epochs(search: Search, max_epochs: int) -> None:
+    """Check that a search stops cells before the last epoch, as far as its settings tell.
+
+    Raises:
+        InputError: It does not.
+    """
+    first = 1 if isinstance(search, FirstEpoch) else getattr(search, "min_epochs", 0)
+    if first >= max_epochs:
+        setting = "search=first_epoch stops cells after the first epoch"
+        setting = setting if isinstance(search, FirstEpoch) else f"search.min_epochs={first}"
+        raise InputError(f"{setting}, but trainer.max_epochs={max_epochs}: there must be more epochs than that")
 
 
 def check_top(search: Search, top: int) -> None:

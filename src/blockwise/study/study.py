@@ -33,6 +33,7 @@ from blockwise.study.plan import CellPlan, Costs, Stopwatch, describe, measure, 
 from blockwise.study.runs import CellRuns, call
 from blockwise.study.searching import (
     StudyTrials,
+    check_epochs,
     check_top,
     describe_search,
     expected_share,
@@ -85,6 +86,7 @@ class Study(CellRuns):
                 f"search={name} compares cells that train side by side, but those of {self.backbone.name} train one "
                 "after another: choose search=exhaustive, topdown, ranked or greedy"
             )
+        check_epochs(self.search, epochs)
         top_scopes = [scope for scope in self.scopes if scope.top is not None]
         if not top_scopes:
             return

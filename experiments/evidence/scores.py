@@ -1,0 +1,98 @@
+"""Which score, computed before any training, finds a good block? Compute all scores, and compare them with the sweeps.
+
+    python -m experiments.evidence.scores flowers5 data.root=<folder> models=efficientnet_lite0
+    python -m experiments.evidence.scores
+
+With a data set, it computes the scores of its sweeps (arguments as for `sweeps.py`; those in `results/scores.json` are
+skipped). Without one, it prints how far each score agrees with the test accuracy of blocks after training.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from statistics import fmean
+from time import perf_counter
+
+import numpy as np
+from experiments.evidence.arrays import RESULTS, Cells, read
+from experiments.evidence.sweeps import asked
+from rich.console import Console
+from scipy.stats import kendalltau
+
+from blockwise.config.compose import compose_config
+from blockwise.ranking import score_names
+from blockwise.study.study import Study
+
+PATH = RESULTS / "scores.json"
+
+
+def main() -> None:
+    """Compute what the command line asks for, or print the tables."""
+    if len(sys.argv) == 1:
+        report()
+        return
+    for path, key, overrides in asked(sys.argv[1:]):
+        found = json.loads(PATH.read_text()) if PATH.exists() else {}
+        if (name := f"{path.stem}/{key}") in found:
+            continue
+        found[name] = compute(overrides)
+        PATH.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
+        print(name, {score: entry["seconds"] for score, entry in found[name].items()}, flush=True)
+
+
+def compute(overrides: list[str]) -> dict[str, dict[str, object]]:
+    """Return the values of each score by block, and the seconds that it took, those for decoding images left out."""
+    study = Study.from_config(compose_config([*overrides, "results_dir=/tmp/blockwise-scores"]), Console(quiet=True))
+    study.data.prepare(study.console)
+    found: dict[str, dict[str, object]] = {}
+    for name in score_names():
+        start = perf_counter()
+        values = study.ranking(name)
+        found[name] = {
+            "seconds": round(perf_counter() - start, 1),
+            "values": [float(f"{v:.6g}") for v in values.values()],
+        }
+    return found
+
+
+def report() -> None:
+    """Print a table per data set, and one of all."""
+    scores = json.loads(PATH.read_text())
+    sweeps = [cells for cells in read() if name_of(cells) in scores]
+    for data in (*sorted({cells.data for cells in sweeps}), "all"):
+        of_data = [cells for cells in sweeps if data in ("all", cells.data)]
+        print(f"\n{data}: {len(of_data)} sweeps\n")
+        print("| score | Kendall's tau-b (lowest, highest) | regret of the first | of the best of three | seconds |")
+        print("| --- | --- | --- | --- | --- |")
+        for score in (*score_names(), "depth"):
+            print(f"| {score} | {' | '.join(figures(score, of_data, scores))} |")
+
+
+def name_of(cells: Cells) -> str:
+    """Return the name of a sweep in the file of scores."""
+    return f"{cells.data}/{cells.model}/{cells.seed}"
+
+
+def figures(score: str, sweeps: list[Cells], scores: dict[str, dict[str, dict[str, object]]]) -> list[str]:
+    """Return the figures of a score; `depth` is the rule that prefers late blocks."""
+    taus, first, of_three, seconds = [], [], [], []
+    for cells in sweeps:
+        entry = scores[name_of(cells)].get(score, {"values": range(len(cells.blocks)), "seconds": 0.0})
+        values = np.array(entry["values"], float)
+        taus.append(float(np.nan_to_num(kendalltau(values, cells.test[cells.at_best_rates]).statistic)))
+        order = sorted(range(len(values)), key=lambda block: (values[block], block), reverse=True)
+        first.append(cells.regret(cells.at_best_rates[order[0]]))
+        best = max((cells.at_best_rates[block] for block in order[:3]), key=lambda cell: cells.score[cell])
+        of_three.append(cells.regret(best))
+        seconds.append(float(str(entry["seconds"])))
+    return [
+        f"{fmean(taus):+.2f} ({min(taus):+.2f}, {max(taus):+.2f})",
+        f"{fmean(first):.2f}",
+        f"{fmean(of_three):.2f}",
+        f"{fmean(seconds):.0f}",
+    ]
+
+
+if __name__ == "__main__":
+    main()
