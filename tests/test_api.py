@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,9 @@ def test_a_study_is_what_the_command_line_does(small_overrides, tmp_path):
     frame = run_study(*small_overrides, "block=[head,2]", f"results_dir={tmp_path}")
     assert frame["scope"].tolist() == ["head", "2"]
     assert set(read_records(tmp_path)["scope"]) == {"head", "2"}
+    # the network is cut in place before it trains; its weights are those that it was loaded with
+    backbone = load_backbone("timm:test_resnet", pretrained=False, image_size=32)
+    assert fine_tuned(backbone, frame.iloc[0]) is not None
     figure = blockwise.plot_accuracy_by_block(tmp_path)
     assert len(figure.axes) == 1
 
@@ -104,10 +108,25 @@ def test_what_was_trained_is_a_plain_network(backbone, loaders, tmp_path, scope)
         predicted = [QUICK["classes"][i] for images, _ in loaders["test"] for i in network(images).argmax(1)]
     kept = read_predictions(record, "test")
     assert predicted == [kept.classes[number] for number in kept.predicted]
+    images, _ = next(iter(loaders["test"]))
+    for same in (record.folder, Path(record.folder), read_records(record.folder).iloc[0]):
+        assert torch.equal(network(images), fine_tuned(backbone, same)(images))
     other = load_backbone("timm:test_efficientnet", pretrained=False, image_size=32)
+    with pytest.raises(InputError, match="with the weights random, but this backbone is test_efficientnet"):
+        fine_tuned(other, record)
+    random = load_backbone("timm:test_resnet", pretrained=False, image_size=32, seed=1)
+    with pytest.raises(InputError, match="this backbone is test_resnet with random, whose tensors differ"):
+        fine_tuned(random, record)
+    early = replace(record, backbone=replace(record.backbone, checksum=None))
+    assert torch.equal(network(images), fine_tuned(backbone, early)(images))
     if scope != "head":
+        early = replace(early, backbone=replace(early.backbone, weights=None))
         with pytest.raises(InputError, match="was trained on a network other than test_efficientnet"):
-            fine_tuned(other, record)
+            fine_tuned(other, early)
+    with pytest.raises(InputError, match="int is no record: give one, a row of read_records, or a cell's folder"):
+        fine_tuned(backbone, 3)
+    with pytest.raises(InputError, match="contains no record"):
+        fine_tuned(backbone, Path(record.folder).parent)
     Path(record["folder"], "weights.safetensors").unlink()
     with pytest.raises(InputError, match="contains no weights"):
         fine_tuned(backbone, record)

@@ -315,18 +315,20 @@ def train_scopes(
         return study.train(retrain=retrain)
 
 
-def fine_tuned(backbone: Backbone, record: Record) -> nn.Module:
+def fine_tuned(backbone: Backbone, record: Record | pd.Series | str | Path) -> nn.Module:
     """Return the trained classifier, which maps images, (batch, 3, size, size), to logits, (batch, classes).
 
     Args:
-        backbone: The backbone that was fine-tuned, from `load_backbone`.
-        record: From `train_scopes` or `blockwise.results.read_records`; its `folder` holds the weights.
+        backbone: The backbone that was fine-tuned, from `load_backbone`, with the same pretrained weights.
+        record: From `train_scopes`, a row of `read_records`, or the folder of a cell.
 
     Raises:
-        InputError: The weights are missing, or belong to another backbone.
+        InputError: The weights are missing, or the backbone is another one or has other weights.
     """
     from safetensors.torch import load_file
 
+    record = _record(record)
+    _check_base(backbone, record)
     try:
         trained = load_file(Path(record.folder or "", "weights.safetensors"))
     except FileNotFoundError as error:
@@ -347,6 +349,35 @@ def fine_tuned(backbone: Backbone, record: Record) -> nn.Module:
         )
     network.load_state_dict(trained, strict=False)
     return nn.Sequential(OrderedDict(backbone=network, head=head)).eval()
+
+
+def _record(given: Record | pd.Series | str | Path) -> Record:
+    """Return a record, given itself, its row in a table, or its folder."""
+    if isinstance(given, Record):
+        return given
+    folder = given if isinstance(given, (str, Path)) else getattr(given, "folder", None)
+    if not isinstance(folder, (str, Path)):
+        raise InputError(f"{type(given).__name__} is no record: give one, a row of read_records, or a cell's folder")
+    try:
+        return results.store.read_record(Path(folder).expanduser() / "record.json")
+    except OSError as error:
+        raise InputError(f"{folder} contains no record ({error.strerror})") from error
+
+
+def _check_base(backbone: Backbone, record: Record) -> None:
+    """Check that a backbone has the weights that a cell started from.
+
+    Raises:
+        InputError: It has others.
+    """
+    trained = record.backbone
+    known = trained.checksum or trained.weights
+    if known is not None and known != (backbone.checksum if trained.checksum else backbone.weights):
+        raise InputError(
+            f"{record.folder} was trained on {trained.name} with the weights {trained.weights}, but this backbone is "
+            f"{backbone.name} with {backbone.weights}"
+            + (", whose tensors differ" if trained.weights == backbone.weights else "")
+        )
 
 
 def run_study(*overrides: str) -> pd.DataFrame:

@@ -115,9 +115,9 @@ def _caption(sweep: Sweep, sure: Confidence | None) -> str:
 
 
 def _best_set(sweep: Sweep) -> Row | None:
-    """Return the best joint scope by validation; None if there are none, `full` left out."""
+    """Return the best joint scope by validation, `full` left out; None if there is no choice."""
     sets = [row for row in sweep.rows if row.records and JOINT.fullmatch(row.scope)]
-    return max(sets, key=lambda row: row.selection_score(row.seeds), default=None)
+    return max(sets, key=lambda row: row.selection_score(row.seeds)) if len(sets) > 1 else None
 
 
 def _searched(sweep: Sweep) -> str:

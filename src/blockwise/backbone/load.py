@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +42,17 @@ class Backbone:
     images: ImageSpec
     settings: Mapping[str, Any] = field(default_factory=dict)
     head: HeadKind = "linear"
+
+    @cached_property
+    def checksum(self) -> str:
+        """SHA-256 of all weights and buffers with their names, in hexadecimal digits; computed on first use."""
+        found = hashlib.sha256()
+        for name, tensor in sorted(self.network.state_dict().items()):
+            # channels last or not, on a GPU or not: the same weights have the same checksum
+            values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            found.update(values.tobytes())
+        return found.hexdigest()
 
 
 def load_backbone(

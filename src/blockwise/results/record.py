@@ -111,11 +111,15 @@ Checked = Annotated[dict[str, Finite], AfterValidator(_check_metrics)]
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneEntry:
-    """The fine-tuned network: its name, the origin of its weights, and its number of parameters."""
+    """The fine-tuned network: its name, the origin of its weights, its number of parameters, and its checksum.
+
+    The checksum is the SHA-256 of all weights before training; records of earlier versions have none.
+    """
 
     name: Name
     weights: str | None = None
     parameters: Count | None = None
+    checksum: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,6 +294,8 @@ class Record:
         del content["folder"]
         if not self.files:
             del content["files"]
+        if self.backbone.checksum is None:
+            del content["backbone"]["checksum"]
         return content
 
     @classmethod

@@ -98,7 +98,12 @@ class Recorder:
         settings = self.settings(cell)
         return Record(
             status=progress.status,
-            backbone=BackboneEntry(name=self.backbone.name, weights=self.backbone.weights, parameters=parameters),
+            backbone=BackboneEntry(
+                name=self.backbone.name,
+                weights=self.backbone.weights,
+                parameters=parameters,
+                checksum=self.backbone.checksum,
+            ),
             data=data,
             partition=PartitionEntry(name=partition.name, num_blocks=len(partition)),
             cell=_cell_entry(partition, cell, network.num_trainable()),
