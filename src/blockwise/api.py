@@ -24,9 +24,7 @@ from __future__ import annotations
 
 import copy
 import tempfile  # noqa: F401 (the examples above)
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,16 +44,15 @@ from blockwise.analysis.figures import accuracy_by_block
 from blockwise.analysis.summary import sweeps
 from blockwise.api_trainer import trainer_factory
 from blockwise.backbone import load
-from blockwise.backbone.heads import trained_head
 from blockwise.backbone.layers import record_layers
 from blockwise.backbone.load import Backbone, HeadKind, ImageSpec
-from blockwise.backbone.lora import merge_lora
 from blockwise.backbone.partition import Partition, partition_network
 from blockwise.config.compose import compose_config, explain, plain
 from blockwise.config.compose import options as config_options
 from blockwise.config.model_names import model_overrides
 from blockwise.data.loaders import LoaderDataModule, check_data, check_loaders
 from blockwise.errors import InputError, did_you_mean
+from blockwise.export.network import trained_network
 from blockwise.fast.memory import freed_memory_kept
 from blockwise.policies import STATIC, Policy
 from blockwise.quiet import silenced_libraries
@@ -325,30 +322,7 @@ def fine_tuned(backbone: Backbone, record: Record | pd.Series | str | Path) -> n
     Raises:
         InputError: The weights are missing, or the backbone is another one or has other weights.
     """
-    from safetensors.torch import load_file
-
-    record = _record(record)
-    _check_base(backbone, record)
-    try:
-        trained = load_file(Path(record.folder or "", "weights.safetensors"))
-    except FileNotFoundError as error:
-        raise InputError(f"{record.folder} contains no weights: the cell diverged, or they were removed") from error
-    except Exception as error:  # safetensors has errors of its own
-        raise InputError(f"the weights in {record.folder} cannot be read: the file is damaged") from error
-    try:
-        head, trained = trained_head(trained)
-    except (KeyError, IndexError, RuntimeError) as error:
-        raise InputError(f"the weights in {record.folder} have no head: the file is damaged") from error
-    network = copy.deepcopy(backbone.network)
-    own = network.state_dict()
-    with suppress(KeyError, RuntimeError):  # what does not fit is told below
-        trained = merge_lora(own, trained)
-    if foreign := [name for name, tensor in trained.items() if name not in own or own[name].shape != tensor.shape]:
-        raise InputError(
-            f"{record.folder} was trained on a network other than {backbone.name}: {foreign[0]} does not fit"
-        )
-    network.load_state_dict(trained, strict=False)
-    return nn.Sequential(OrderedDict(backbone=network, head=head)).eval()
+    return trained_network(backbone, _record(record))
 
 
 def _record(given: Record | pd.Series | str | Path) -> Record:
@@ -362,22 +336,6 @@ def _record(given: Record | pd.Series | str | Path) -> Record:
         return results.store.read_record(Path(folder).expanduser() / "record.json")
     except OSError as error:
         raise InputError(f"{folder} contains no record ({error.strerror})") from error
-
-
-def _check_base(backbone: Backbone, record: Record) -> None:
-    """Check that a backbone has the weights that a cell started from.
-
-    Raises:
-        InputError: It has others.
-    """
-    trained = record.backbone
-    known = trained.checksum or trained.weights
-    if known is not None and known != (backbone.checksum if trained.checksum else backbone.weights):
-        raise InputError(
-            f"{record.folder} was trained on {trained.name} with the weights {trained.weights}, but this backbone is "
-            f"{backbone.name} with {backbone.weights}"
-            + (", whose tensors differ" if trained.weights == backbone.weights else "")
-        )
 
 
 def run_study(*overrides: str) -> pd.DataFrame:

@@ -94,6 +94,15 @@ def build_parser() -> argparse.ArgumentParser:
     claims = commands.add_parser("claims", parents=[results], help="test the paper's claims on recorded sweeps")
     claims.add_argument("--json", action="store_true", help="print JSON")
     claims.set_defaults(command=_claims)
+    export = commands.add_parser("export", parents=[results], help="write a trained network for other tools")
+    export.add_argument("overrides", nargs="*", help="settings, if files have moved: model.checkpoint=, data.root=")
+    export.add_argument("-o", "--out", type=_path, required=True, help="output folder")
+    for name, text in (("model", "backbone"), ("data", "data set"), ("policy", "policy")):
+        export.add_argument(f"--{name}", help=f"name of the {text}, if the results have several")
+    export.add_argument("--scope", default="best", help="a scope (default: the best single block by validation)")
+    export.add_argument("--seed", type=int, help="the seed (default: the best by validation)")
+    export.add_argument("--format", default="timm", help="timm, onnx, torch_export or delta (default: timm)")
+    export.set_defaults(command=_export)
     sync = commands.add_parser(
         "sync", parents=[results], help="upload recorded cells to Weights & Biases, one run per cell"
     )
@@ -290,6 +299,23 @@ def _report(options: argparse.Namespace) -> None:
     from blockwise.results.store import read_records
 
     print(f"Report written to {write_report(read_records(options.results), options.out)}")
+
+
+def _export(options: argparse.Namespace) -> None:
+    with _quick_imports():
+        from blockwise.export.choose import choose
+        from blockwise.export.write import export
+    from blockwise.results.store import read_records
+
+    silence_libraries()
+    names = {name: getattr(options, name) for name in ("model", "data", "scope", "policy", "seed")}
+    record = choose(read_records(options.results), **names)
+    done = export(record, options.out, format=options.format, overrides=options.overrides)
+    cell = f"{record.backbone.name} on {record.data.name}, scope {record.cell.scope}, seed {record.seed}"
+    print(f"{cell}: written to {done.folder}")
+    if done.difference is not None:
+        images = "test images" if done.photographs else "noise (the data set was not found)"
+        print(f"loaded without blockwise; logits on {images} differ by at most {done.difference:.1g} of the largest")
 
 
 def _claims(options: argparse.Namespace) -> None:

@@ -1,0 +1,84 @@
+"""Load the network that a cell started from, with the weights that it had."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from omegaconf import DictConfig
+
+from blockwise.backbone.load import Backbone, load_backbone
+from blockwise.config.compose import compose_config
+from blockwise.config.model_names import model_overrides
+from blockwise.errors import InputError
+from blockwise.results.record import Record
+
+# what `train.py` takes besides settings
+FLAGS = ("-m", "--multirun")
+
+
+def config_of(record: Record, overrides: Sequence[str] = ()) -> DictConfig:
+    """Return the config that trained a cell, from the command in its record, with further settings.
+
+    A cell that was trained from Python has no settings in its command; then it is the config of its model.
+
+    Raises:
+        InputError: The command cannot be composed any more, or a setting is invalid.
+    """
+    words = shlex.split(str(record.provenance.get("command") or ""))
+    given = [word for word in words[1:] if "=" in word and not word.startswith("-")]
+    if not given or set(FLAGS) & set(words):
+        return _of_model(record, overrides)
+    try:
+        cfg = compose_config([*given, *overrides])
+    except InputError:
+        return _of_model(record, overrides)
+    return cfg if cfg.model.name == record.settings["model"]["name"] else _of_model(record, overrides)
+
+
+def _of_model(record: Record, overrides: Sequence[str]) -> DictConfig:
+    model: dict[str, Any] = record.settings["model"]
+    name = model.get("architecture") or model["name"]
+    prefix = f"{model['source']}:" if model.get("source") else ""
+    pretrained = [] if record.backbone.weights != "random" else ["model.pretrained=false"]
+    size = [f"data.image_size={record.data.image_size}"]
+    head = [f"model.head={model['head']}"] if "head" in model else []
+    seed = [f"seed={record.seed}"]
+    return compose_config([*model_overrides(prefix + name), *size, *head, *pretrained, *seed, *overrides])
+
+
+def base_of(record: Record, overrides: Sequence[str] = ()) -> Backbone:
+    """Load the backbone of a record, and check that it has the weights that the cell started from.
+
+    Args:
+        record: The record.
+        overrides: Settings, such as `model.checkpoint=<path>` if the file has moved.
+
+    Raises:
+        InputError: The weights cannot be loaded, or are others.
+    """
+    cfg = config_of(record, overrides)
+    backbone = load_backbone(cfg.model, image_size=record.data.image_size, seed=cfg.seed)
+    crop_pct = record.settings["data"].get("crop_pct")
+    if crop_pct is not None and backbone.images.crop_pct != crop_pct:
+        backbone.images = replace(backbone.images, crop_pct=float(crop_pct))
+    check_base(backbone, record)
+    return backbone
+
+
+def check_base(backbone: Backbone, record: Record) -> None:
+    """Check that a backbone has the weights that a cell started from.
+
+    Raises:
+        InputError: It has others.
+    """
+    trained = record.backbone
+    known = trained.checksum or trained.weights
+    if known is not None and known != (backbone.checksum if trained.checksum else backbone.weights):
+        raise InputError(
+            f"{record.folder} was trained on {trained.name} with the weights {trained.weights}, but this backbone is "
+            f"{backbone.name} with {backbone.weights}"
+            + (", whose tensors differ" if trained.weights == backbone.weights else "")
+        )

@@ -1,0 +1,65 @@
+"""Choose the record to export."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from blockwise.analysis.summary import Sweep, sweeps
+from blockwise.errors import InputError, did_you_mean
+from blockwise.results.record import Record
+
+BEST = "best"
+
+
+def choose(
+    records: Sequence[Record],
+    *,
+    model: str | None = None,
+    data: str | None = None,
+    scope: str = BEST,
+    policy: str | None = None,
+    seed: int | None = None,
+) -> Record:
+    """Return the record of a scope at its best learning rate by validation, of the best seed by validation.
+
+    Args:
+        records: All records.
+        model: Name of the backbone; may be left out if there is one only.
+        data: Name of the data set; likewise.
+        scope: A scope, or `best`: the best single block.
+        policy: Name of the policy; may be left out if there is one only.
+        seed: The seed; None for the best one by validation.
+
+    Raises:
+        InputError: There is no such record, or several sweeps have one.
+    """
+    found = _only(_only(_only(sweeps(records), "backbone", model), "data", data), "policy", policy)
+    if len(found) > 1:
+        titles = "; ".join(sorted({sweep.title for sweep in found}))
+        raise InputError(
+            f"{len(found)} sweeps fit ({titles}): give the folder of one, or choose with --model, --data, --policy"
+        )
+    (sweep,) = found
+    row = sweep.best if scope == BEST else sweep.row(scope)
+    if row is None:
+        trained = [row.scope for row in sweep.rows if row.records]
+        if scope == BEST:
+            raise InputError(f"{sweep.title} has no single block that trained to its end: choose a scope with --scope")
+        raise InputError(
+            f"{sweep.title} has no finished scope {scope}: choose {', '.join(trained)}.{did_you_mean(scope, trained)}"
+        )
+    of_seed = [record for record in row.records if seed in (None, record.seed)]
+    if not of_seed:
+        raise InputError(f"{sweep.title}, {row.scope} has no seed {seed}: choose {sorted(row.seeds)}")
+    return max(of_seed, key=lambda record: (record.selection_score, -record.seed))
+
+
+def _only(found: list[Sweep], what: str, name: str | None) -> list[Sweep]:
+    """Return the sweeps with a name; all if none is asked for."""
+    if name is None:
+        return found
+    known = sorted({getattr(sweep, what) for sweep in found})
+    if name not in known:
+        kind = {"backbone": "model"}.get(what, what)
+        raise InputError(f"--{kind} {name} has no records: choose {', '.join(known)}.{did_you_mean(name, known)}")
+    return [sweep for sweep in found if getattr(sweep, what) == name]

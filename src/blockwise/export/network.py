@@ -1,0 +1,70 @@
+"""The trained network of a cell: the base weights with what the cell has trained."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from contextlib import suppress
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from blockwise.backbone.heads import trained_head
+from blockwise.backbone.load import Backbone
+from blockwise.backbone.lora import merge_lora
+from blockwise.errors import InputError
+from blockwise.export.base import check_base
+from blockwise.results.record import Record
+from blockwise.results.store import WEIGHTS
+
+
+def trained_network(backbone: Backbone, record: Record) -> nn.Sequential:
+    """Return the trained classifier, which maps images, (batch, 3, size, size), to logits, (batch, classes).
+
+    It has two parts, `backbone` and `head`.
+
+    Raises:
+        InputError: The weights are missing, or the backbone is another one or has other weights.
+    """
+    check_base(backbone, record)
+    head, trained = split_head(read_weights(record), record)
+    network = copy.deepcopy(backbone.network)
+    own = network.state_dict()
+    with suppress(KeyError, RuntimeError):  # what does not fit is told below
+        trained = merge_lora(own, trained)
+    if foreign := [name for name, tensor in trained.items() if name not in own or own[name].shape != tensor.shape]:
+        raise InputError(
+            f"{record.folder} was trained on a network other than {backbone.name}: {foreign[0]} does not fit"
+        )
+    network.load_state_dict(trained, strict=False)
+    return nn.Sequential(OrderedDict(backbone=network, head=head)).eval()
+
+
+def read_weights(record: Record) -> dict[str, Tensor]:
+    """Return the tensors that a cell has trained.
+
+    Raises:
+        InputError: They are missing, or the file is damaged.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(Path(record.folder or "", WEIGHTS))
+    except FileNotFoundError as error:
+        reason = {"diverged": "the cell diverged", "pruned": "a search stopped the cell"}.get(record.status)
+        reason = reason or "the cell diverged, or they were removed"
+        raise InputError(f"{record.folder} contains no weights: {reason}") from error
+    except Exception as error:  # safetensors has errors of its own
+        raise InputError(f"the weights in {record.folder} cannot be read: the file is damaged") from error
+
+
+def split_head(trained: dict[str, Tensor], record: Record) -> tuple[nn.Module, dict[str, Tensor]]:
+    """Return the head, and the other tensors by the network's names.
+
+    Raises:
+        InputError: There is no head.
+    """
+    try:
+        return trained_head(trained)
+    except (KeyError, IndexError, RuntimeError) as error:
+        raise InputError(f"the weights in {record.folder} have no head: the file is damaged") from error
