@@ -20,6 +20,9 @@ if TYPE_CHECKING:
         train_scopes,
     )
     from blockwise.data import BlockwiseDataModule
+    from blockwise.exports.evaluate import evaluate
+    from blockwise.exports.predict import predict
+    from blockwise.exports.write import export
     from blockwise.results import Record
     from blockwise.study.study import Study
 
@@ -27,10 +30,13 @@ __all__ = [
     "BlockwiseDataModule",
     "Record",
     "Study",
+    "evaluate",
+    "export",
     "fine_tuned",
     "load_backbone",
     "make_partition",
     "plot_accuracy_by_block",
+    "predict",
     "read_records",
     "run_study",
     "train_scopes",
@@ -45,5 +51,8 @@ def __getattr__(name: str) -> Any:
         "BlockwiseDataModule": "blockwise.data",
         "Record": "blockwise.results",
         "Study": "blockwise.study.study",
+        "evaluate": "blockwise.exports.evaluate",
+        "export": "blockwise.exports.write",
+        "predict": "blockwise.exports.predict",
     }
     return getattr(import_module(places.get(name, "blockwise.api")), name)

@@ -52,7 +52,7 @@ from blockwise.config.compose import options as config_options
 from blockwise.config.model_names import model_overrides
 from blockwise.data.loaders import LoaderDataModule, check_data, check_loaders
 from blockwise.errors import InputError, did_you_mean
-from blockwise.export.network import trained_network
+from blockwise.exports.network import trained_network
 from blockwise.fast.memory import freed_memory_kept
 from blockwise.policies import STATIC, Policy
 from blockwise.quiet import silenced_libraries

@@ -103,6 +103,18 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--seed", type=int, help="the seed (default: the best by validation)")
     export.add_argument("--format", default="timm", help="timm, onnx, torch_export or delta (default: timm)")
     export.set_defaults(command=_export)
+    predict = commands.add_parser("predict", help="predict the classes of images with an exported network")
+    predict.add_argument("export", type=_path, help="export folder")
+    predict.add_argument("images", nargs="+", type=_path, help="images, and folders of images")
+    predict.add_argument("--top", type=int, default=1, help="number of classes per image (default: 1)")
+    predict.add_argument("--json", action="store_true", help="print JSON")
+    predict.add_argument("--csv", action="store_true", help="print CSV")
+    predict.set_defaults(command=_predict)
+    evaluate = commands.add_parser("evaluate", help="measure an exported network on the test images of its data set")
+    evaluate.add_argument("export", type=_path, help="export folder")
+    evaluate.add_argument("overrides", nargs="*", help="settings, if the data has moved: data.root=")
+    evaluate.add_argument("--json", action="store_true", help="print JSON")
+    evaluate.set_defaults(command=_evaluate)
     sync = commands.add_parser(
         "sync", parents=[results], help="upload recorded cells to Weights & Biases, one run per cell"
     )
@@ -303,8 +315,8 @@ def _report(options: argparse.Namespace) -> None:
 
 def _export(options: argparse.Namespace) -> None:
     with _quick_imports():
-        from blockwise.export.choose import choose
-        from blockwise.export.write import export
+        from blockwise.exports.choose import choose
+        from blockwise.exports.write import export
     from blockwise.results.store import read_records
 
     silence_libraries()
@@ -316,6 +328,32 @@ def _export(options: argparse.Namespace) -> None:
     if done.difference is not None:
         images = "test images" if done.photographs else "noise (the data set was not found)"
         print(f"loaded without blockwise; logits on {images} differ by at most {done.difference:.1g} of the largest")
+
+
+def _predict(options: argparse.Namespace) -> None:
+    with _quick_imports():
+        from blockwise.commands.predicting import print_predictions
+        from blockwise.exports.predict import predict
+    from blockwise.tracking.progress import decoding
+
+    silence_libraries()
+    with decoding(Console(stderr=True, quiet=not sys.stderr.isatty())) as begin:
+        found = predict(options.export, options.images, top=options.top, begin=begin)
+    kind = "json" if options.json else "csv" if options.csv else "table"
+    print_predictions(found, Console(markup=False), kind)
+    if broken := [prediction for prediction in found if prediction.error]:
+        for prediction in broken:
+            print(f"skipped {prediction.image}: {prediction.error}", file=sys.stderr)
+        sys.exit(FAILED)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    with _quick_imports():
+        from blockwise.commands.predicting import print_metrics
+        from blockwise.exports.evaluate import evaluate
+
+    silence_libraries()
+    print_metrics(*evaluate(options.export, options.overrides), Console(markup=False), as_json=options.json)
 
 
 def _claims(options: argparse.Namespace) -> None:

@@ -13,7 +13,8 @@ from blockwise.backbone.heads import trained_head
 from blockwise.backbone.load import Backbone
 from blockwise.backbone.lora import merge_lora
 from blockwise.errors import InputError
-from blockwise.export.base import check_base
+from blockwise.exports.base import check_base
+from blockwise.exports.folder import FILES
 from blockwise.results.record import Record
 from blockwise.results.store import WEIGHTS
 
@@ -48,8 +49,10 @@ def read_weights(record: Record) -> dict[str, Tensor]:
     """
     from safetensors.torch import load_file
 
+    folder = Path(record.folder or "")
+    exported = folder / FILES["delta"]
     try:
-        return load_file(Path(record.folder or "", WEIGHTS))
+        return load_file(exported if exported.exists() else folder / WEIGHTS)
     except FileNotFoundError as error:
         reason = {"diverged": "the cell diverged", "pruned": "a search stopped the cell"}.get(record.status)
         reason = reason or "the cell diverged, or they were removed"

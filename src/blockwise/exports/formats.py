@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from blockwise.backbone.load import Backbone
 from blockwise.backbone.makers import maker_of
 from blockwise.errors import InputError, first_line
-from blockwise.export.folder import CONFIG, FILES
-from blockwise.export.network import read_weights
+from blockwise.exports.folder import CONFIG, FILES
+from blockwise.exports.network import read_weights
 from blockwise.results.record import Record
 
 
@@ -57,7 +57,8 @@ def write_timm(trained: Trained, folder: Path) -> None:
         InputError: timm has no place for such a network.
     """
     network = timm_network(trained)
-    save_file({name: t.detach().cpu().contiguous() for name, t in network.state_dict().items()}, folder / FILES["timm"])
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    (folder / FILES["timm"]).write_bytes(save(tensors))
     write_config(trained, folder, classifier=network.default_cfg.get("classifier"))  # type: ignore[union-attr, operator]
 
 
@@ -135,7 +136,7 @@ def write_torch_export(trained: Trained, folder: Path) -> None:
 
 def write_delta(trained: Trained, folder: Path) -> None:
     """Write what was trained alone; name and checksum of the base weights are in the record."""
-    save_file(read_weights(trained.record), folder / FILES["delta"])
+    (folder / FILES["delta"]).write_bytes(save(read_weights(trained.record)))
     write_config(trained, folder)
 
 

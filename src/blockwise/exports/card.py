@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from blockwise.backbone.makers.base import ImageSpec
-from blockwise.export.folder import FILES
+from blockwise.exports.folder import FILES
 from blockwise.results.predictions import read_predictions
 from blockwise.results.record import Record
 from blockwise.results.store import PER_CELL
@@ -46,8 +46,8 @@ network = fine_tuned(backbone, "path/to/this/folder")
 """,
 }
 VERIFIED = (
-    "\n\nAfter writing, `{file}` was loaded in a process without blockwise: its logits differ from those of the trained "
-    "network by at most {difference:.1g} of the largest."
+    "\n\nAfter writing, `{file}` was loaded in a process without blockwise: its logits differ from those of the "
+    "trained network by at most {difference:.1g} of the largest."
 )
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 
@@ -90,7 +90,7 @@ def card(
     cell, base = record.cell, record.backbone
     shared = {key: value for key, value in record.settings.items() if key not in PER_CELL}
     return (
-        (files("blockwise.export") / "card.md")
+        (files("blockwise.exports") / "card.md")
         .read_text(encoding="utf-8")
         .format(
             base=base.name,

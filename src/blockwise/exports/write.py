@@ -18,12 +18,13 @@ from blockwise.data import BlockwiseDataModule
 from blockwise.data.datamodule import normalise
 from blockwise.data.decode import decode_all
 from blockwise.errors import InputError
-from blockwise.export.base import base_of, config_of
-from blockwise.export.card import card, metadata
-from blockwise.export.folder import CARD, FILES, RECORD, write_card
-from blockwise.export.formats import WRITERS, Trained
-from blockwise.export.network import trained_network
-from blockwise.export.verify import PROGRAMS, verify
+from blockwise.exports.base import base_of, config_of
+from blockwise.exports.card import card, metadata
+from blockwise.exports.folder import CARD, FILES, RECORD, write_card
+from blockwise.exports.formats import WRITERS, Trained
+from blockwise.exports.network import trained_network
+from blockwise.exports.predict import centre
+from blockwise.exports.verify import PROGRAMS, verify
 from blockwise.results.predictions import read_predictions
 from blockwise.results.record import Record
 from blockwise.study.prepare import make_data
@@ -130,7 +131,5 @@ def _test_images(record: Record, spec: ImageSpec, overrides: Sequence[str]) -> T
         pixels, broken = decode_all(samples, round(spec.size / spec.crop_pct), spec.interpolation, lambda: None)
     except InputError:
         return None
-    first = (pixels.shape[-1] - spec.size) // 2
     kept = [index for index in range(len(samples)) if index not in broken]
-    crops = torch.from_numpy(pixels[kept][..., first : first + spec.size, first : first + spec.size])
-    return normalise(crops, spec) if kept else None
+    return normalise(centre(pixels[kept], spec.size), spec) if kept else None

@@ -70,9 +70,7 @@ def read_export(folder: str | Path) -> Exported:
     path = Path(folder).expanduser()
     header = _header(path)
     if header.get("schema") != SCHEMA:
-        raise InputError(
-            f"{path} has the schema {header.get('schema')}, but this version reads {SCHEMA}: export it again"
-        )
+        raise InputError(f"{path} has schema {header.get('schema')}, but this version reads {SCHEMA}: export it again")
     kind, files = header.get("format"), header.get("files")
     if kind not in FILES or not isinstance(files, dict) or set(files) != {CONFIG, RECORD, FILES[kind]}:
         raise InputError(f"{path / CARD} does not tell which files the export has: export it again")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from blockwise.errors import InputError
-from blockwise.export.folder import FILES
+from blockwise.exports.folder import FILES
 
 # relative to the largest logit
 TOLERANCE = 1e-4

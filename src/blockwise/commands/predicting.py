@@ -1,0 +1,70 @@
+"""Print predictions and metrics of an exported network."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from blockwise.analysis.sweep_table import print_table
+from blockwise.exports.folder import Exported
+from blockwise.exports.predict import Prediction
+from blockwise.io.names import printable
+from blockwise.results.record import Metrics
+
+
+def print_predictions(found: Sequence[Prediction], console: Console, kind: str) -> None:
+    """Print predictions as a `table`, `json` or `csv`; images that cannot be read are left out of the table."""
+    if kind == "json":
+        lines = [
+            {
+                "image": str(one.image),
+                "predictions": [
+                    {"class": name, "probability": round(share, 6)}
+                    for name, share in zip(one.classes, one.probabilities, strict=True)
+                ],
+                **({} if one.error is None else {"error": one.error}),
+            }
+            for one in found
+        ]
+        print(json.dumps(lines, indent=2, ensure_ascii=False))
+        return
+    rows = [
+        [str(one.image), place, name, f"{share:.6f}" if kind == "csv" else f"{100 * share:.1f} %"]
+        for one in found
+        for place, (name, share) in enumerate(zip(one.classes, one.probabilities, strict=True), 1)
+    ]
+    if kind == "csv":
+        csv.writer(sys.stdout).writerows([["image", "rank", "class", "probability"], *rows])
+        return
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("image", overflow="fold")
+    table.add_column("class")
+    table.add_column("probability", justify="right")
+    for image, place, name, share in rows:
+        table.add_row(printable(str(image)) if place == 1 else "", printable(str(name)), str(share))
+    print_table(console, table)
+
+
+def print_metrics(exported: Exported, found: Metrics, images: int, console: Console, *, as_json: bool) -> None:
+    """Print the metrics of an export beside those of its record."""
+    recorded = exported.record.metrics.test or {}
+    if as_json:
+        print(json.dumps({"images": images, "metrics": found, "record": recorded}, indent=2))
+        return
+    table = Table(title=f"{images:,} test images", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("metric")
+    table.add_column("export", justify="right")
+    table.add_column("record", justify="right")
+    for name, value in found.items():
+        table.add_row(name, f"{value:.4f}", f"{recorded[name]:.4f}" if name in recorded else "")
+    precision = exported.record.settings.get("trainer", {}).get("precision", "32-true")
+    if precision != "32-true":
+        table.caption = f"The cell was tested in {precision}; the export computes in float32. A few images differ."
+        table.caption_justify = "left"
+    print_table(console, table)

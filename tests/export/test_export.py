@@ -1,0 +1,233 @@
+"""An exported network computes what the cell computed, in a process that has no blockwise."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+from conftest import SMALL
+from PIL import Image
+from rich.console import Console
+
+from blockwise import fine_tuned, load_backbone
+from blockwise.cli import main
+from blockwise.config.compose import compose_config
+from blockwise.errors import InputError
+from blockwise.exports.base import base_of
+from blockwise.exports.choose import choose
+from blockwise.exports.evaluate import evaluate
+from blockwise.exports.folder import read_export
+from blockwise.exports.predict import predict
+from blockwise.exports.verify import TOLERANCE
+from blockwise.exports.write import export
+from blockwise.results import read_records
+from blockwise.study.run import run
+
+SWEEP = ["partition.num_blocks=3", "optimizer.lr=[0.001,0.01]"]
+
+
+def command(*overrides):
+    return f"python train.py {' '.join(overrides)}"
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    overrides = [*SMALL, *SWEEP, "block=[head,0,2,0+2,full,norms,lora2]", f"results_dir={folder}"]
+    run(compose_config(overrides), Console(quiet=True))
+    # in a test, the command is that of pytest
+    words = command(*overrides)
+    return [replace(r, provenance={**r.provenance, "command": words}) for r in read_records(folder)]
+
+
+@pytest.fixture(scope="module")
+def exported(records, tmp_path_factory):
+    return export(choose(records), tmp_path_factory.mktemp("exported") / "timm").folder
+
+
+def logits_of(record, images):
+    with torch.no_grad():
+        return fine_tuned(base_of(record), record)(images)
+
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("scope", ["best", "lora2", *map(slow, ("head", "0+2", "full", "norms"))])
+def test_timm_loads_it(records, tmp_path, scope):
+    record = choose(records, scope=scope)
+    done = export(record, tmp_path / "out")
+    assert done.photographs
+    assert done.difference <= TOLERANCE
+    network = timm.create_model(f"local-dir:{done.folder}", pretrained=True).eval()
+    images = torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(network(images), logits_of(record, images), rtol=1e-4, atol=1e-4)
+    by_path = timm.create_model(
+        "test_resnet", num_classes=10, checkpoint_path=str(done.folder / "model.safetensors")
+    ).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(by_path(images), network(images))
+
+
+@pytest.mark.parametrize("kind", ["onnx", "torch_export"])
+def test_other_formats_take_batches_of_any_size(records, tmp_path, kind):
+    pytest.importorskip("onnxscript" if kind == "onnx" else "torch")
+    record = choose(records)
+    done = export(record, tmp_path / "out", format=kind)
+    assert done.difference <= TOLERANCE
+    for size in (1, 5):
+        images = torch.randn(size, 3, 32, 32)
+        if kind == "onnx":
+            import onnxruntime
+
+            session = onnxruntime.InferenceSession(str(done.folder / "model.onnx"))
+            logits = torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+        else:
+            logits = torch.export.load(done.folder / "model.pt2").module()(images)
+        torch.testing.assert_close(logits, logits_of(record, images), rtol=1e-4, atol=1e-4)
+
+
+def test_a_delta_fits_its_own_base_alone(records, tmp_path):
+    record = choose(records, scope="0")
+    folder = export(record, tmp_path / "delta", format="delta").folder
+    base = base_of(record)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(fine_tuned(base, folder)(images), fine_tuned(base, record)(images))
+    other = load_backbone("timm:test_resnet", pretrained=False, image_size=32, seed=5)
+    with pytest.raises(InputError, match="whose tensors differ"):
+        fine_tuned(other, folder)
+    with pytest.raises(InputError, match="whose tensors differ"):
+        predict(folder, [photograph(tmp_path)], overrides=["seed=5"])
+
+
+@pytest.mark.parametrize("kind", ["timm", "delta", *map(slow, ("onnx", "torch_export"))])
+def test_the_metrics_are_those_of_the_record(records, tmp_path, kind):
+    pytest.importorskip("onnxscript" if kind == "onnx" else "torch")
+    record = choose(records)
+    folder = export(record, tmp_path / "out", format=kind).folder
+    _, found, images = evaluate(folder)
+    assert images == record.data.test
+    assert found == pytest.approx(record.metrics.test, abs=1e-4)
+
+
+def test_the_card_tells_the_record_and_its_code_runs(records, exported, tmp_path):
+    record = choose(records)
+    text = (exported / "README.md").read_text()
+    header = yaml.safe_load(text.split("---\n")[1])
+    assert header["model-index"][0]["results"][0]["metrics"][0]["value"] == pytest.approx(record.score("test"))
+    assert f"{100 * record.score('test'):.1f}" in text
+    assert record.backbone.checksum in text
+    code = re.search(r"```python\n(.+?)```", text, re.DOTALL)[1]
+    image = photograph(exported.parent)
+    code = code.replace("local-dir:.", f"local-dir:{exported}").replace("photograph.jpg", str(image))
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
+    # timm resizes and crops as blockwise does
+    (prediction,) = predict(exported, [image])
+    assert done.stdout.strip() == prediction.classes[0]
+
+
+def photograph(folder, name="image.png", seed=0):
+    torch.manual_seed(seed)
+    path = Path(folder) / name
+    Image.fromarray(torch.randint(0, 255, (40, 50, 3), dtype=torch.uint8).numpy()).save(path)
+    return path
+
+
+def test_predict_prints_tables_json_and_csv_and_names_broken_images(exported, tmp_path, capsys):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    photograph(folder, "b.png"), photograph(folder, "a.png", 1)
+    main(["predict", str(exported), str(folder), "--json", "--top", "3"])
+    found = json.loads(capsys.readouterr().out)
+    assert [Path(one["image"]).name for one in found] == ["a.png", "b.png"]
+    assert [len(one["predictions"]) for one in found] == [3, 3]
+    shares = [entry["probability"] for entry in found[0]["predictions"]]
+    assert shares == sorted(shares, reverse=True)
+    (folder / "broken.png").write_bytes(b"no image")
+    with pytest.raises(SystemExit) as code:
+        main(["predict", str(exported), str(folder), "--csv"])
+    assert code.value.code == 1
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 3
+    assert "skipped" in err
+    assert "broken.png" in err
+
+
+def test_evaluate_prints_the_record_beside_the_export(records, exported, capsys):
+    main(["evaluate", str(exported), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["metrics"] == pytest.approx(found["record"], abs=1e-4)
+
+
+def test_an_export_replaces_an_earlier_one_and_nothing_else(records, exported, tmp_path):
+    record = choose(records)
+    shutil.copytree(exported, tmp_path / "out")
+    export(record, tmp_path / "out", format="delta")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "README.md", "config.json", "record.json", "delta.safetensors",
+    }  # fmt: skip
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="is in use"):
+        export(record, tmp_path / "out")
+
+
+def test_wrong_choices_are_named(records):
+    for options, sentence in (
+        ({"model": "test_resnt"}, "--model test_resnt has no records: choose test_resnet.*mean 'test_resnet'"),
+        ({"data": "cats"}, "--data cats has no records: choose digits"),
+        ({"scope": "7"}, "has no finished scope 7: choose head"),
+        ({"seed": 3}, r"has no seed 3: choose \{0\}|has no seed 3: choose \[0\]"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            choose(records, **options)
+    other = [replace(r, backbone=replace(r.backbone, name="other")) for r in records]
+    with pytest.raises(InputError, match="2 sweeps fit"):
+        choose([*records, *other])
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda f: (f / "README.md").unlink(), "is no export: it has no README.md"),
+        (lambda f: (f / "README.md").write_text("# mine"), "is no export of blockwise"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"0"), "model.safetensors has changed since it was exported"),
+        (lambda f: (f / "config.json").unlink(), "config.json cannot be read"),
+        (lambda f: edit(f, "schema: 1", "schema: 2"), "has schema 2, but this version reads 1"),
+    ],
+)
+def test_a_changed_export_is_refused(exported, tmp_path, change, sentence):
+    folder = Path(shutil.copytree(exported, tmp_path / "out"))
+    change(folder)
+    with pytest.raises(InputError, match=sentence):
+        read_export(folder)
+
+
+def edit(folder, old, new):
+    path = folder / "README.md"
+    path.write_text(path.read_text().replace(old, new))
+
+
+def test_bad_input_is_one_sentence(records, exported, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for call, sentence in (
+        (lambda: predict(exported, [tmp_path / "empty"]), "has no images"),
+        (lambda: predict(exported, [tmp_path / "nowhere.jpg"]), "nowhere.jpg does not exist"),
+        (lambda: predict(exported, [photograph(tmp_path)], top=0), "--top 0 must be an integer of at least 1"),
+        (lambda: predict(tmp_path, [photograph(tmp_path)]), "is no export"),
+        (lambda: export(choose(records), tmp_path / "x", format="tf"), "--format tf is unknown: choose timm, onnx"),
+        (lambda: export(replace(choose(records), status="pruned"), tmp_path / "x"), "has the status pruned"),
+        (lambda: export(choose(records), tmp_path / "x", overrides=["seed=9"]), "whose tensors differ"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            call()
+        assert not (tmp_path / "x").exists()
