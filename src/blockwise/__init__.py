@@ -20,8 +20,8 @@ if TYPE_CHECKING:
         train_scopes,
     )
     from blockwise.data import BlockwiseDataModule
-    from blockwise.exports.evaluate import evaluate
-    from blockwise.exports.predict import predict
+    from blockwise.exports.use.evaluate import evaluate
+    from blockwise.exports.use.predict import predict
     from blockwise.exports.write import export
     from blockwise.results import Record
     from blockwise.study.study import Study
@@ -51,8 +51,8 @@ def __getattr__(name: str) -> Any:
         "BlockwiseDataModule": "blockwise.data",
         "Record": "blockwise.results",
         "Study": "blockwise.study.study",
-        "evaluate": "blockwise.exports.evaluate",
+        "evaluate": "blockwise.exports.use.evaluate",
         "export": "blockwise.exports.write",
-        "predict": "blockwise.exports.predict",
+        "predict": "blockwise.exports.use.predict",
     }
     return getattr(import_module(places.get(name, "blockwise.api")), name)

@@ -333,7 +333,7 @@ def _export(options: argparse.Namespace) -> None:
 def _predict(options: argparse.Namespace) -> None:
     with _quick_imports():
         from blockwise.commands.predicting import print_predictions
-        from blockwise.exports.predict import predict
+        from blockwise.exports.use.predict import predict
     from blockwise.tracking.progress import decoding
 
     silence_libraries()
@@ -350,7 +350,7 @@ def _predict(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     with _quick_imports():
         from blockwise.commands.predicting import print_metrics
-        from blockwise.exports.evaluate import evaluate
+        from blockwise.exports.use.evaluate import evaluate
 
     silence_libraries()
     print_metrics(*evaluate(options.export, options.overrides), Console(markup=False), as_json=options.json)

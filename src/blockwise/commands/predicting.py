@@ -13,7 +13,7 @@ from rich.table import Table
 
 from blockwise.analysis.sweep_table import print_table
 from blockwise.exports.folder import Exported
-from blockwise.exports.predict import Prediction
+from blockwise.exports.use.predict import Prediction
 from blockwise.io.names import printable
 from blockwise.results.record import Metrics
 

@@ -22,8 +22,8 @@ from blockwise.exports.base import base_of, config_of
 from blockwise.exports.card import card, metadata
 from blockwise.exports.folder import CARD, FILES, RECORD, write_card
 from blockwise.exports.formats import WRITERS, Trained
+from blockwise.exports.images import centre
 from blockwise.exports.network import trained_network
-from blockwise.exports.predict import centre
 from blockwise.exports.verify import PROGRAMS, verify
 from blockwise.results.predictions import read_predictions
 from blockwise.results.record import Record

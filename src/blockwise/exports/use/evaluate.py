@@ -12,7 +12,7 @@ from blockwise.data import BlockwiseDataModule
 from blockwise.errors import InputError
 from blockwise.exports.base import config_of
 from blockwise.exports.folder import Exported, read_export
-from blockwise.exports.load import load_network
+from blockwise.exports.use.load import load_network
 from blockwise.recipe.metrics import compute_metrics
 from blockwise.results.record import Metrics
 from blockwise.study.prepare import make_data

@@ -22,9 +22,9 @@ from blockwise.config.compose import compose_config
 from blockwise.errors import InputError
 from blockwise.exports.base import base_of
 from blockwise.exports.choose import choose
-from blockwise.exports.evaluate import evaluate
 from blockwise.exports.folder import read_export
-from blockwise.exports.predict import predict
+from blockwise.exports.use.evaluate import evaluate
+from blockwise.exports.use.predict import predict
 from blockwise.exports.verify import TOLERANCE
 from blockwise.exports.write import export
 from blockwise.results import read_records

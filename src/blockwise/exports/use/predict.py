@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from blockwise.backbone.makers.base import ImageSpec
-from blockwise.data.datamodule import normalise
-from blockwise.data.decode import decode_all
-from blockwise.data.samples import IMAGE_SUFFIXES, Sample
 from blockwise.errors import InputError
 from blockwise.exports.folder import read_export
-from blockwise.exports.load import load_network
+from blockwise.exports.images import find_images, read_images
+from blockwise.exports.use.load import load_network
 
 BATCH = 64
 
@@ -81,39 +76,3 @@ def predict(
                 predicted[index] = Prediction(batch[index], names, tuple(own[:top]))
         found += [predicted[index] for index in range(len(batch))]
     return found
-
-
-def find_images(places: Sequence[str | Path]) -> Iterator[Path]:
-    """Yield files as they are given, and all images in folders, in alphabetical order.
-
-    Raises:
-        InputError: A file does not exist, or a folder has no images.
-    """
-    for place in map(Path, places):
-        path = place.expanduser()
-        if path.is_dir():
-            inside = sorted(
-                file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
-            )
-            if not inside:
-                raise InputError(f"{path} has no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-            yield from inside
-        elif path.exists():
-            yield path
-        else:
-            raise InputError(f"{path} does not exist")
-
-
-def read_images(
-    paths: Sequence[Path], spec: ImageSpec, report: Callable[[], None] = lambda: None
-) -> tuple[Tensor, dict[int, str]]:
-    """Return normalised images, shape (images, 3, size, size), and why those that cannot be read cannot, by index."""
-    samples = [Sample(str(path), 0, path) for path in paths]
-    pixels, broken = decode_all(samples, round(spec.size / spec.crop_pct), spec.interpolation, report)
-    return normalise(centre(pixels, spec.size), spec), broken
-
-
-def centre(pixels: np.ndarray, size: int) -> Tensor:
-    """Return the centre of square images, shape (images, 3, size, size)."""
-    first = (pixels.shape[-1] - size) // 2
-    return torch.from_numpy(pixels[..., first : first + size, first : first + size])

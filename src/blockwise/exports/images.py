@@ -1,0 +1,52 @@
+"""Find and read the images that an export is used on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from blockwise.backbone.makers.base import ImageSpec
+from blockwise.data.datamodule import normalise
+from blockwise.data.decode import decode_all
+from blockwise.data.samples import IMAGE_SUFFIXES, Sample
+from blockwise.errors import InputError
+
+
+def find_images(places: Sequence[str | Path]) -> Iterator[Path]:
+    """Yield files as they are given, and all images in folders, in alphabetical order.
+
+    Raises:
+        InputError: A file does not exist, or a folder has no images.
+    """
+    for place in map(Path, places):
+        path = place.expanduser()
+        if path.is_dir():
+            inside = sorted(
+                file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+            )
+            if not inside:
+                raise InputError(f"{path} has no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+            yield from inside
+        elif path.exists():
+            yield path
+        else:
+            raise InputError(f"{path} does not exist")
+
+
+def read_images(
+    paths: Sequence[Path], spec: ImageSpec, report: Callable[[], None] = lambda: None
+) -> tuple[Tensor, dict[int, str]]:
+    """Return normalised images, shape (images, 3, size, size), and why those that cannot be read cannot, by index."""
+    samples = [Sample(str(path), 0, path) for path in paths]
+    pixels, broken = decode_all(samples, round(spec.size / spec.crop_pct), spec.interpolation, report)
+    return normalise(centre(pixels, spec.size), spec), broken
+
+
+def centre(pixels: np.ndarray, size: int) -> Tensor:
+    """Return the centre of square images, shape (images, 3, size, size)."""
+    first = (pixels.shape[-1] - size) // 2
+    return torch.from_numpy(pixels[..., first : first + size, first : first + size])

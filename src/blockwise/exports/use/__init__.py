@@ -1,0 +1,1 @@
+"""Read an export again: predict, evaluate, explain."""
