@@ -102,6 +102,10 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--scope", default="best", help="a scope (default: the best single block by validation)")
     export.add_argument("--seed", type=int, help="the seed (default: the best by validation)")
     export.add_argument("--format", default="timm", help="timm, onnx, torch_export or delta (default: timm)")
+    export.add_argument(
+        "--delta", action="store_const", const="delta", dest="format", help="the same as --format delta"
+    )
+    export.add_argument("--push-to-hub", metavar="NAME", help="then upload the folder to the Hugging Face hub")
     export.set_defaults(command=_export)
     predict = commands.add_parser("predict", help="predict the classes of images with an exported network")
     predict.add_argument("export", type=_path, help="export folder")
@@ -109,6 +113,11 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--top", type=int, default=1, help="number of classes per image (default: 1)")
     predict.add_argument("--json", action="store_true", help="print JSON")
     predict.add_argument("--csv", action="store_true", help="print CSV")
+    predict.add_argument("--explain", type=_path, metavar="FOLDER", help="write Grad-CAM pictures to a folder")
+    predict.add_argument(
+        "--beside", type=_path, action="append", default=[], metavar="EXPORT",
+        help="with --explain: another export to draw beside it; may be repeated",
+    )  # fmt: skip
     predict.set_defaults(command=_predict)
     evaluate = commands.add_parser("evaluate", help="measure an exported network on the test images of its data set")
     evaluate.add_argument("export", type=_path, help="export folder")
@@ -328,6 +337,10 @@ def _export(options: argparse.Namespace) -> None:
     if done.difference is not None:
         images = "test images" if done.photographs else "noise (the data set was not found)"
         print(f"loaded without blockwise; logits on {images} differ by at most {done.difference:.1g} of the largest")
+    if options.push_to_hub is not None:
+        from blockwise.exports.use.push import push_to_hub
+
+        print(f"uploaded: {push_to_hub(done.folder, options.push_to_hub)}")
 
 
 def _predict(options: argparse.Namespace) -> None:
@@ -339,6 +352,11 @@ def _predict(options: argparse.Namespace) -> None:
     silence_libraries()
     with decoding(Console(stderr=True, quiet=not sys.stderr.isatty())) as begin:
         found = predict(options.export, options.images, top=options.top, begin=begin)
+    if options.explain is not None:
+        from blockwise.exports.use.explain import explain
+
+        written = explain([options.export, *options.beside], options.images, options.explain)
+        print(f"{len(written)} pictures written to {options.explain}", file=sys.stderr)
     kind = "json" if options.json else "csv" if options.csv else "table"
     print_predictions(found, Console(markup=False), kind)
     if broken := [prediction for prediction in found if prediction.error]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -24,7 +25,9 @@ from blockwise.exports.base import base_of
 from blockwise.exports.choose import choose
 from blockwise.exports.folder import read_export
 from blockwise.exports.use.evaluate import evaluate
+from blockwise.exports.use.explain import grad_cam
 from blockwise.exports.use.predict import predict
+from blockwise.exports.use.push import push_to_hub
 from blockwise.exports.verify import TOLERANCE
 from blockwise.exports.write import export
 from blockwise.results import read_records
@@ -215,6 +218,63 @@ def test_a_changed_export_is_refused(exported, tmp_path, change, sentence):
 def edit(folder, old, new):
     path = folder / "README.md"
     path.write_text(path.read_text().replace(old, new))
+
+
+def test_pictures_show_where_a_class_comes_from(records, exported, tmp_path, capsys):
+    pytest.importorskip("captum")
+    head = export(choose(records, scope="head"), tmp_path / "head", format="delta").folder
+    image, broken = photograph(tmp_path), tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    with pytest.raises(SystemExit):
+        main(
+            ["predict", str(exported), str(image), str(broken), "--explain", str(tmp_path / "p"), "--beside", str(head)]
+        )
+    (picture,) = (tmp_path / "p").iterdir()
+    assert Image.open(picture).size[0] > 2 * Image.open(picture).size[1]
+    assert "1 pictures written" in capsys.readouterr().err
+
+
+def test_grad_cam_finds_the_pixels_that_decide():
+    pytest.importorskip("captum")
+
+    class Corner(torch.nn.Module):
+        """Class 1 if the upper left corner is bright."""
+
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 2, 1, bias=False)
+            torch.nn.init.constant_(self.conv.weight[0], -1.0)
+            torch.nn.init.constant_(self.conv.weight[1], 1.0)
+
+        def forward(self, x):
+            return self.conv(x).relu().mean((2, 3))
+
+    network, images = Corner(), torch.zeros(1, 3, 8, 8)
+    images[..., :4, :4] = 1
+    heat, label, share = grad_cam(network, network.conv, images)
+    assert label == 1
+    assert share > 0.5
+    assert heat[:3, :3].min() > heat[5:, 5:].max()
+
+
+def test_an_export_can_be_handed_to_the_hub(exported, monkeypatch):
+    calls = []
+
+    class Hub:
+        def create_repo(self, name, **options):
+            calls.append((name, options))
+
+        def upload_folder(self, repo_id, folder_path):
+            calls.append((repo_id, folder_path))
+            if repo_id == "refused/x":
+                raise OSError("no token")
+            return SimpleNamespace(commit_url="https://the.hub/me/x")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    assert push_to_hub(exported, "me/x") == "https://the.hub/me/x"
+    assert calls[1] == ("me/x", exported)
+    with pytest.raises(InputError, match=r"--push-to-hub refused/x: the hub refuses it \(.*no token"):
+        push_to_hub(exported, "refused/x")
 
 
 def test_bad_input_is_one_sentence(records, exported, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from blockwise.analysis.statistics import (
 )
 from blockwise.analysis.summary import SELECTED, Row, Sweep, by_policy
 from blockwise.analysis.uncertainty import confidence, gain
-from blockwise.io.names import markdown, printable, spreadsheet
+from blockwise.io.names import file_name, markdown, printable, spreadsheet
 from blockwise.results.record import STATIC, Record
 
 # number of characters of a commit hash to show
@@ -271,6 +272,21 @@ def selection_table(sweeps: Sequence[Sweep]) -> ReportTable:
         )
     note = "The block chosen by validation, and the block with the highest test accuracy; accuracies in %, Δ in points."
     return _table("selection", "What choosing on validation costs", note, lines)
+
+
+def export_table(sweeps: Sequence[Sweep]) -> ReportTable | None:
+    """Return the command that exports the best block of each sweep; None if there are no blocks."""
+    lines = []
+    for sweep in (sweep for sweep in sweeps if sweep.best is not None):
+        best = sweep.best
+        assert best is not None
+        record = max(best.records, key=lambda record: (record.selection_score, -record.seed))
+        command = f"blockwise export {shlex.quote(record.folder or 'results')} -o {file_name(sweep.backbone)}"
+        lines.append({**_names(sweep, sweeps), "block": best.blocks[0], "command": command})
+    note = (
+        "Writes the best block's network for timm; --format onnx or torch_export for others, --scope for another scope."
+    )
+    return _table("export", "Use the best block", note, lines) if lines else None
 
 
 def claims_table(sweeps: Sequence[Sweep]) -> ReportTable:

@@ -33,6 +33,8 @@ def choose(
     Raises:
         InputError: There is no such record, or several sweeps have one.
     """
+    if len(records) == 1 and scope == BEST and (model, data, policy, seed) == (None, None, None, None):
+        return records[0]  # the folder of a cell
     found = _only(_only(_only(sweeps(records), "backbone", model), "data", data), "policy", policy)
     if len(found) > 1:
         titles = "; ".join(sorted({sweep.title for sweep in found}))

@@ -35,7 +35,7 @@ def test_every_part_is_there_and_as_files(page):
         assert (page.parent / "figures" / f"{name}.svg").stat().st_size > 1000
         with Image.open(page.parent / "figures" / f"{name}.png") as image:
             assert len(image.convert("RGB").getcolors(1 << 20)) > 5
-    tables = "claims summary gains quarters tests ranks selection scopes provenance".split()
+    tables = "claims summary gains quarters tests ranks selection scopes export provenance".split()
     files = {f"{name}.{suffix}" for name in tables for suffix in ("csv", "md", "tex")}
     assert {path.name for path in (page.parent / "tables").iterdir()} == files
     assert re.findall(r'href="((?:tables|figures)/[^"]+)"', text)

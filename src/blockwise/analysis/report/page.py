@@ -120,6 +120,8 @@ def _tables(recorded: Sequence[Sweep], records: Sequence[Record]) -> Iterator[ta
         yield tables.ranks_table(ranked)
     yield tables.selection_table(recorded)
     yield tables.scopes_table(recorded)
+    if (exports := tables.export_table(recorded)) is not None:
+        yield exports
     if (gaps := tables.gaps_table(recorded)) is not None:
         yield gaps
     yield tables.provenance_table(records)

@@ -1,0 +1,139 @@
+"""Where does a network look? Grad-CAM pictures of images, several networks side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from blockwise.errors import InputError
+from blockwise.exports.folder import Exported, read_export
+from blockwise.exports.images import find_images, read_images
+from blockwise.exports.use.load import load_network
+from blockwise.io.names import file_name
+
+# pictures of more images would take minutes
+MOST = 100
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A network that is explained.
+
+    Attributes:
+        exported: Its export.
+        network: The network.
+        layer: The last layer whose output has positions, shape (batch, channels, height, width).
+    """
+
+    exported: Exported
+    network: nn.Module
+    layer: nn.Module
+
+    @property
+    def title(self) -> str:
+        """The scope that was trained."""
+        return self.exported.record.cell.scope
+
+
+def explain(
+    folders: Sequence[str | Path], images: Sequence[str | Path], out: str | Path, overrides: Sequence[str] = ()
+) -> list[Path]:
+    """Write one picture per image: the image, and for each network where its predicted class comes from.
+
+    Grad-CAM (Selvaraju et al., 2017, "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
+    Localization"), of the last layer that has positions, computed by captum.
+
+    Args:
+        folders: Export folders in the formats `timm` or `delta`.
+        images: Files and folders of images.
+        out: Folder of the pictures.
+        overrides: Settings for the base weights of deltas.
+
+    Raises:
+        InputError: captum is missing, a network has no gradients or no positions, or there are too many images.
+    """
+    try:
+        from captum.attr import LayerGradCam  # noqa: F401 (checks that it is installed)
+    except ModuleNotFoundError as error:
+        raise InputError("--explain needs captum: pip install 'blockwise[explain]'") from error
+    paths = list(find_images(images))
+    if len(paths) > MOST:
+        raise InputError(f"--explain draws at most {MOST} images, but there are {len(paths)}: name a few")
+    explained = [_prepare(read_export(folder), overrides) for folder in folders]
+    target = Path(out).expanduser()
+    target.mkdir(parents=True, exist_ok=True)
+    written = []
+    for number, path in enumerate(paths):
+        figure = _picture(path, explained)
+        if figure is not None:
+            written.append(target / f"{number:03}-{file_name(path.stem)}.png")
+            figure.savefig(written[-1], dpi=110)
+    return written
+
+
+def _prepare(exported: Exported, overrides: Sequence[str]) -> Explained:
+    network = load_network(exported, overrides)
+    if exported.format not in ("timm", "delta") or not isinstance(network, nn.Module):
+        raise InputError(f"--explain needs gradients, which a {exported.format} export has not: export it as timm")
+    size = exported.images.size
+    layer = _last_with_positions(network, torch.zeros(1, 3, size, size))
+    if layer is None:
+        raise InputError(f"--explain: no layer of {exported.record.backbone.name} has positions")
+    return Explained(exported, network, layer)
+
+
+def _last_with_positions(network: nn.Module, images: Tensor) -> nn.Module | None:
+    """Return the last layer, as it is run, whose output is a map of more than one position."""
+    found: list[nn.Module] = []
+
+    def keep(module: nn.Module, _inputs: object, output: object) -> None:
+        if isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1:
+            found.append(module)
+
+    leaves = [module for module in network.modules() if not list(module.children())]
+    handles = [leaf.register_forward_hook(keep) for leaf in leaves]
+    with torch.no_grad():
+        network(images)
+    for handle in handles:
+        handle.remove()
+    return found[-1] if found else None
+
+
+def _picture(path: Path, explained: Sequence[Explained]) -> Figure | None:
+    """Return the picture of an image; None if it cannot be read."""
+    figure = Figure(figsize=(2.6 * (1 + len(explained)), 3.1), layout="constrained")
+    panels = figure.subplots(1, 1 + len(explained))
+    for axes, one in zip(panels[1:], explained, strict=True):
+        spec = one.exported.images
+        images, broken = read_images([path], spec)
+        if broken:
+            return None
+        heat, label, share = grad_cam(one.network, one.layer, images)
+        pixels = (images[0].permute(1, 2, 0).numpy() * spec.std + spec.mean).clip(0, 1)
+        panels[0].imshow(pixels)
+        axes.imshow(pixels)
+        axes.imshow(heat, cmap="inferno", alpha=0.55, vmin=0, vmax=max(float(heat.max()), 1e-12))
+        axes.set_title(f"scope {one.title}\n{one.exported.classes[label]}, {100 * share:.0f} %", fontsize="medium")
+    panels[0].set_title(f"{path.name}\n", fontsize="medium")
+    for axes in panels:
+        axes.axis("off")
+    return figure
+
+
+def grad_cam(network: nn.Module, layer: nn.Module, images: Tensor) -> tuple[np.ndarray, int, float]:
+    """Return where the predicted class of one image comes from, shape (size, size), the class, and its probability."""
+    from captum.attr import LayerAttribution, LayerGradCam
+
+    with torch.no_grad():
+        shares = network(images).softmax(1)[0]
+    label = int(shares.argmax())
+    # without gradients towards the image, a frozen layer would have none
+    heat = LayerGradCam(network, layer).attribute(images.clone().requires_grad_(), target=label, relu_attributions=True)
+    heat = LayerAttribution.interpolate(heat, tuple(images.shape[2:]), interpolate_mode="bilinear")
+    return heat[0, 0].detach().numpy(), label, float(shares[label])

@@ -1,0 +1,30 @@
+"""Hand an export folder to the Hugging Face hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from blockwise.errors import InputError, first_line
+from blockwise.exports.folder import read_export
+
+
+def push_to_hub(folder: str | Path, name: str, *, private: bool = False) -> str:
+    """Upload an export folder, and return the address of its page; a repository that is there is updated.
+
+    Args:
+        folder: An export folder.
+        name: Name of the repository: `<user or organisation>/<model>`.
+        private: Make a new repository private.
+
+    Raises:
+        InputError: The folder is no export, or the hub refuses it.
+    """
+    from huggingface_hub import HfApi
+
+    exported = read_export(folder)
+    api = HfApi()
+    try:
+        api.create_repo(name, private=private, exist_ok=True)
+        return str(api.upload_folder(repo_id=name, folder_path=exported.folder).commit_url)
+    except Exception as error:  # the library has errors of many types
+        raise InputError(f"--push-to-hub {name}: the hub refuses it ({first_line(error)}): hf auth login?") from error
