@@ -28,7 +28,9 @@ def config_of(record: Record, overrides: Sequence[str] = ()) -> DictConfig:
         InputError: The command cannot be composed any more, or a setting is invalid.
     """
     words = shlex.split(str(record.provenance.get("command") or ""))
+    new = {word.partition("=")[0].lstrip("+") for word in overrides}
     given = [word for word in words[1:] if "=" in word and not word.startswith("-")]
+    given = [word for word in given if word.partition("=")[0].lstrip("+") not in new]
     if not given or set(FLAGS) & set(words):
         return _of_model(record, overrides)
     try:
