@@ -54,7 +54,10 @@ def main(arguments: list[str] | None = None) -> None:
         sys.argv = ["blockwise train", *arguments[1:]]
         train()
         return
-    options = build_parser().parse_args([*arguments[:1], *_flags_first(arguments[1:])])
+    parser = build_parser()
+    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    own = commands.choices.get(arguments[0]) if arguments else None
+    options = parser.parse_args([*arguments[:1], *_flags_first(arguments[1:], own)])
     _exit_on_error(lambda: options.command(options))
 
 
@@ -241,18 +244,27 @@ def _overrides(arguments: list[str]) -> list[str]:
     return list(get_args_parser().parse_known_args(arguments)[0].overrides)
 
 
-def _flags_first(arguments: list[str]) -> list[str]:
-    """Move flags before the overrides: argparse accepts no flag between two overrides."""
+def _flags_first(arguments: Sequence[str], options: argparse.ArgumentParser | None = None) -> list[str]:
+    """Move flags and their values in front of the rest: argparse accepts no flag between two settings.
+
+    Args:
+        arguments: The arguments of a command.
+        options: The command's parser, which knows its flags; None for `train`, which has `-m`.
+    """
+    known: dict[str, Any] = {"-m": 0, "--multirun": 0}
+    if options is not None:
+        known = {flag: action.nargs for action in options._actions for flag in action.option_strings}
     flags: list[str] = []
-    others = iter(arguments)
-    rest = []
-    for argument in others:
-        if argument == "--score":  # the only one with a value
-            flags += [argument, *([value] if (value := next(others, None)) is not None else [])]
-        elif argument in ("-m", "--multirun", "--json") or argument.startswith("--score="):
-            flags.append(argument)
-        else:
+    rest: list[str] = []
+    left = iter(arguments)
+    for argument in left:
+        flag, equals, _ = argument.partition("=")
+        if flag not in known:
             rest.append(argument)
+            continue
+        flags.append(argument)
+        if known[flag] != 0 and not equals and (value := next(left, None)) is not None:
+            flags.append(value)
     return [*flags, *rest]
 
 
