@@ -33,7 +33,7 @@ from blockwise.results.store import ResultStore
 from blockwise.training.scopes import parse_scopes
 from blockwise.training.trainable import num_trainable
 
-CLASSES = {"digits": 10, "flowers5": 5, "flowers31": 31, "caltech101": 101}
+CLASSES = {"digits": 10, "flowers5": 5, "flowers36": 36, "caltech101": 101}
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ RECORDS = ROOT / "results" / "evidence"
 DATA = {
     "digits": (40, ["data=digits", "data.image_size=64", "data.test_per_class=500"]),
     "flowers5": (40, ["data=imagefolder", "data.name=flowers5", "data.test_per_class=500"]),
-    "flowers31": (6, ["data=imagefolder", "data.name=flowers31", "data.test_per_class=500"]),
+    "flowers36": (6, ["data=imagefolder", "data.name=flowers36", "data.test_per_class=500"]),
     "caltech101": (6, ["data=caltech101", "data.download=false", "data.test_per_class=20"]),
 }
 MODELS = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2", "mobilenet_v1", "mobilenet_v2")
