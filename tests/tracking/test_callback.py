@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -13,7 +14,9 @@ from blockwise.results import METRICS, find_records, read_history
 from blockwise.results.store import cell_name, sweep_path
 from blockwise.study.prepare import open_loggers
 from blockwise.study.run import run
+from blockwise.study.study import Study
 from blockwise.tracking.callback import final_metrics
+from blockwise.tracking.wandb import WandbRun, WandbRuns
 from blockwise.training.module import BlockwiseModule
 
 BLOCKS = "block=[head,1,full]"
@@ -87,6 +90,31 @@ class Listener:
     def finish(self, status, final):
         assert self.ended is None, "a run ends once"
         self.ended = (status, final)
+
+
+def test_the_best_block_alone_is_kept(small, console, monkeypatch):
+    kept = []
+    monkeypatch.setattr(Listener, "keep", lambda self, record: kept.append(record.cell.scope), raising=False)
+    study = Study.from_config(small("block=[head,0,1,full]", "optimizer.lr=[0.001,0.01]"), console)
+    study.loggers = [Listener]
+    study.train()
+    assert kept == [study.sweep().best.scope]
+
+
+def test_wandb_uploads_the_best_blocks_weights_if_asked(small, console):
+    (record,) = Study.from_config(small("block=0"), console).train()
+    uploaded = []
+    run = SimpleNamespace(step=0, define_metric=lambda *_, **__: None)
+    run.log_artifact = lambda artifact, aliases: uploaded.append((artifact, aliases))
+    WandbRun(run).keep(record)
+    assert not uploaded
+    WandbRun(run, artifacts=True).keep(record)
+    ((artifact, aliases),) = uploaded
+    assert set(artifact.manifest.entries) == {"weights.safetensors", "record.json"}
+    assert artifact.metadata["scope"] == "0"
+    assert aliases == ["best", "seed0"]
+    with pytest.raises(InputError, match="logger.wandb.artifacts=all is unknown: choose best or null"):
+        WandbRuns("p", None, ".", "offline", artifacts="all")
 
 
 @pytest.fixture

@@ -90,6 +90,12 @@ class CellTracking(L.Callback):
             sweeps: All records of the sweep by the name of their policy, for the gains over the baselines.
         """
         self._update(module)
+        for logs, record in zip(self._logs, records, strict=True):
+            sweep = sweeps.get(record.policy)
+            if is_chosen(record, sweep):
+                for log in logs:
+                    if (keep := getattr(log, "keep", None)) is not None:  # not all logs keep weights
+                        keep(record)
         self._finish_all(
             [record.status for record in records], [final_metrics(r, sweeps.get(r.policy)) for r in records]
         )
@@ -126,6 +132,12 @@ def replay(log: CellLog, history: Sequence[dict[str, Metrics]]) -> None:
         row = history[log.next_epoch]
         log.log(log.next_epoch, {f"{split}/{name}": value for split in row for name, value in row[split].items()})
         log.next_epoch += 1
+
+
+def is_chosen(record: Record, sweep: Sweep | None) -> bool:
+    """Return whether a record is that of the best block of its sweep."""
+    best = None if sweep is None else sweep.best
+    return best is not None and any(record.settings == other.settings for other in best.records)
 
 
 def final_metrics(record: Record, sweep: Sweep | None) -> dict[str, float]:

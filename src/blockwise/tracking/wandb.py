@@ -17,9 +17,10 @@ from rich.console import Console
 
 from blockwise.analysis.summary import Sweep, sweeps
 from blockwise.errors import InputError
+from blockwise.io.names import file_name
 from blockwise.quiet import no_error_reports
 from blockwise.results.record import STATIC, Metrics, Record
-from blockwise.results.store import read_history, settings_hash, sweep_hash, sweep_path
+from blockwise.results.store import WEIGHTS, read_history, settings_hash, sweep_hash, sweep_path
 from blockwise.tracking.callback import AT_ONCE, ENDED, describe, final_metrics, replay
 from blockwise.tracking.progress import new_bar
 
@@ -41,9 +42,15 @@ class WandbRuns:
         entity: A user or a team; None uses the default of the API key.
         folder: The folder in which W&B creates its folder `wandb`.
         mode: `online` or `offline`. None uses `WANDB_MODE` if it is set, else `online` if there is an API key.
+        artifacts: `best` uploads the weights and the record of each sweep's best block as an artifact; None nothing.
     """
 
-    def __init__(self, project: str, entity: str | None, folder: str, mode: str | None = None) -> None:
+    def __init__(
+        self, project: str, entity: str | None, folder: str, mode: str | None = None, artifacts: str | None = None
+    ) -> None:
+        if artifacts not in (None, "best"):
+            raise InputError(f"logger.wandb.artifacts={artifacts} is unknown: choose best or null")
+        self._artifacts = artifacts is not None
         if not project:
             raise InputError("the W&B project must have a name")
         if mode not in (None, "online", "offline"):
@@ -77,7 +84,7 @@ class WandbRuns:
             InputError: W&B refuses it.
         """
         try:
-            return WandbRun(self._init(record))
+            return WandbRun(self._init(record), artifacts=self._artifacts)
         except (wandb.errors.Error, ValueError) as error:
             raise InputError(f"W&B refuses the run: {' '.join(str(error).split())}") from error
 
@@ -107,8 +114,9 @@ class WandbRuns:
 class WandbRun:
     """The run of a cell; see `tracking.CellLog`."""
 
-    def __init__(self, run: Any) -> None:
+    def __init__(self, run: Any, *, artifacts: bool = False) -> None:
         self._run = run
+        self._artifacts = artifacts
         self.next_epoch = run.step  # one step per epoch: the server already has those before an interruption
         run.define_metric("epoch", hidden=True)
         run.define_metric("*", step_metric="epoch")
@@ -116,6 +124,16 @@ class WandbRun:
     def log(self, epoch: int, metrics: Metrics) -> None:
         """Log the metrics of an epoch."""
         self._run.log({"epoch": epoch, **metrics}, step=epoch, commit=True)
+
+    def keep(self, record: Record) -> None:
+        """Upload the weights and the record of the chosen cell, if artifacts are asked for."""
+        if not self._artifacts or record.folder is None:
+            return
+        name = file_name(f"{record.backbone.name}-{record.data.name}")
+        artifact = wandb.Artifact(name, type="model", metadata={"scope": record.cell.scope, "lr": record.lr})
+        for file in (WEIGHTS, "record.json"):
+            artifact.add_file(str(Path(record.folder, file)))
+        self._run.log_artifact(artifact, aliases=["best", f"seed{record.seed}"])
 
     def finish(self, status: str, final: dict[str, float]) -> None:
         """Set the summary and end the run, as failed if the cell diverged; an interrupted run may continue."""
