@@ -64,7 +64,7 @@ def slow(*values):
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("scope", ["best", "lora2", *map(slow, ("head", "0+2", "full", "norms"))])
+@pytest.mark.parametrize("scope", ["best", *map(slow, ("head", "0+2", "full", "norms", "lora2"))])
 def test_timm_loads_it(records, tmp_path, scope):
     record = choose(records, scope=scope)
     done = export(record, tmp_path / "out")
@@ -81,7 +81,7 @@ def test_timm_loads_it(records, tmp_path, scope):
         torch.testing.assert_close(by_path(images), network(images))
 
 
-@pytest.mark.parametrize("kind", ["onnx", "torch_export"])
+@pytest.mark.parametrize("kind", ["onnx", slow("torch_export")])
 def test_other_formats_take_batches_of_any_size(records, tmp_path, kind):
     pytest.importorskip("onnxscript" if kind == "onnx" else "torch")
     record = choose(records)
@@ -113,7 +113,7 @@ def test_a_delta_fits_its_own_base_alone(records, tmp_path):
         predict(folder, [photograph(tmp_path)], overrides=["seed=5"])
 
 
-@pytest.mark.parametrize("kind", ["timm", "delta", *map(slow, ("onnx", "torch_export"))])
+@pytest.mark.parametrize("kind", ["delta", *map(slow, ("timm", "onnx", "torch_export"))])
 def test_the_metrics_are_those_of_the_record(records, tmp_path, kind):
     pytest.importorskip("onnxscript" if kind == "onnx" else "torch")
     record = choose(records)

@@ -9,8 +9,12 @@ from blockwise.results import read_records
 from blockwise.study.run import run
 from blockwise.study.study import Study
 
+SLOW = ("gradient_norm", "gradient_snr", "saliency")
 
-@pytest.mark.parametrize("score", score_names())
+
+@pytest.mark.parametrize(
+    "score", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in score_names()]
+)
 def test_a_study_ranks_every_block_the_same_each_time(small, console, score):
     first, second = (Study.from_config(small("optimizer.lr=[0.001,0.01]"), console).ranking(score) for _ in range(2))
     assert first == second

@@ -154,7 +154,7 @@ def test_the_record_follows_the_schema(small, console):
     head, block = run(small("block=[head,-1]"), console)
     assert block["schema"] == 1
     assert block["status"] == "finished"
-    assert set(block["backbone"]) == {"name", "weights", "parameters"}
+    assert set(block["backbone"]) == {"name", "weights", "parameters", "checksum"}
     assert block["backbone"]["weights"] == "random"
     counts = {"train": 50, "val": 30, "test": 50, "skipped": []}
     assert block["data"] == {"name": "digits", "classes": 10, "image_size": 32, **counts}

@@ -98,7 +98,7 @@ def test_the_same_search_again_trains_nothing_and_an_exhaustive_one_trains_the_r
         assert_same(cell, exhaustive[key])
 
 
-@pytest.mark.parametrize("step", [5, 12])
+@pytest.mark.parametrize("step", [pytest.param(5, marks=pytest.mark.slow), 12])
 def test_a_search_resumes_in_the_middle_of_a_rung(exhaustive, tmp_path, monkeypatch, stop_at, step):
     cfg = compose_config([*SMALL, *SWEEP, "search=halving", "search.min_epochs=1", f"results_dir={tmp_path}"])
     stop_at(step)
@@ -145,6 +145,7 @@ def test_topdown_and_greedy_train_in_rounds(small, console, monkeypatch):
     assert all(best in pair.split("+") for pair in pairs)
 
 
+@pytest.mark.slow
 def test_policies_search_side_by_side(small, console, monkeypatch):
     trained = []
     together = Study._train_together
