@@ -43,3 +43,13 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
 
     nearest = max(known, key=similarity, default=None)
     return f" Did you mean {nearest!r}?" if nearest is not None and similarity(nearest)[0] >= 0.6 else ""
+
+
+def check_whole(name: str, value: object, least: int) -> None:
+    """Check a setting that is a whole number.
+
+    Raises:
+        InputError: It is not an integer of at least `least`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{name}={value} must be an integer of at least {least}")

@@ -68,8 +68,6 @@ def timm_network(trained: Trained) -> nn.Module:
     Raises:
         InputError: The network is not of timm, or its head is none that timm knows.
     """
-    import timm
-
     maker = maker_of(trained.model, trained.record.data.image_size)
     advice = "choose --format onnx or torch_export"
     if trained.model["source"] != "timm":
@@ -77,9 +75,7 @@ def timm_network(trained: Trained) -> nn.Module:
     head = trained.network[1]
     if not isinstance(head, nn.Linear):
         raise InputError(f"timm has no head as that of model.head={trained.backbone.head}: {advice}")
-    size = {"img_size": trained.record.data.image_size} if getattr(maker.config, "fixed_input_size", False) else {}  # type: ignore[attr-defined]
-    arguments: dict[str, Any] = {**maker.options, **size, "num_classes": len(trained.classes)}
-    network: nn.Module = timm.create_model(trained.architecture, pretrained=False, **arguments)
+    network = maker.build({**maker.options, "num_classes": len(trained.classes)})
     state = dict(trained.network[0].state_dict())
     for name in maker.classifiers(network):
         for part in ("weight", "bias"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,12 +40,14 @@ def read_images(
     paths: Sequence[Path], spec: ImageSpec, report: Callable[[], None] = lambda: None
 ) -> tuple[Tensor, dict[int, str]]:
     """Return normalised images, shape (images, 3, size, size), and why those that cannot be read cannot, by index."""
-    samples = [Sample(str(path), 0, path) for path in paths]
+    return read_samples([Sample(str(path), 0, path) for path in paths], spec, report)
+
+
+def read_samples(
+    samples: Sequence[Sample], spec: ImageSpec, report: Callable[[], None] = lambda: None
+) -> tuple[Tensor, dict[int, str]]:
+    """Return the same for samples of a data set."""
     pixels, broken = decode_all(samples, round(spec.size / spec.crop_pct), spec.interpolation, report)
-    return normalise(centre(pixels, spec.size), spec), broken
-
-
-def centre(pixels: np.ndarray, size: int) -> Tensor:
-    """Return the centre of square images, shape (images, 3, size, size)."""
-    first = (pixels.shape[-1] - size) // 2
-    return torch.from_numpy(pixels[..., first : first + size, first : first + size])
+    first = (pixels.shape[-1] - spec.size) // 2
+    centre = pixels[..., first : first + spec.size, first : first + spec.size]
+    return normalise(torch.from_numpy(centre), spec), broken

@@ -15,14 +15,12 @@ from blockwise.backbone.load import Backbone
 from blockwise.backbone.makers.base import ImageSpec
 from blockwise.config.compose import plain
 from blockwise.data import BlockwiseDataModule
-from blockwise.data.datamodule import normalise
-from blockwise.data.decode import decode_all
 from blockwise.errors import InputError
 from blockwise.exports.base import base_of, config_of
 from blockwise.exports.card import card, metadata
-from blockwise.exports.folder import CARD, FILES, RECORD, write_card
+from blockwise.exports.folder import CARD, CONFIG, FILES, RECORD, write_card
 from blockwise.exports.formats import WRITERS, Trained
-from blockwise.exports.images import centre
+from blockwise.exports.images import read_samples
 from blockwise.exports.network import trained_network
 from blockwise.exports.verify import PROGRAMS, verify
 from blockwise.results.predictions import read_predictions
@@ -104,7 +102,7 @@ def _folder(path: Path) -> Path:
         InputError: It holds something else.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        known = {CARD, "config.json", RECORD, *FILES.values()}
+        known = {CARD, CONFIG, RECORD, *FILES.values()}
         if not path.is_dir() or not {entry.name for entry in path.iterdir()} <= known:
             raise InputError(f"{path} is in use: give a new folder, or that of an earlier export")
         for entry in path.iterdir():
@@ -128,8 +126,8 @@ def _test_images(record: Record, spec: ImageSpec, overrides: Sequence[str]) -> T
         if not isinstance(module, BlockwiseDataModule):
             return None
         samples = module.splits.test[:IMAGES]
-        pixels, broken = decode_all(samples, round(spec.size / spec.crop_pct), spec.interpolation, lambda: None)
+        images, broken = read_samples(samples, spec)
     except InputError:
         return None
     kept = [index for index in range(len(samples)) if index not in broken]
-    return normalise(centre(pixels[kept], spec.size), spec) if kept else None
+    return images[kept] if kept else None

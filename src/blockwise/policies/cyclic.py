@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from blockwise.policies.policy import Phase, check_epochs
+from blockwise.errors import check_whole
+from blockwise.policies.policy import Phase
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Cyclic:
     every: int
 
     def __post_init__(self) -> None:
-        check_epochs("policy.cyclic.every", self.every)
+        check_whole("policy.cyclic.every", self.every, 1)
 
     def __call__(self, blocks: tuple[int, ...], epoch: int, max_epochs: int) -> Phase:
         """Return one block."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from blockwise.policies.policy import Phase, check_epochs
+from blockwise.errors import check_whole
+from blockwise.policies.policy import Phase
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Gradual:
     every: int
 
     def __post_init__(self) -> None:
-        check_epochs("policy.gradual.every", self.every)
+        check_whole("policy.gradual.every", self.every, 1)
 
     def __call__(self, blocks: tuple[int, ...], epoch: int, max_epochs: int) -> Phase:
         """Return the blocks next to the head, one more every `every` epochs."""

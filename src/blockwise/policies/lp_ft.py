@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from blockwise.policies.policy import Phase, check_epochs
+from blockwise.errors import check_whole
+from blockwise.policies.policy import Phase
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class LPFT:
     head_epochs: int
 
     def __post_init__(self) -> None:
-        check_epochs("policy.lp_ft.head_epochs", self.head_epochs)
+        check_whole("policy.lp_ft.head_epochs", self.head_epochs, 1)
 
     def __call__(self, blocks: tuple[int, ...], epoch: int, max_epochs: int) -> Phase:
         """Return no block at first, then all."""

@@ -34,16 +34,6 @@ class Policy(Protocol):
         """
 
 
-def check_epochs(name: str, value: object) -> None:
-    """Check a number of epochs.
-
-    Raises:
-        InputError: It is not an integer of at least 1.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name}={value} must be an integer of at least 1")
-
-
 def phases(policy: Policy, blocks: tuple[int, ...], max_epochs: int) -> list[Phase]:
     """Return what trains in each epoch; a scope without blocks trains its head, whatever the policy."""
     if not blocks:

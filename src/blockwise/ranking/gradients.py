@@ -32,13 +32,11 @@ class Gradients:
         weight: The parameter.
         mean: Mean gradient, of the parameter's shape.
         square: Mean square of the gradient, of the same shape.
-        images: Number of images.
     """
 
     weight: Tensor
     mean: Tensor
     square: Tensor
-    images: int
 
 
 def relative_norm(gradients: Gradients) -> tuple[float, float]:
@@ -131,7 +129,7 @@ def _block_gradients(sample: Sample) -> Mapping[str, list[Gradients]]:
     names = {block: trainable(backbone.partition, block, "all").parameters for block in everything}
     return {
         str(block): [
-            Gradients(parameters[name].detach(), means[name], squares[name], count)
+            Gradients(parameters[name].detach(), means[name], squares[name])
             for name in sorted(names[block] & parameters.keys())
         ]
         for block in everything

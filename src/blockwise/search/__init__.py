@@ -17,7 +17,7 @@ from blockwise.search.greedy import Greedy
 from blockwise.search.halving import Halving
 from blockwise.search.racing import Racing
 from blockwise.search.ranked import Ranked
-from blockwise.search.strategy import Candidate, Exhaustive, Search, Trials
+from blockwise.search.strategy import Candidate, Exhaustive, Search, Trials, stops_cells
 from blockwise.search.topdown import TopDown
 
 # the names of our searches, as those of their files in conf/search
@@ -43,4 +43,5 @@ __all__ = [
     "Search",
     "TopDown",
     "Trials",
+    "stops_cells",
 ]

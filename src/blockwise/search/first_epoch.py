@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from blockwise.errors import check_whole
 from blockwise.search.strategy import (
     Candidate,
     Exhaustive,
@@ -12,7 +13,6 @@ from blockwise.search.strategy import (
     best_first,
     by_scope,
     check_judge,
-    check_whole,
 )
 
 

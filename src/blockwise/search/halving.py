@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from blockwise.errors import InputError
+from blockwise.errors import InputError, check_whole
 from blockwise.search.strategy import (
     Candidate,
     Exhaustive,
@@ -14,7 +14,6 @@ from blockwise.search.strategy import (
     best_first,
     by_scope,
     check_judge,
-    check_whole,
 )
 
 

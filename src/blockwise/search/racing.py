@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from blockwise.errors import InputError
+from blockwise.errors import InputError, check_whole
 from blockwise.search.strategy import (
     Candidate,
     Exhaustive,
@@ -15,7 +15,6 @@ from blockwise.search.strategy import (
     best_first,
     by_scope,
     check_judge,
-    check_whole,
 )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from blockwise.search.strategy import Exhaustive, Trials, check_whole
+from blockwise.errors import check_whole
+from blockwise.search.strategy import Exhaustive, Trials
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -15,7 +15,6 @@ from blockwise.results.record import Metrics, Score, selection_score
 # losses of all epochs so far (Ru et al., 2021, "Speedy Performance Estimation for Neural Architecture Search").
 Judge = Literal["select_by", "top1", "macro_f1", "loss", "train_loss"]
 JUDGES = ("select_by", "top1", "macro_f1", "loss", "train_loss")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -105,17 +104,17 @@ class Exhaustive:
         return ()
 
 
+def stops_cells(search: Search) -> bool:
+    """Return whether a search stops cells before their last epoch."""
+    return getattr(type(search), "stop", None) is not Exhaustive.stop
+
+
 def by_scope(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
     """Group cells by scope: those of a group differ in their learning rate."""
-    return list(grouped(candidates, lambda candidate: candidate.scope).values())
-
-
-def grouped(values: Iterable[T], key: Callable[[T], str]) -> dict[str, list[T]]:
-    """Group values by a key."""
-    groups: dict[str, list[T]] = {}
-    for value in values:
-        groups.setdefault(key(value), []).append(value)
-    return groups
+    groups: dict[str, list[Candidate]] = {}
+    for candidate in candidates:
+        groups.setdefault(candidate.scope, []).append(candidate)
+    return list(groups.values())
 
 
 def best_first(candidates: Iterable[Candidate], judge: Judge) -> list[Candidate]:
@@ -125,16 +124,6 @@ def best_first(candidates: Iterable[Candidate], judge: Judge) -> list[Candidate]
         key=lambda c: (c.merit(judge), int(c.scope) if c.is_block else -1, -c.lr),
         reverse=True,
     )
-
-
-def check_whole(name: str, value: object, least: int) -> None:
-    """Check a setting that is a whole number.
-
-    Raises:
-        InputError: It is not an integer of at least `least`.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"{name}={value} must be an integer of at least {least}")
 
 
 def check_judge(name: str, value: object) -> None:

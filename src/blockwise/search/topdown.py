@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from blockwise.errors import check_whole
 from blockwise.results.record import Score
-from blockwise.search.strategy import Exhaustive, Trials, check_whole
+from blockwise.search.strategy import Exhaustive, Trials
 
 
 @dataclass(frozen=True)

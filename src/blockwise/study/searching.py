@@ -114,11 +114,6 @@ def describe_search(search: Search) -> dict[str, Any] | None:
     return {"name": name, **described.get("options", {})}
 
 
-def stops_cells(search: Search) -> bool:
-    """Return whether a search stops cells before their last epoch."""
-    return getattr(type(search), "stop", None) is not Exhaustive.stop
-
-
 def check_epochs(search: Search, max_epochs: int) -> None:
     """Check that a search stops cells before the last epoch, as far as its settings tell.
 

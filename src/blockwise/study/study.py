@@ -28,6 +28,7 @@ from blockwise.recipe.build import make_recipe
 from blockwise.recipe.losses import check_loss, with_class_counts
 from blockwise.results.record import Record
 from blockwise.results.store import ResultStore, settings_hash
+from blockwise.search import stops_cells
 from blockwise.study import prepare
 from blockwise.study.plan import CellPlan, Costs, Stopwatch, describe, measure, show
 from blockwise.study.runs import CellRuns, call
@@ -40,7 +41,6 @@ from blockwise.study.searching import (
     in_step,
     make_search,
     rank_blocks,
-    stops_cells,
 )
 from blockwise.study.settings import config_settings
 from blockwise.training.cells import Cell, cell_names

@@ -23,7 +23,7 @@ from blockwise.recipe.metrics import predictions
 from blockwise.recipe.parameter_groups import OptimizerFactory, parameter_groups
 from blockwise.recipe.recipe import Recipe
 from blockwise.results.record import Metrics
-from blockwise.search import Exhaustive, Search
+from blockwise.search import Exhaustive, Search, stops_cells
 from blockwise.training.candidates import stop_cells
 from blockwise.training.cells import Cell, CellNetwork, Progress
 from blockwise.training.distributed import batch_fraction, is_distributed, rank
@@ -328,7 +328,7 @@ class BlockwiseModule(L.LightningModule):
 
     def _stop_cells(self, epochs: int) -> None:
         """Stop the cells that the search stops after this number of epochs; after the last, all are finished."""
-        if epochs < self._max_epochs():
+        if epochs < self._max_epochs() and stops_cells(self.search):
             partition, select_by = self.backbone.partition, self.recipe.select_by
             stop_cells(self.search, partition, self.cells, self._phases, self.progress, select_by, epochs)
 
