@@ -118,8 +118,8 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--csv", action="store_true", help="print CSV")
     predict.add_argument("--explain", type=_path, metavar="FOLDER", help="write Grad-CAM pictures to a folder")
     predict.add_argument(
-        "--beside", type=_path, action="append", default=[], metavar="EXPORT",
-        help="with --explain: another export to draw beside it; may be repeated",
+        "--beside", type=_path, action="append", default=[], metavar="FOLDER",
+        help="with --explain: draw another export beside it, or head, best block and full of results; may be repeated",
     )  # fmt: skip
     predict.set_defaults(command=_predict)
     evaluate = commands.add_parser("evaluate", help="measure an exported network on the test images of its data set")
@@ -367,7 +367,7 @@ def _predict(options: argparse.Namespace) -> None:
     if options.explain is not None:
         from blockwise.exports.use.explain import explain
 
-        written = explain([options.export, *options.beside], options.images, options.explain)
+        written = explain(options.export, options.images, options.explain, beside=options.beside)
         print(f"{len(written)} pictures written to {options.explain}", file=sys.stderr)
     kind = "json" if options.json else "csv" if options.csv else "table"
     print_predictions(found, Console(markup=False), kind)

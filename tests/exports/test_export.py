@@ -172,13 +172,18 @@ def test_evaluate_prints_the_record_beside_the_export(records, exported, capsys)
     assert found["metrics"] == pytest.approx(found["record"], abs=1e-4)
 
 
-def test_an_export_replaces_an_earlier_one_and_nothing_else(records, exported, tmp_path):
+def test_an_export_replaces_an_earlier_one_and_nothing_else(records, exported, tmp_path, monkeypatch):
     record = choose(records)
     shutil.copytree(exported, tmp_path / "out")
     export(record, tmp_path / "out", format="delta")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "README.md", "config.json", "record.json", "delta.safetensors",
     }  # fmt: skip
+    with pytest.raises(InputError, match="nothing is exported.*choose another --format"), monkeypatch.context() as m:
+        m.setattr("blockwise.exports.verify.TOLERANCE", -1.0)
+        export(record, tmp_path / "out")
+    assert read_export(tmp_path / "out").format == "delta"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
     (tmp_path / "out" / "thesis.txt").write_text("mine")
     with pytest.raises(InputError, match="is in use"):
         export(record, tmp_path / "out")
@@ -223,14 +228,15 @@ def edit(folder, old, new):
 def test_pictures_show_where_a_class_comes_from(records, exported, tmp_path, capsys):
     pytest.importorskip("captum")
     head = export(choose(records, scope="head"), tmp_path / "head", format="delta").folder
+    results = Path(records[0].folder).parents[4]
     image, broken = photograph(tmp_path), tmp_path / "broken.png"
     broken.write_bytes(b"no image")
+    beside = ["--beside", str(head), "--beside", str(results)]
     with pytest.raises(SystemExit):
-        main(
-            ["predict", str(exported), str(image), str(broken), "--explain", str(tmp_path / "p"), "--beside", str(head)]
-        )
+        main(["predict", str(exported), str(image), str(broken), "--explain", str(tmp_path / "p"), *beside])
     (picture,) = (tmp_path / "p").iterdir()
-    assert Image.open(picture).size[0] > 2 * Image.open(picture).size[1]
+    # the image, the export, the head alone twice, and full
+    assert Image.open(picture).size[0] > 3.5 * Image.open(picture).size[1]
     assert "1 pictures written" in capsys.readouterr().err
 
 

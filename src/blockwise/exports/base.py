@@ -51,17 +51,17 @@ def _of_model(record: Record, overrides: Sequence[str]) -> DictConfig:
     return compose_config([*model_overrides(prefix + name), *size, *head, *pretrained, *seed, *overrides])
 
 
-def base_of(record: Record, overrides: Sequence[str] = ()) -> Backbone:
+def base_of(record: Record, cfg: DictConfig | None = None) -> Backbone:
     """Load the backbone of a record, and check that it has the weights that the cell started from.
 
     Args:
         record: The record.
-        overrides: Settings, such as `model.checkpoint=<path>` if the file has moved.
+        cfg: Its config, if files have moved, for example; None for that of its command.
 
     Raises:
         InputError: The weights cannot be loaded, or are others.
     """
-    cfg = config_of(record, overrides)
+    cfg = cfg or config_of(record)
     backbone = load_backbone(cfg.model, image_size=record.data.image_size, seed=cfg.seed)
     crop_pct = record.settings["data"].get("crop_pct")
     if crop_pct is not None and backbone.images.crop_pct != crop_pct:

@@ -102,6 +102,7 @@ def card(
             total=f"{total:,}",
             rows="\n".join(_row(record, split) for split in SPLITS),
             interval=_interval(record),
+            precision=_precision(record),
             lr=record.lr,
             load=LOAD[kind],
             resized=round(images.size / images.crop_pct),
@@ -137,6 +138,14 @@ def _row(record: Record, split: str) -> str:
     shown = (f"{100 * metrics[name]:.1f}" if name in metrics else "" for name in ("top1", "top5", "macro_f1"))
     loss = f"{metrics['loss']:.3f}" if "loss" in metrics else ""
     return f"| {SPLITS[split]} | {getattr(record.data, split):,} | {' | '.join(shown)} | {loss} |"
+
+
+def _precision(record: Record) -> str:
+    """Return a sentence if the metrics were not measured in float32, in which an export computes."""
+    precision = record.settings.get("trainer", {}).get("precision", "32-true")
+    if precision == "32-true":
+        return ""
+    return f" They were measured in {precision}; in float32, as here, the predictions of a few images may differ."
 
 
 def _interval(record: Record) -> str:

@@ -35,13 +35,7 @@ def choose(
     """
     if len(records) == 1 and scope == BEST and (model, data, policy, seed) == (None, None, None, None):
         return records[0]  # the folder of a cell
-    found = _only(_only(_only(sweeps(records), "backbone", model), "data", data), "policy", policy)
-    if len(found) > 1:
-        titles = "; ".join(sorted({sweep.title for sweep in found}))
-        raise InputError(
-            f"{len(found)} sweeps fit ({titles}): give the folder of one, or choose with --model, --data, --policy"
-        )
-    (sweep,) = found
+    sweep = choose_sweep(records, model=model, data=data, policy=policy)
     row = sweep.best if scope == BEST else sweep.row(scope)
     if row is None:
         trained = [row.scope for row in sweep.rows if row.records]
@@ -53,7 +47,29 @@ def choose(
     of_seed = [record for record in row.records if seed in (None, record.seed)]
     if not of_seed:
         raise InputError(f"{sweep.title}, {row.scope} has no seed {seed}: choose {sorted(row.seeds)}")
-    return max(of_seed, key=lambda record: (record.selection_score, -record.seed))
+    return best_seed(of_seed)
+
+
+def best_seed(records: Sequence[Record]) -> Record:
+    """Return the best record by validation; on a tie, that of the smallest seed."""
+    return max(records, key=lambda record: (record.selection_score, -record.seed))
+
+
+def choose_sweep(
+    records: Sequence[Record], *, model: str | None = None, data: str | None = None, policy: str | None = None
+) -> Sweep:
+    """Return the only sweep of a backbone, a data set and a policy; each may be left out if there is one only.
+
+    Raises:
+        InputError: There is none, or there are several.
+    """
+    found = _only(_only(_only(sweeps(records), "backbone", model), "data", data), "policy", policy)
+    if len(found) > 1:
+        titles = "; ".join(sorted({sweep.title for sweep in found}))
+        raise InputError(
+            f"{len(found)} sweeps fit ({titles}): give the folder of one, or choose with --model, --data, --policy"
+        )
+    return found[0]
 
 
 def _only(found: list[Sweep], what: str, name: str | None) -> list[Sweep]:

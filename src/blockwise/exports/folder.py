@@ -61,6 +61,26 @@ def write_card(folder: Path, text: str, kind: str, metadata: Mapping[str, Any]) 
         temporary.write_text(f"---\n{front}---\n\n{text}", encoding="utf-8")
 
 
+def check_free(folder: Path) -> None:
+    """Check that an export may be written to a folder: it is new, empty, or that of an earlier export.
+
+    Raises:
+        InputError: It holds something else.
+    """
+    known = {CARD, CONFIG, RECORD, *FILES.values()}
+    if folder.exists() and not (folder.is_dir() and {entry.name for entry in folder.iterdir()} <= known):
+        raise InputError(f"{folder} is in use: give a new folder, or that of an earlier export")
+
+
+def replace_export(folder: Path, new: Path) -> None:
+    """Move a new export to a folder, in place of an earlier one. The card, which makes it an export, comes last."""
+    folder.mkdir(exist_ok=True)
+    for old in sorted(folder.iterdir(), key=lambda file: file.name != CARD):
+        old.unlink()
+    for file in sorted(new.iterdir(), key=lambda file: file.name == CARD):
+        file.replace(folder / file.name)
+
+
 def read_export(folder: str | Path) -> Exported:
     """Read and check an export folder.
 

@@ -44,11 +44,6 @@ class Trained:
     classes: tuple[str, ...]
     images: Tensor
 
-    @property
-    def architecture(self) -> str:
-        """The library's name of the architecture, without a tag."""
-        return str(maker_of(self.model, self.record.data.image_size).architecture).partition(".")[0]
-
 
 def write_timm(trained: Trained, folder: Path) -> None:
     """Write weights under timm's own names, and `config.json`, so that timm loads them.
@@ -85,7 +80,7 @@ def timm_network(trained: Trained) -> nn.Module:
         network.load_state_dict(state)
     except RuntimeError as error:
         raise InputError(
-            f"timm's {trained.architecture} does not take these weights ({first_line(error)}): {advice}"
+            f"timm's {maker.described()[0]} does not take these weights ({first_line(error)}): {advice}"
         ) from error
     return network.eval()
 
@@ -146,14 +141,14 @@ WRITERS: Mapping[str, Callable[[Trained, Path], None]] = {
 
 def write_config(trained: Trained, folder: Path, classifier: Any = None) -> None:
     """Write `config.json` as timm reads it: architecture, classes and preprocessing."""
-    images, maker = trained.backbone.images, maker_of(trained.model, trained.record.data.image_size)
-    size = {"img_size": images.size} if getattr(getattr(maker, "config", None), "fixed_input_size", False) else {}
+    images = trained.backbone.images
+    architecture, arguments = maker_of(trained.model, trained.record.data.image_size).described()
     config = {
-        "architecture": trained.architecture,
+        "architecture": architecture,
         "num_classes": len(trained.classes),
         "num_features": next(trained.network[1].parameters()).shape[1],
         "label_names": list(trained.classes),
-        "model_args": {**maker.options, **size},
+        "model_args": arguments,
         "pretrained_cfg": {
             "tag": "blockwise",
             "custom_load": False,

@@ -15,6 +15,7 @@ from blockwise.backbone.lora import merge_lora
 from blockwise.errors import InputError
 from blockwise.exports.base import check_base
 from blockwise.exports.folder import FILES
+from blockwise.results.predictions import read_predictions
 from blockwise.results.record import Record
 from blockwise.results.store import WEIGHTS
 
@@ -39,6 +40,12 @@ def trained_network(backbone: Backbone, record: Record) -> nn.Sequential:
         )
     network.load_state_dict(trained, strict=False)
     return nn.Sequential(OrderedDict(backbone=network, head=head)).eval()
+
+
+def class_names(record: Record) -> tuple[str, ...]:
+    """Return the class names, which are kept with the predictions; numbers for records of earlier versions."""
+    kept = read_predictions(record, "test")
+    return kept.classes if kept is not None else tuple(map(str, range(record.data.classes)))
 
 
 def read_weights(record: Record) -> dict[str, Tensor]:

@@ -70,12 +70,12 @@ def verify(folder: Path, kind: str, network: nn.Module, images: Tensor) -> float
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
             advice = ": pip install 'blockwise[onnx]'" if "onnxruntime" in reason else ""
-            raise InputError(f"{folder / FILES[kind]} was written, but cannot be loaded ({reason}){advice}")
+            raise InputError(f"nothing is exported: {FILES[kind]} was written, but cannot be loaded ({reason}){advice}")
         logits = np.load(written)
     difference = float(np.abs(logits - expected).max() / max(np.abs(expected).max(), 1e-12))
     if logits.shape != expected.shape or not difference <= TOLERANCE:
         raise InputError(
-            f"{folder / FILES[kind]} was written, but its logits differ from the trained network's by {difference:.2g} "
-            "of the largest: choose another --format"
+            f"nothing is exported: {FILES[kind]} was written, but its logits differ from the trained network's by "
+            f"{difference:.2g} of the largest: choose another --format"
         )
     return difference

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -18,12 +19,11 @@ from blockwise.data import BlockwiseDataModule
 from blockwise.errors import InputError
 from blockwise.exports.base import base_of, config_of
 from blockwise.exports.card import card, metadata
-from blockwise.exports.folder import CARD, CONFIG, FILES, RECORD, write_card
+from blockwise.exports.folder import RECORD, check_free, replace_export, write_card
 from blockwise.exports.formats import WRITERS, Trained
 from blockwise.exports.images import read_samples
-from blockwise.exports.network import trained_network
+from blockwise.exports.network import class_names, trained_network
 from blockwise.exports.verify import PROGRAMS, verify
-from blockwise.results.predictions import read_predictions
 from blockwise.results.record import Record
 from blockwise.study.prepare import make_data
 
@@ -74,54 +74,46 @@ def export(
         raise InputError(f"--format {format} is unknown: choose {', '.join(WRITERS)}")
     if record.status != "finished":
         raise InputError(f"{record.folder} has the status {record.status}: only finished cells can be exported")
-    path = _folder(Path(folder).expanduser())
-    backbone = backbone or base_of(record, overrides)
-    network = trained_network(backbone, record)
-    images = _test_images(record, backbone.images, overrides)
-    photographs = images is not None
-    if images is None:
-        size = backbone.images.size
-        images = torch.randn(IMAGES, 3, size, size, generator=torch.Generator().manual_seed(0))
-    model = plain(config_of(record, overrides))["model"]
-    trained = Trained(record, backbone, model, network, _classes(record), images)
-    path.mkdir(parents=True, exist_ok=True)
-    (path / CARD).unlink(missing_ok=True)  # until it is written again, the folder is no export
-    WRITERS[format](trained, path)
-    difference = verify(path, format, network, images) if format in PROGRAMS else None
-    (path / RECORD).write_text(json.dumps(record.to_json(), indent=2) + "\n", encoding="utf-8")
-    total = sum(parameter.numel() for parameter in network.parameters())
-    text = card(record, format, trained.classes, backbone.images, difference, total)
-    write_card(path, text, format, metadata(record))
-    return Export(path, record, difference, photographs)
+    path = Path(folder).expanduser()
+    check_free(path)
+    cfg = config_of(record, overrides)
+    backbone = backbone or base_of(record, cfg)
+    found = _test_images(record, backbone.images, cfg)
+    images = _noise(backbone.images) if found is None else found
+    model, network = plain(cfg)["model"], trained_network(backbone, record)
+    trained = Trained(record, backbone, model, network, class_names(record), images)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as temporary:
+        difference = _write(trained, format, Path(temporary))
+        replace_export(path, Path(temporary))
+    return Export(path, record, difference, found is not None)
 
 
-def _folder(path: Path) -> Path:
-    """Return a folder to write to.
+def _write(trained: Trained, kind: str, folder: Path) -> float | None:
+    """Write all files of an export to an empty folder, and return the largest difference of logits.
 
     Raises:
-        InputError: It holds something else.
+        InputError: The network cannot be written in this format, or is another one when it is loaded again.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        known = {CARD, CONFIG, RECORD, *FILES.values()}
-        if not path.is_dir() or not {entry.name for entry in path.iterdir()} <= known:
-            raise InputError(f"{path} is in use: give a new folder, or that of an earlier export")
-        for entry in path.iterdir():
-            entry.unlink()
-    return path
+    record, network, images = trained.record, trained.network, trained.images
+    WRITERS[kind](trained, folder)
+    difference = verify(folder, kind, network, images) if kind in PROGRAMS else None
+    (folder / RECORD).write_text(json.dumps(record.to_json(), indent=2) + "\n", encoding="utf-8")
+    total = sum(parameter.numel() for parameter in network.parameters())
+    text = card(record, kind, trained.classes, trained.backbone.images, difference, total)
+    write_card(folder, text, kind, metadata(record))
+    return difference
 
 
-def _classes(record: Record) -> tuple[str, ...]:
-    """Return the class names, which are kept with the predictions; numbers for records of earlier versions."""
-    kept = read_predictions(record, "test")
-    return kept.classes if kept is not None else tuple(map(str, range(record.data.classes)))
+def _noise(spec: ImageSpec) -> Tensor:
+    return torch.randn(IMAGES, 3, spec.size, spec.size, generator=torch.Generator().manual_seed(0))
 
 
-def _test_images(record: Record, spec: ImageSpec, overrides: Sequence[str]) -> Tensor | None:
+def _test_images(record: Record, spec: ImageSpec, cfg: Any) -> Tensor | None:
     """Return the first test images of the data set, normalised; None if they cannot be read here."""
+    if cfg.data.name != record.data.name:
+        return None
     try:
-        cfg: Any = config_of(record, overrides)
-        if cfg.data.name != record.data.name:
-            return None
         module = make_data(cfg, spec).module
         if not isinstance(module, BlockwiseDataModule):
             return None

@@ -82,6 +82,10 @@ class Maker(ABC):
         """Return what identifies the pretrained weights in settings."""
         return self.tag
 
+    def described(self) -> tuple[str, dict[str, Any]]:
+        """Return the library's name of the architecture, without a tag, and all arguments of its builder."""
+        return self.architecture.partition(".")[0], self.options
+
     def settings(self) -> dict[str, Any]:
         """Return what else the settings of a record say of the network."""
         return {"options": self.options} if self.options else {}

@@ -48,6 +48,10 @@ class OriginMaker(TimmMaker):
             raise InputError(f"the weights {self.cached()} are damaged: they contain values other than finite numbers")
         return network
 
+    def described(self) -> tuple[str, dict[str, Any]]:
+        """Return the architecture and all arguments of timm's builder, those of `config.json` included."""
+        return self.origin.architecture, {**self.origin.arguments, **self.options, **self._size()}
+
     def _create(self, options: Mapping[str, Any], *, pretrained: bool, **more: Any) -> nn.Module:
         origin = self.origin
         arguments = {**origin.arguments, **options, **self._size(), **more}

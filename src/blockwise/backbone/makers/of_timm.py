@@ -70,6 +70,10 @@ class TimmMaker(Maker):
         fixed = self.image_size is not None and getattr(self.config, "fixed_input_size", False)
         return {"img_size": self.image_size} if fixed else {}
 
+    def described(self) -> tuple[str, dict[str, Any]]:
+        """Return timm's name of the architecture, without a tag, and all arguments of its builder."""
+        return self.architecture.partition(".")[0], {**self.options, **self._size()}
+
     def cached(self) -> Path | None:
         """Return the file of the pretrained weights if it is on this machine."""
         config = self.config

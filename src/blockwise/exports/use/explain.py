@@ -11,11 +11,17 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from blockwise.backbone.makers.base import ImageSpec
 from blockwise.errors import InputError
-from blockwise.exports.folder import Exported, read_export
+from blockwise.exports.base import base_of, config_of
+from blockwise.exports.choose import best_seed, choose_sweep
+from blockwise.exports.folder import CONFIG, Exported, read_export
 from blockwise.exports.images import find_images, read_images
+from blockwise.exports.network import class_names, trained_network
 from blockwise.exports.use.load import load_network
 from blockwise.io.names import file_name
+from blockwise.results.record import Record
+from blockwise.results.store import read_records
 
 # pictures of more images would take minutes
 MOST = 100
@@ -26,23 +32,27 @@ class Explained:
     """A network that is explained.
 
     Attributes:
-        exported: Its export.
+        title: What was trained of it.
         network: The network.
         layer: The last layer whose output has positions, shape (batch, channels, height, width).
+        images: Size and preprocessing of its images.
+        classes: Class names, in the order of the logits.
     """
 
-    exported: Exported
+    title: str
     network: nn.Module
     layer: nn.Module
-
-    @property
-    def title(self) -> str:
-        """The scope that was trained."""
-        return self.exported.record.cell.scope
+    images: ImageSpec
+    classes: tuple[str, ...]
 
 
 def explain(
-    folders: Sequence[str | Path], images: Sequence[str | Path], out: str | Path, overrides: Sequence[str] = ()
+    folder: str | Path,
+    images: Sequence[str | Path],
+    out: str | Path,
+    *,
+    beside: Sequence[str | Path] = (),
+    overrides: Sequence[str] = (),
 ) -> list[Path]:
     """Write one picture per image: the image, and for each network where its predicted class comes from.
 
@@ -50,13 +60,16 @@ def explain(
     Localization"), of the last layer that has positions, computed by captum.
 
     Args:
-        folders: Export folders in the formats `timm` or `delta`.
+        folder: An export folder in the format `timm` or `delta`.
         images: Files and folders of images.
         out: Folder of the pictures.
-        overrides: Settings for the base weights of deltas.
+        beside: What to draw beside it: further export folders, and folders of results, of which the head alone, the
+            best block and `full` of the same backbone and data set are drawn.
+        overrides: Settings for base weights, such as `model.checkpoint=<path>`.
 
     Raises:
-        InputError: captum is missing, a network has no gradients or no positions, or there are too many images.
+        InputError: captum is missing, a network has no gradients or no positions, there are too many images, or
+            nothing to draw beside.
     """
     try:
         from captum.attr import LayerGradCam  # noqa: F401 (checks that it is installed)
@@ -65,7 +78,13 @@ def explain(
     paths = list(find_images(images))
     if len(paths) > MOST:
         raise InputError(f"--explain draws at most {MOST} images, but there are {len(paths)}: name a few")
-    explained = [_prepare(read_export(folder), overrides) for folder in folders]
+    exported = read_export(folder)
+    explained = [_of_export(exported, overrides)]
+    for place in map(Path, beside):
+        if (place / CONFIG).exists():
+            explained.append(_of_export(read_export(place), overrides))
+        else:
+            explained += [_of_record(record, overrides) for record in _counterparts(place, exported.record)]
     target = Path(out).expanduser()
     target.mkdir(parents=True, exist_ok=True)
     written = []
@@ -77,15 +96,38 @@ def explain(
     return written
 
 
-def _prepare(exported: Exported, overrides: Sequence[str]) -> Explained:
+def _of_export(exported: Exported, overrides: Sequence[str]) -> Explained:
     network = load_network(exported, overrides)
     if exported.format not in ("timm", "delta") or not isinstance(network, nn.Module):
         raise InputError(f"--explain needs gradients, which a {exported.format} export has not: export it as timm")
-    size = exported.images.size
-    layer = _last_with_positions(network, torch.zeros(1, 3, size, size))
+    return _prepare(exported.record, network, exported.images, exported.classes)
+
+
+def _of_record(record: Record, overrides: Sequence[str]) -> Explained:
+    backbone = base_of(record, config_of(record, overrides))
+    return _prepare(record, trained_network(backbone, record), backbone.images, class_names(record))
+
+
+def _prepare(record: Record, network: nn.Module, images: ImageSpec, classes: tuple[str, ...]) -> Explained:
+    layer = _last_with_positions(network, torch.zeros(1, 3, images.size, images.size))
     if layer is None:
-        raise InputError(f"--explain: no layer of {exported.record.backbone.name} has positions")
-    return Explained(exported, network, layer)
+        raise InputError(f"--explain: no layer of {record.backbone.name} has positions")
+    return Explained(f"scope {record.cell.scope}", network, layer, images, classes)
+
+
+def _counterparts(results: Path, record: Record) -> list[Record]:
+    """Return the records of the head alone, the best block and `full` of the same backbone and data set.
+
+    Raises:
+        InputError: There are none but the record's own.
+    """
+    sweep = choose_sweep(read_records(results), model=record.backbone.name, data=record.data.name, policy=record.policy)
+    rows = (sweep.row("head"), sweep.best, sweep.row("full"))
+    found = [best_seed(row.records) for row in rows if row is not None and row.records]
+    found = [one for one in found if one.cell.scope != record.cell.scope]
+    if not found:
+        raise InputError(f"{results} has no head, block or full of {sweep.title} to draw beside {record.cell.scope}")
+    return found
 
 
 def _last_with_positions(network: nn.Module, images: Tensor) -> nn.Module | None:
@@ -110,7 +152,7 @@ def _picture(path: Path, explained: Sequence[Explained]) -> Figure | None:
     figure = Figure(figsize=(2.6 * (1 + len(explained)), 3.1), layout="constrained")
     panels = figure.subplots(1, 1 + len(explained))
     for axes, one in zip(panels[1:], explained, strict=True):
-        spec = one.exported.images
+        spec = one.images
         images, broken = read_images([path], spec)
         if broken:
             return None
@@ -119,7 +161,7 @@ def _picture(path: Path, explained: Sequence[Explained]) -> Figure | None:
         panels[0].imshow(pixels)
         axes.imshow(pixels)
         axes.imshow(heat, cmap="inferno", alpha=0.55, vmin=0, vmax=max(float(heat.max()), 1e-12))
-        axes.set_title(f"scope {one.title}\n{one.exported.classes[label]}, {100 * share:.0f} %", fontsize="medium")
+        axes.set_title(f"{one.title}\n{one.classes[label]}, {100 * share:.0f} %", fontsize="medium")
     panels[0].set_title(f"{path.name}\n", fontsize="medium")
     for axes in panels:
         axes.axis("off")

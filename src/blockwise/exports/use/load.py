@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from blockwise.errors import InputError, first_line
-from blockwise.exports.base import base_of
+from blockwise.exports.base import base_of, config_of
 from blockwise.exports.folder import Exported
 from blockwise.exports.network import trained_network
 
@@ -66,7 +66,7 @@ def _torch_export(exported: Exported, overrides: Sequence[str]) -> Network:
 
 def _delta(exported: Exported, overrides: Sequence[str]) -> Network:
     record = replace(exported.record, folder=str(exported.folder))
-    return trained_network(base_of(record, overrides), record)
+    return trained_network(base_of(record, config_of(record, overrides)), record)
 
 
 LOADERS = {"timm": _timm, "onnx": _onnx, "torch_export": _torch_export, "delta": _delta}
