@@ -38,6 +38,7 @@ def test_a_run_its_table_and_its_picture(tmp_path):
     assert all(line in done.stdout for line in table)
 
 
+@pytest.mark.slow
 def test_a_multirun_keeps_blocks_together_and_names_every_failure(tmp_path):
     overrides = ["-m", "block=range(0,2)", "partition.num_blocks=3,99"]
     done = blockwise("train", *[o for o in QUICK if not o.startswith("partition")], *overrides, folder=tmp_path)

@@ -41,10 +41,14 @@ def test_tables_and_claims_are_the_same(capsys, monkeypatch, arguments, expected
     assert capsys.readouterr().out == (EXPECTED / expected).read_text()
 
 
-def test_files_of_tables_are_the_same(tmp_path, capsys):
+def test_files_of_tables_are_the_same(tmp_path):
     files = [tmp_path / name for name in ("backbones.md", "backbones.csv")]
     main(["table", str(RESULTS), "--backbones", *(f"--out={file}" for file in files)])
     assert all(file.read_bytes() == (EXPECTED / file.name).read_bytes() for file in files)
+
+
+@pytest.mark.slow
+def test_tables_of_a_report_are_the_same(tmp_path):
     main(["report", str(RESULTS), "-o", str(tmp_path / "report")])
     written = {path.name: path for path in (tmp_path / "report" / "tables").iterdir() if path.stem != "export"}
     assert written.keys() == {path.name for path in (EXPECTED / "tables").iterdir()}

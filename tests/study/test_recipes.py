@@ -189,6 +189,7 @@ def test_wrong_recipes_are_one_sentence(small_overrides, overrides, message):
         Study.from_config(compose_config([*small_overrides, *overrides.split()]))
 
 
+@pytest.mark.slow
 def test_own_objects_in_python_are_told_apart(small, console, tmp_path):
     """Two losses, schedules and policies that differ only in what they keep inside have records of their own."""
     study = Study.from_config(small(), console)
@@ -257,6 +258,7 @@ def test_wrong_objects_in_python_are_one_sentence(small, console, tmp_path, opti
         )
 
 
+@pytest.mark.slow
 def test_a_checkpoint_belongs_to_the_settings_of_its_policy(small, console, monkeypatch, stop_at):
     """A run that was stopped under other settings of the policy begins anew."""
     options = ["block=[0,full]", "trainer.max_epochs=4", "policy=gradual"]

@@ -40,9 +40,10 @@ def weights_of(cfg, record):
 @pytest.mark.parametrize(
     ("precision", "model", "compared"),
     [
-        ("32-true", "test_resnet", ["head", "1", "full", "from1"]),
+        ("32-true", "test_resnet", ["1", "full"]),
+        pytest.param("32-true", "test_resnet", ["head", "from1"], marks=pytest.mark.slow),
         pytest.param("32-true", "test_efficientnet", ["0", "0+2"], marks=pytest.mark.slow),
-        ("bf16-mixed", "test_efficientnet", ["1", "full"]),
+        ("bf16-mixed", "test_efficientnet", ["1"]),
     ],
 )
 def test_alone_equals_among_bit_for_bit(small, console, tmp_path, precision, model, compared):
@@ -107,7 +108,7 @@ def test_records_of_the_first_versions_are_those_of_norms_in_inference_mode(smal
 
 def test_dropout_draws_the_same_numbers_alone_and_among(small, console, tmp_path):
     options = ("model.name=test_vit", "data.image_size=160", "trainer.max_epochs=1")
-    together, alone = small("block=all", *options), small("block=1", *options, f"results_dir={tmp_path / 'alone'}")
+    together, alone = small("block=[1,2]", *options), small("block=1", *options, f"results_dir={tmp_path / 'alone'}")
     among = {record["cell"]["scope"]: record for record in run(together, console)}
     (single,) = run(alone, console)
     mine, theirs = weights_of(alone, single), weights_of(together, among["1"])

@@ -162,6 +162,7 @@ def test_names_are_only_names(tmp_path):
 HOSTILE = "../a/b|c <script> \x1b[31m =cmd() ${oc.env:HOME} " + 300 * "x"
 
 
+@pytest.mark.slow
 def test_hostile_names_cost_no_report_and_are_only_names(tmp_path):
     records = [
         replace(one, data=replace(one.data, name=name), backbone=BackboneEntry(name=name), partition=partition)

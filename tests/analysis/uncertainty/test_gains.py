@@ -31,7 +31,7 @@ def test_an_interval_of_one_seed(tmp_path):
     assert found.p == pytest.approx(2 * 0.5**20)
 
 
-@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("seeds", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_intervals_contain_the_truth(tmp_path, seeds):
     covered = []
     for number in range(60):

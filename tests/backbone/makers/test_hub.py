@@ -87,7 +87,7 @@ PRETRAINED = [*(o for o in SMALL if "pretrained" not in o), "partition.num_block
     [
         pytest.param([], "https://huggingface.co cannot be reached", marks=pytest.mark.slow),
         (["block=99"], "block=99 is out of range"),
-        (["data.batch_size=51"], "data.batch_size=51 does not fit"),
+        pytest.param(["data.batch_size=51"], "data.batch_size=51 does not fit", marks=pytest.mark.slow),
     ],
 )
 def test_local_checks_come_before_a_download(tmp_path, overrides, message):
