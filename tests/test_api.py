@@ -99,7 +99,7 @@ def test_a_study_is_what_the_command_line_does(small_overrides, tmp_path):
     assert len(figure.axes) == 1
 
 
-@pytest.mark.parametrize("scope", ["head", 1, "full"])
+@pytest.mark.parametrize("scope", [pytest.param("head", marks=pytest.mark.slow), 1, "full"])
 def test_what_was_trained_is_a_plain_network(backbone, loaders, tmp_path, scope):
     partition = make_partition(backbone, num_blocks=3)
     (record,) = train_scopes(backbone, partition, scope, loaders, results_dir=tmp_path, lr=1e-2, **QUICK)
@@ -196,6 +196,7 @@ def test_what_cannot_be_right_is_refused_before_anything_trains(backbone, loader
     assert not list(tmp_path.rglob("record.json"))
 
 
+@pytest.mark.slow
 def test_what_gives_no_result_is_not_recorded(backbone, loaders, tmp_path):
     partition = make_partition(backbone, num_blocks=3)
     for limit, missing in (("limit_test_batches", "test"), ("limit_val_batches", "training and validation")):

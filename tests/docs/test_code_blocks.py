@@ -98,11 +98,16 @@ def split(line: str) -> list[list[str]]:
     return [part for part in parts if part]
 
 
+# pages whose code trains much
+TRAINING = ("recipes", "policies", "search", "add_logger")
+
+
 def python_pages() -> list:
     pages: dict[Path, list[Block]] = {}
     for block in blocks("python"):
         pages.setdefault(block.page, []).append(block)
-    return [pytest.param(own, id=str(page.relative_to(ROOT))) for page, own in pages.items()]
+    marks = {page: [pytest.mark.slow] if page.stem in TRAINING else [] for page in pages}
+    return [pytest.param(own, id=str(page.relative_to(ROOT)), marks=marks[page]) for page, own in pages.items()]
 
 
 @pytest.mark.parametrize("own", python_pages())

@@ -120,6 +120,7 @@ def test_the_metrics_are_those_of_the_record(records, tmp_path, kind):
     assert found == pytest.approx(record.metrics.test, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_card_tells_the_record_and_its_code_runs(records, exported, tmp_path):
     record = choose(records)
     text = (exported / "README.md").read_text()

@@ -92,6 +92,7 @@ def test_cells_train_and_are_found_again(compose, console):
     assert "2 cells, 2 of them already recorded" in " ".join(console.export_text().split())
 
 
+@pytest.mark.slow
 def test_the_order_of_images_depends_on_seed_and_epoch(compose, console):
     orders = {}
     for seed in (0, 1):

@@ -195,6 +195,7 @@ def test_wrong_policies_are_one_sentence(small_overrides, overrides, message):
         run(compose_config([*small_overrides, "block=full", *overrides]))
 
 
+@pytest.mark.slow
 def test_tables_and_claims_tell_policies_apart(together, small, console):
     from blockwise.analysis.report.page import _tables
     from blockwise.analysis.summary import sweeps

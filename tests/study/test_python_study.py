@@ -102,7 +102,7 @@ DIFFERENT = {
 
 
 # the first few often, the others with the slow tests
-OFTEN = 5
+OFTEN = 2
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ def test_a_study_ranks_every_block_the_same_each_time(small, console, score):
     assert len(set(first.values())) > 1 or score == "probe"
 
 
+@pytest.mark.slow
 def test_a_ranked_search_trains_the_first_and_is_found_by_an_exhaustive_one(small, console):
     cfg = small("search=ranked", "search.keep=1", "search.score=fisher")
     ranking = Study.from_config(cfg, console).ranking("fisher")

@@ -272,6 +272,7 @@ def test_a_checkpoint_belongs_to_the_settings_of_its_policy(small, console, monk
     assert "resuming" in console.export_text()
 
 
+@pytest.mark.slow
 def test_the_same_recipe_in_python(small, console, tmp_path):
     """`train_scopes` takes names and objects, and trains what the command line does."""
     options = ["trainer.max_epochs=2", "scheduler=cosine", "scheduler.warmup=0", "optimizer.clip_norm=0.5"]

@@ -192,6 +192,7 @@ def test_finished_cells_are_skipped_and_only_missing_ones_train(small, console, 
     assert len(trained) == 3
 
 
+@pytest.mark.slow
 def test_seeds_belong_to_one_sweep_though_their_splits_differ(small, console):
     for seed in (0, 1):
         run(small("block=[head,0]", f"seed={seed}"), console)
@@ -290,6 +291,7 @@ def test_early_stopping_stops_a_cell_not_the_others(small, console):
     assert all(r["epochs"] in (6, r["best_epoch"] + 2) for r in records)
 
 
+@pytest.mark.slow
 def test_top_trains_the_best_single_blocks_together(small, console):
     records = run(small("block=[all,top2]"), console)
     single = [record for record in records if record["cell"]["scope"].isdigit()]
@@ -359,6 +361,7 @@ def study_on_photographs(photographs, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_if_the_memory_of_a_gpu_runs_out_half_of_the_cells_train_at_a_time(
     small, console, monkeypatch, tmp_path_factory
 ):

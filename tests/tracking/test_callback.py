@@ -172,6 +172,7 @@ def test_runs_end_when_training_does_not_end_well(small, console, listen, monkey
     assert [log.ended for log in heard] == [(status, {})] * 3
 
 
+@pytest.mark.slow
 def test_training_that_goes_on_tells_what_the_runs_lack(small, console, listen, monkeypatch):
     original = BlockwiseModule.on_validation_epoch_end
 

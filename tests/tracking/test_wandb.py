@@ -77,6 +77,7 @@ def test_every_cell_is_a_run_of_its_sweeps_group(call, tmp_path, server):
     assert {record["status"] for record in records} == {"finished", "diverged"}
 
 
+@pytest.mark.slow
 def test_nothing_of_the_environment_is_sent_beyond_the_record(call, tmp_path, server):
     call("train", *QUICK, server=server, BLOCKWISE_TEST_SECRET="a-secret-of-the-environment")
     heard = "\n".join(server.heard)

@@ -125,6 +125,7 @@ def test_what_a_grid_lacks_its_report_lacks(tmp_path, records):
     assert "Best block and baselines" in write_report(records, tmp_path).read_text()
 
 
+@pytest.mark.slow
 def test_damaged_files_beside_a_record_are_left_out(tmp_path):
     save(one_sweep(), tmp_path / "results")
     damaged = [path for path in sorted((tmp_path / "results").rglob("*")) if path.suffix in (".csv", ".safetensors")]
@@ -134,6 +135,7 @@ def test_damaged_files_beside_a_record_are_left_out(tmp_path):
     assert "Confusion matrix of the best cell" not in text
 
 
+@pytest.mark.slow
 def test_settings_tell_sweeps_of_one_name_apart(tmp_path):
     again = one_sweep(num_blocks=1)
     for one in again:

@@ -125,6 +125,7 @@ PixelCache(folder / "cache", 10**6).decode(samples, "content", 8, "bilinear", re
 """
 
 
+@pytest.mark.slow
 def test_killed_decoding_goes_on_where_it_was(decodings, tmp_path):
     samples = make_samples(tmp_path, 6 * CHUNK)
     killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), str(len(samples))])
