@@ -15,8 +15,6 @@ from statistics import fmean
 
 import numpy as np
 from experiments.evidence.arrays import VAL_LOSS, VAL_TOP1, Cells, read
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
 from blockwise.analysis.uncertainty.confidence import Confidence, from_scores
 
@@ -52,14 +50,10 @@ def smoothed(cells: Cells) -> int:
     return cells.at_best_rates[int(np.argmax(np.convolve(padded, [0.25, 0.5, 0.25], "valid")))]
 
 
-def gaussian_process(cells: Cells) -> int:
-    """Return the block whose accuracy is highest on a Gaussian process over depth."""
-    score = cells.score[cells.at_best_rates]
-    depth = np.linspace(0, 1, len(score))[:, None]
-    kernel = ConstantKernel(1.0, (0.01, 100)) * RBF(0.3, (0.1, 3)) + WhiteKernel(0.5, (1e-3, 10))
-    scaled = (score - score.mean()) / max(score.std(), 1e-9)
-    fitted = GaussianProcessRegressor(kernel, random_state=0).fit(depth, scaled)
-    return cells.at_best_rates[int(np.argmax(fitted.predict(depth)))]
+def over_depth(cells: Cells, of: str = "correct") -> int:
+    """Return the block that is expected to be best if scores are a smooth function of depth (`table --smooth`)."""
+    scores = getattr(cells, of)[cells.at_best_rates].astype(float).T
+    return cells.of(from_scores(cells.blocks, [scores], smooth=True).expected_best)
 
 
 def all_rates(cells: Cells) -> int:
@@ -79,7 +73,8 @@ RULES: Mapping[str, Callable[[Cells], int]] = {
     "mean accuracy of the second half of epochs": late_epochs,
     "mean loss of the second half of epochs": late_loss,
     "accuracy, smoothed over depth": smoothed,
-    "accuracy, Gaussian process over depth": gaussian_process,
+    "accuracy, Gaussian process over depth": over_depth,
+    "loss, Gaussian process over depth": lambda cells: over_depth(cells, "likelihood"),
     "accuracy, mean of the better rates": all_rates,
     "always the last block": lambda cells: cells.of(cells.blocks[-1]),
     "head alone": lambda cells: cells.of("head"),

@@ -85,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     rank.set_defaults(command=_rank)
     table = commands.add_parser("table", parents=[results], help="print one table per recorded sweep")
     table.add_argument("--backbones", action="store_true", help="print one row per backbone, as in the paper")
+    table.add_argument("--smooth", action="store_true", help="take neighbouring blocks to be alike: P(best) over depth")
     table.add_argument(
         "--out", type=_path, action="append", default=[], help="with --backbones: also write to FILE.md or FILE.csv"
     )
@@ -318,8 +319,10 @@ def _table(options: argparse.Namespace) -> None:
         if options.out:
             raise InputError("--out needs --backbones: it writes that table")
         for sweep in recorded:
-            print_table(console, sweep_table(sweep))
+            print_table(console, sweep_table(sweep, smooth=options.smooth))
         return
+    if options.smooth:
+        raise InputError("--smooth is about the blocks of a sweep: leave out --backbones")
     rows = backbone_rows(recorded)
     print_table(console, backbone_table(rows))
     for path in options.out:

@@ -9,11 +9,12 @@ from rich.console import Console
 from blockwise.analysis.frame import records_frame
 from blockwise.analysis.summary import sweeps
 from blockwise.analysis.sweep_table import print_table, sweep_table
+from blockwise.cli import main
 
 
-def printed(sweep):
+def printed(sweep, **options):
     console = Console(width=160, record=True)
-    print_table(console, sweep_table(sweep))
+    print_table(console, sweep_table(sweep, **options))
     return " ".join(console.export_text().split())
 
 
@@ -36,6 +37,15 @@ def test_a_clear_choice_is_called_so(tmp_path):
     text = printed(sweep_of(tmp_path, blocks(0.5, 0.9, 0.55)))
     assert "P(best) of this block is 100 %, by the validation images" in text
     assert "no clear" not in text
+
+
+def test_smooth_scores_are_announced(tmp_path):
+    sweep = sweep_of(tmp_path, blocks(0.5, 0.9, 0.55))
+    sentence = "if neighbouring blocks are alike, block 1 is expected to be the best"
+    assert sentence in printed(sweep, smooth=True)
+    assert sentence not in printed(sweep)
+    with pytest.raises(SystemExit):
+        main(["table", str(tmp_path), "--smooth", "--backbones"])
 
 
 def test_gains_on_test_have_an_interval(tmp_path):

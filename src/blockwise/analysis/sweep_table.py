@@ -17,12 +17,17 @@ from blockwise.analysis.uncertainty import Confidence, confidence, gain
 JOINT = re.compile(r"\d+(\+\d+)+|from\d+|top\d+")
 
 
-def sweep_table(sweep: Sweep) -> Table:
-    """Return a table with one row per scope, the best block marked, and differences to both baselines in points."""
+def sweep_table(sweep: Sweep, *, smooth: bool = False) -> Table:
+    """Return a table with one row per scope, the best block marked, and differences to both baselines in points.
+
+    Args:
+        sweep: The sweep.
+        smooth: Say how sure the choice is if the scores are a smooth function of depth, and which block is best then.
+    """
     head, full, best = sweep.row("head"), sweep.row("full"), sweep.best
     rates = len(sweep.rates) > 1
     seeds = len(sweep.seeds) > 1
-    sure = confidence(sweep)
+    sure = confidence(sweep, smooth=smooth)
     table = Table(
         title=sweep.title,
         caption=_caption(sweep, sure),
@@ -111,6 +116,8 @@ def _caption(sweep: Sweep, sure: Confidence | None) -> str:
         lines.append(f"* best block by {by}; test accuracy {percent(best, 'test')}{_verdict(sweep, best)}")
         if sure is not None:
             lines.append(_how_sure(best, sure))
+        if sure is not None and sure.smooth:
+            lines.append(f"if neighbouring blocks are alike, block {sure.expected_best} is expected to be the best")
     return "\n".join(lines)
 
 

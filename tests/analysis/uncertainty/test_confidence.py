@@ -7,6 +7,7 @@ from scipy.stats import norm
 
 from blockwise.analysis.uncertainty import confidence
 from blockwise.analysis.uncertainty.confidence import from_scores
+from blockwise.analysis.uncertainty.posterior import smooth_posterior
 
 BLOCKS = 12
 
@@ -68,6 +69,35 @@ def test_scores_are_shrunk_towards_each_other(tmp_path):
     sweep = made_up(tmp_path, np.array([0.75, 0.8, 0.82, 0.8]), 60)
     measured = np.ptp([row.mean("val") for row in sweep.single_blocks])
     assert np.ptp(list(confidence(sweep).shrunk.values())) < 0.8 * measured
+
+
+def test_neighbours_support_each_other():
+    """A block among good ones is expected to be better than one that is as good among bad ones."""
+    random = np.random.default_rng(0)
+    accuracies = np.array([0.6, 0.84, 0.6, 0.6, 0.6, 0.7, 0.8, 0.84, 0.8, 0.7])
+    scopes = [str(block) for block in range(len(accuracies))]
+    smooth, plain = 0, 0
+    for _ in range(20):
+        scores = [classify(random, accuracies, 60).astype(float)]
+        smooth += from_scores(scopes, scores, draws=1000, smooth=True).expected_best in ("6", "7", "8")
+        plain += from_scores(scopes, scores, draws=1000).expected_best in ("6", "7", "8")
+    assert smooth > plain
+
+
+def test_smooth_scores_are_those_of_a_gaussian_process():
+    """With one length and one spread, the expected scores are those of scikit-learn."""
+    gaussian_process = pytest.importorskip("sklearn.gaussian_process")
+    kernels = gaussian_process.kernels
+    means, depth, noise = np.array([0.7, 0.72, 0.9, 0.75, 0.6]), np.linspace(0, 1, 5), 0.03**2
+    kernel = kernels.ConstantKernel(0.06**2, "fixed") * kernels.RBF(0.2, "fixed")
+    # a constant of unknown size: only differences count
+    fitted = gaussian_process.GaussianProcessRegressor(kernel + kernels.ConstantKernel(1e4, "fixed"), alpha=noise)
+    expected = fitted.fit(depth[:, None], means).predict(depth[:, None])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("blockwise.analysis.uncertainty.posterior.SPREADS", np.array([2.0]))
+        patch.setattr("blockwise.analysis.uncertainty.posterior.LENGTHS", (0.2,))
+        drawn = smooth_posterior(means, noise * np.eye(5), 200_000)
+    np.testing.assert_allclose(drawn.mean(0), expected - expected.mean(), atol=5e-4)
 
 
 @pytest.mark.parametrize(

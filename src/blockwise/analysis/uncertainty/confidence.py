@@ -8,7 +8,7 @@ the best one.
    accuracy after model selection"). With several seeds, the variance over seeds is added.
 2. **Shrinkage.** The true scores of the blocks have a normal distribution of unknown spread (Efron & Morris, 1975,
    "Data analysis using Stein's estimator"). The spread is integrated out: scores that differ no more than by noise are
-   taken for nearly equal.
+   taken for nearly equal. On demand, the true scores are smooth over depth.
 3. **Probability.** The probability that a block is the best one is its share of draws from this posterior distribution.
    The set is the smallest one whose probabilities add up to the level.
 
@@ -24,12 +24,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from blockwise.analysis.summary import Sweep
+from blockwise.analysis.uncertainty.posterior import DRAWS, posterior, smooth_posterior
 from blockwise.analysis.uncertainty.scores import covariance, image_scores
 
 LEVEL = 0.9
-DRAWS = 10_000
-# standard deviations of the true scores that are considered, in units of their noise
-SPREADS = np.geomspace(0.01, 30, 40)
 
 
 @dataclass(frozen=True)
@@ -39,12 +37,19 @@ class Confidence:
     Attributes:
         probability: Probability of each single block, by scope; highest first.
         shrunk: The expected validation score of each block relative to the mean of all, by scope.
+        smooth: Whether the true scores were taken for a smooth function of depth.
         level: The probability of the set of blocks that may be the best.
     """
 
     probability: dict[str, float]
     shrunk: dict[str, float]
     level: float = LEVEL
+    smooth: bool = False
+
+    @property
+    def expected_best(self) -> str:
+        """The block with the highest expected score."""
+        return max(self.shrunk, key=self.shrunk.__getitem__)
 
     @property
     def scopes(self) -> tuple[str, ...]:
@@ -58,11 +63,16 @@ class Confidence:
         return tuple(found)
 
 
-def confidence(sweep: Sweep, level: float = LEVEL) -> Confidence | None:
+def confidence(sweep: Sweep, level: float = LEVEL, *, smooth: bool = False) -> Confidence | None:
     """Return how sure the choice of the best block of a sweep is.
 
     What is certain or not is which of the recorded blocks, at their best learning rates, has the highest score on other
     images like these; with several seeds, on average over seeds.
+
+    Args:
+        sweep: The sweep.
+        level: The probability of the set of blocks that may be the best.
+        smooth: Take the true scores for a smooth function of depth, so that neighbouring blocks support each other.
 
     Returns:
         None if a block has no predictions of validation images (records of earlier versions), if the images of blocks
@@ -72,53 +82,30 @@ def confidence(sweep: Sweep, level: float = LEVEL) -> Confidence | None:
     scores = image_scores(blocks, "val", sweep.select_by)
     if not scores or min(len(images) for images in scores) < 2:
         return None
-    return from_scores([row.scope for row in blocks], scores, level)
+    return from_scores([row.scope for row in blocks], scores, level, smooth=smooth)
 
 
 def from_scores(
-    scopes: Sequence[str], scores: Sequence[np.ndarray], level: float = LEVEL, draws: int = DRAWS
+    scopes: Sequence[str],
+    scores: Sequence[np.ndarray],
+    level: float = LEVEL,
+    draws: int = DRAWS,
+    *,
+    smooth: bool = False,
 ) -> Confidence:
     """Return how sure a choice is, given what each image adds to each block's score.
 
     Args:
-        scopes: Names of the blocks.
+        scopes: Names of the blocks, input side first.
         scores: One array per seed, shape (images, blocks).
         level: The probability of the set of blocks that may be the best.
         draws: Number of draws from the posterior distribution.
+        smooth: Take the true scores for a smooth function of depth.
     """
-    drawn = posterior(np.mean([one.mean(0) for one in scores], axis=0), covariance(scores), draws)
+    draw = smooth_posterior if smooth else posterior
+    drawn = draw(np.mean([one.mean(0) for one in scores], axis=0), covariance(scores), draws)
     shares = np.bincount(drawn.argmax(1), minlength=len(scopes)) / draws
     order, expected = np.argsort(-shares, kind="stable"), drawn.mean(0)
     return Confidence(
-        {scopes[i]: float(shares[i]) for i in order}, {scopes[i]: float(expected[i]) for i in order}, level
+        {scopes[i]: float(shares[i]) for i in order}, {scopes[i]: float(expected[i]) for i in order}, level, smooth
     )
-
-
-def posterior(means: np.ndarray, noise: np.ndarray, draws: int = DRAWS) -> np.ndarray:
-    """Return draws of the true scores relative to their mean, shape (draws, rows); the same ones each time.
-
-    Args:
-        means: Mean scores, shape (rows,).
-        noise: Their covariance, shape (rows, rows).
-        draws: Number of draws.
-    """
-    rows = len(means)
-    if rows == 1:
-        return np.zeros((draws, 1))
-    # only differences matter: in the space without their mean, along the axes of the noise, all are independent
-    basis = np.linalg.svd(np.eye(rows) - 1 / rows)[0][:, :-1]
-    variances, axes = np.linalg.eigh(basis.T @ noise @ basis)
-    # blocks that predict the same for every image have no noise
-    variances = np.maximum(variances, max(1e-6 * variances.max(), 1e-18))
-    axes = basis @ axes
-    observed = axes.T @ means
-    prior = (SPREADS[:, None] ** 2) * variances.mean()
-    # the noise that all axes have on average decides: many blocks that predict alike would hide that one is far better
-    average = prior + variances.mean()
-    likelihood = -0.5 * (observed**2 / average + np.log(average)).sum(1)
-    weights = np.exp(likelihood - likelihood.max())
-    random = np.random.default_rng(0)
-    chosen = random.choice(len(SPREADS), draws, p=weights / weights.sum())
-    shrinkage = (prior / (prior + variances))[chosen]
-    deviation = np.sqrt(shrinkage * variances)
-    return np.asarray((shrinkage * observed + deviation * random.standard_normal((draws, rows - 1))) @ axes.T)
