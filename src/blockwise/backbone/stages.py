@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -154,6 +154,11 @@ class StagedBackbone(nn.Module):
         for stage in range(len(self)):
             activations = self.run(stage, activations)
         return self.features(activations)
+
+
+def bytes_of(values: Iterable[Any]) -> int:
+    """Return the memory of the tensors among some values; sizes and numbers take none."""
+    return sum(value.numel() * value.element_size() for value in values if isinstance(value, Tensor))
 
 
 def rows_of(activations: Activations, rows: Tensor, per_image: Collection[str]) -> Activations:

@@ -15,12 +15,12 @@ import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from blockwise.analysis.sweep_table import print_table
 from blockwise.backbone.flops import mean_flops
 from blockwise.backbone.partition import Partition
+from blockwise.backbone.stages import bytes_of
 from blockwise.fast.memory import peak_memory_bytes
 from blockwise.policies import Phase
 from blockwise.study.worker import PLAN, report_plan
@@ -84,8 +84,8 @@ def measure(
     trainer.fit(module, _noise(STEPS, size, batch_size, folds), _noise(1, size, batch_size, folds))
     (watch,) = (callback for callback in trainer.callbacks if isinstance(callback, Stopwatch))  # type: ignore[attr-defined]
     epoch = batches["train"] * watch.step + batches["val"] * watch.evaluation
-    weights = sum(_bytes(network.trained_state().values()) for network in module.networks)
-    moments = sum(_bytes(state.values()) for o in trainer.optimizers for state in o.state.values())
+    weights = sum(bytes_of(network.trained_state().values()) for network in module.networks)
+    moments = sum(bytes_of(state.values()) for o in trainer.optimizers for state in o.state.values())
     return Costs(
         step_seconds=watch.step,
         seconds=epochs * epoch + batches["test"] * watch.evaluation,
@@ -132,10 +132,6 @@ def _noise(batches: int, size: int, batch_size: int, folds: int) -> DataLoader[A
     labels = torch.zeros(batch_size, dtype=torch.long)
     batch = (images, labels, [row % folds for row in range(batch_size)]) if folds else (images, labels)
     return DataLoader([batch] * batches, batch_size=None)  # type: ignore[arg-type]
-
-
-def _bytes(values: Any) -> int:
-    return sum(value.numel() * value.element_size() for value in values if isinstance(value, Tensor))
 
 
 def describe(

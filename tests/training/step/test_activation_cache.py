@@ -6,6 +6,7 @@ from blockwise.backbone.stages import StagedBackbone, stage_backbone
 from blockwise.partition import LayerPartitioner
 from blockwise.study.run import run
 from blockwise.training.step.activation_cache import ActivationCache
+from blockwise.training.step.image_cache import ImageCache
 
 
 @pytest.fixture
@@ -39,6 +40,33 @@ def test_stages_run_once_for_each_batch_and_on_from_where_they_stopped(backbone,
             ((_, fresh),) = backbone.boundaries(images, {boundary})
             assert live.keys() == fresh.keys()
             assert all(torch.equal(live[name], fresh[name]) for name in live)
+
+
+def test_sizes_that_later_stages_need_are_kept_as_well(ran):
+    """Swin's stages pass on the shape of the images."""
+
+    class Passes(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = torch.nn.Conv2d(3, 4, 1), torch.nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            x = self.first(x)
+            shape = x.shape
+            return self.second(x.reshape(shape)).reshape(shape).mean((2, 3))
+
+    network = Passes().eval()
+    partition = LayerPartitioner()(record_layers(network, torch.zeros(1, 3, 8, 8)), network)
+    backbone = stage_backbone(network, partition, torch.zeros(2, 3, 8, 8))
+    images = torch.randn(2, 3, 8, 8)
+    ((_, live),) = backbone.boundaries(images, {1})
+    assert not all(isinstance(value, torch.Tensor) for value in live.values())
+    kept, cached = ActivationCache(10**6), ImageCache(10**6, count=2)
+    for _ in range(2):
+        del ran[:]
+        assert kept.at(1, 0, backbone, backbone.enter(images)).keys() == live.keys()
+    assert ran == []
+    assert cached.at(1, [0, 1], backbone, backbone.enter(images)).keys() == live.keys()
 
 
 def test_no_more_is_kept_than_there_is_room_for(backbone, ran):

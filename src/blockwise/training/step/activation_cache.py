@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blockwise.backbone.stages import Activations, StagedBackbone
+from blockwise.backbone.stages import Activations, StagedBackbone, bytes_of
 
 
 class ActivationCache:
@@ -26,15 +26,11 @@ class ActivationCache:
             images: The activations at boundary 0.
         """
         start, activations = self._cached.pop(batch, (0, images))
-        self._room += _bytes(activations) if start else 0
+        self._room += bytes_of(activations.values()) if start else 0
         if start > boundary:  # a policy has begun to train an earlier stage
             start, activations = 0, images
         ((_, activations),) = backbone.onward(start, activations, {boundary})
-        if boundary and _bytes(activations) <= self._room:
-            self._room -= _bytes(activations)
+        if boundary and (size := bytes_of(activations.values())) <= self._room:
+            self._room -= size
             self._cached[batch] = boundary, activations
         return activations
-
-
-def _bytes(activations: Activations) -> int:
-    return sum(value.numel() * value.element_size() for value in activations.values())

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from blockwise.backbone.stages import Activations, StagedBackbone
+from blockwise.backbone.stages import Activations, StagedBackbone, bytes_of
 from blockwise.data.pixels.on_device import to_device
 
 
@@ -84,7 +84,7 @@ class ImageCache:
         """Allocate the cache; return whether it fits, and whether each value has one row per image."""
         if not all(isinstance(value, Tensor) and value.ndim and len(value) == size for value in activations.values()):
             return False
-        if sum(v.numel() * v.element_size() for v in activations.values()) * self._count > self._max_bytes * size:
+        if bytes_of(activations.values()) * self._count > self._max_bytes * size:
             return False
         for name, value in activations.items():
             room = value.new_empty((self._count, *value.shape[1:]))
