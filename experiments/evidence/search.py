@@ -24,7 +24,11 @@ from blockwise.search import Exhaustive, FirstEpoch, Halving, Racing, Search, To
 
 SEARCHES: Mapping[str, Search] = {
     "exhaustive": Exhaustive(),
-    **{f"racing, level {level}": Racing(level=level) for level in (0.01, 0.05, 0.2, 0.4)},
+    **{
+        f"racing, level {level}, from {first}": Racing(level=level, min_epochs=first)
+        for level in (0.01, 0.05, 0.2)
+        for first in (1, 2, 3)
+    },
     **{
         f"halving, factor {factor}, from {first}, {judge}": Halving(factor=factor, min_epochs=first, judge=judge)
         for factor in (2, 3)

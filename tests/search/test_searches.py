@@ -97,14 +97,14 @@ def test_racing_stops_what_is_significantly_worse():
     correct = {"0": 95, "1": 90, "2": 80}
     cells = [cell(scope, n / 100, correct=np.arange(100) < n) for scope, n in correct.items()]
     # of 5 images on which they differ, block 0 wins all: p = 1/32; of 15: 2^-15
-    assert going_on(Racing(level=0.05), cells) == ["0@0.1"]
-    assert going_on(Racing(level=0.01), cells) == ["0@0.1", "1@0.1"]
+    assert going_on(Racing(level=0.05, min_epochs=1), cells) == ["0@0.1"]
+    assert going_on(Racing(level=0.01, min_epochs=1), cells) == ["0@0.1", "1@0.1"]
     assert going_on(Racing(level=0.05, min_epochs=2), cells) == [c.key for c in cells]
 
 
 def test_in_a_race_blocks_compare_at_their_best_rates_and_baselines_only_with_themselves():
     cells = [cell("head", 0.1), cell("0", 0.9, lr=0.1), cell("0", 0.4, lr=0.2), cell("1", 0.5), cell("1", 0.45, lr=0.2)]
-    assert going_on(Racing(), cells) == ["head@0.1", "0@0.1"]
+    assert going_on(Racing(min_epochs=1), cells) == ["head@0.1", "0@0.1"]
 
 
 def test_tests_agree_with_scipy():
@@ -181,7 +181,7 @@ def test_greedy_adds_the_block_that_helps_most():
         (lambda: Halving(keep=True), "search.keep=True must be an integer"),
         (lambda: Halving(judge="luck"), "search.judge=luck is unknown: choose select_by, top1"),
         (lambda: FirstEpoch(keep=0), "search.keep=0 must be an integer of at least 1"),
-        (lambda: Racing(level=1), "search.level=1 must be a number between 0 and 1"),
+        (lambda: Racing(level=1, min_epochs=1), "search.level=1 must be a number between 0 and 1"),
         (lambda: Racing(level="x"), "search.level=x must be a number between 0 and 1"),
         (lambda: TopDown(patience=0), "search.patience=0 must be an integer of at least 1"),
         (lambda: Ranked("probe", keep=0), "search.keep=0 must be an integer of at least 1"),

@@ -32,7 +32,7 @@ class FirstEpoch(Exhaustive):
     """
 
     keep: int = 3
-    judge: Judge = "select_by"
+    judge: Judge = "loss"
 
     def __post_init__(self) -> None:
         check_whole("search.keep", self.keep, 1)

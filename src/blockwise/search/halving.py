@@ -38,7 +38,7 @@ class Halving(Exhaustive):
     min_epochs: int = 1
     factor: float = 2
     keep: int = 1
-    judge: Judge = "select_by"
+    judge: Judge = "loss"
 
     def __post_init__(self) -> None:
         check_whole("search.min_epochs", self.min_epochs, 1)

@@ -38,7 +38,7 @@ class Racing(Exhaustive):
     """
 
     level: float = 0.05
-    min_epochs: int = 1
+    min_epochs: int = 2
     judge: Judge = "select_by"
 
     def __post_init__(self) -> None:
