@@ -4,15 +4,18 @@
     python -m experiments.evidence.scores
 
 With a data set, it computes the scores of its sweeps (arguments as for `sweeps.py`; those in `results/scores.json` are
-skipped). Without one, it prints how far each score agrees with the test accuracy of blocks after training.
+skipped). Without one, it prints how far each score agrees with the test accuracy of blocks after training, and writes
+that to `src/blockwise/ranking/agreement.json`, which `blockwise rank` shows.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from statistics import fmean
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 from experiments.evidence.arrays import RESULTS, Cells, read
@@ -20,11 +23,16 @@ from experiments.evidence.sweeps import asked
 from rich.console import Console
 from scipy.stats import kendalltau
 
+import blockwise.ranking
 from blockwise.config.compose import compose_config
 from blockwise.ranking import score_names
 from blockwise.study.study import Study
 
 PATH = RESULTS / "scores.json"
+AGREEMENT = Path(blockwise.ranking.__file__).with_name("agreement.json")
+
+# by sweep and score: the values of the blocks, and the seconds that they took
+Scores = dict[str, dict[str, dict[str, Any]]]
 
 
 def main() -> None:
@@ -58,8 +66,10 @@ def compute(overrides: list[str]) -> dict[str, dict[str, object]]:
 
 def report() -> None:
     """Print a table per data set, and one of all."""
-    scores = json.loads(PATH.read_text())
+    scores: Scores = json.loads(PATH.read_text())
     sweeps = [cells for cells in read() if name_of(cells) in scores]
+    for cells in sweeps:  # the rule that prefers late blocks
+        scores[name_of(cells)]["depth"] = {"values": range(len(cells.blocks)), "seconds": 0.0}
     for data in (*sorted({cells.data for cells in sweeps}), "all"):
         of_data = [cells for cells in sweeps if data in ("all", cells.data)]
         print(f"\n{data}: {len(of_data)} sweeps\n")
@@ -67,6 +77,9 @@ def report() -> None:
         print("| --- | --- | --- | --- | --- |")
         for score in (*score_names(), "depth"):
             print(f"| {score} | {' | '.join(figures(score, of_data, scores))} |")
+    agreement = {score: agreements(score, sweeps, scores) for score in score_names()}
+    summary = {name: [round(f(taus), 2) for f in (fmean, min, max)] for name, taus in agreement.items()}
+    AGREEMENT.write_text(json.dumps({"sweeps": len(sweeps), "tau": summary}, indent=1) + "\n")
 
 
 def name_of(cells: Cells) -> str:
@@ -74,13 +87,22 @@ def name_of(cells: Cells) -> str:
     return f"{cells.data}/{cells.model}/{cells.seed}"
 
 
-def figures(score: str, sweeps: list[Cells], scores: dict[str, dict[str, dict[str, object]]]) -> list[str]:
-    """Return the figures of a score; `depth` is the rule that prefers late blocks."""
-    taus, first, of_three, seconds = [], [], [], []
+def agreements(score: str, sweeps: list[Cells], scores: Scores) -> list[float]:
+    """Return Kendall's tau-b between a score and the test accuracy of blocks, for each sweep."""
+    found = []
     for cells in sweeps:
-        entry = scores[name_of(cells)].get(score, {"values": range(len(cells.blocks)), "seconds": 0.0})
+        values = scores[name_of(cells)][score]["values"]
+        found.append(float(np.nan_to_num(kendalltau(values, cells.test[cells.at_best_rates]).statistic)))
+    return found
+
+
+def figures(score: str, sweeps: list[Cells], scores: Scores) -> list[str]:
+    """Return the figures of a score."""
+    first, of_three, seconds = [], [], []
+    taus = agreements(score, sweeps, scores)
+    for cells in sweeps:
+        entry = scores[name_of(cells)][score]
         values = np.array(entry["values"], float)
-        taus.append(float(np.nan_to_num(kendalltau(values, cells.test[cells.at_best_rates]).statistic)))
         order = sorted(range(len(values)), key=lambda block: (values[block], block), reverse=True)
         first.append(cells.regret(cells.at_best_rates[order[0]]))
         best = max((cells.at_best_rates[block] for block in order[:3]), key=lambda cell: cells.score[cell])

@@ -1,6 +1,7 @@
 """The command that scores blocks before training."""
 
 import json
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,10 @@ def test_it_prints_places_and_records_nothing(tmp_path, monkeypatch, console):
         (line,) = [line for line in lines if line.split()[:1] == [str(block)]]
         place = sorted(found.scores["fisher"].values(), reverse=True).index(found.scores["fisher"][str(block)]) + 1
         assert f"[{place}]" in line
+    known = json.loads((files("blockwise.ranking") / "agreement.json").read_text())
+    (line,) = [line for line in lines if line.split()[:1] == ["mean"]]
+    assert [float(word) for word in line.split()[2:]] == [known["tau"][name][0] for name in found.scores]
+    assert f"in {known['sweeps']} sweeps" in " ".join(" ".join(lines).split())
     assert not list(Path(tmp_path).iterdir())
 
 

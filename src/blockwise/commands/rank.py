@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 
 from rich import box
 from rich.console import Console
@@ -83,6 +84,16 @@ def print_ranking(found: Ranking, console: Console, *, as_json: bool) -> None:
     places = {name: _places(scores) for name, scores in found.scores.items()}
     for block in next(iter(found.scores.values())):
         table.add_row(block, *(f"{scores[block]:.3g} [{places[n][block]}]" for n, scores in found.scores.items()))
+    agreement = json.loads((files("blockwise.ranking") / "agreement.json").read_text())
+    if known := [name for name in found.scores if name in agreement["tau"]]:
+        table.add_section()
+        for place, label in enumerate(("mean τ", "lowest", "highest")):
+            taus = (agreement["tau"][name][place] if name in known else None for name in found.scores)
+            table.add_row(label, *("" if tau is None else f"{tau:+.2f}" for tau in taus))
+        table.caption = (
+            f"{table.caption}\nτ: Kendall's rank correlation with the test accuracy after training in "
+            f"{agreement['sweeps']} sweeps of experiments/evidence"
+        )
     print_table(console, table)
 
 
