@@ -24,12 +24,13 @@ from matplotlib.figure import Figure
 from blockwise.results.provenance import provenance
 
 HERE = Path(__file__).parent
-CONTENDERS = ("plain", "tuned", "ours-fp32", "ours", "full", "floor")
+CONTENDERS = ("plain", "tuned", "ours-fp32", "ours", "search", "full", "floor")
 NAMES = {
     "plain": "plain Lightning, one fit per cell",
     "tuned": "tuned Lightning, one fit per cell",
     "ours-fp32": "blockwise, float32",
     "ours": "blockwise, bfloat16",
+    "search": "blockwise, bfloat16, search=halving",
 }
 MODELS = {
     "efficientnet_lite0": ["model=efficientnet_lite0", "partition=segment"],
@@ -37,7 +38,7 @@ MODELS = {
     "resnet50": ["model=resnet50", "model.pretrained=false"],
 }
 DATA = "data=caltech101 data.image_size=160 data.batch_size=32 data.val_per_class=1 data.test_per_class=1".split()
-COMMON = ["trainer=cpu", "trainer.precision=bf16-mixed", "block=all", "data.train_per_class=5"]
+COMMON = ["trainer=cpu", "trainer.precision=bf16-mixed", "block=all"]
 
 Run = dict[str, Any]
 
@@ -47,9 +48,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="all models, three epochs, three times")
     parser.add_argument("--models", nargs="+", choices=MODELS, help="which backbones")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS, help="which contenders")
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--repetitions", type=int)
     parser.add_argument("--data", default=os.environ.get("BLOCKWISE_DATA", "data"), help="folder with caltech101/")
+    parser.add_argument("--images", type=int, default=5, help="labelled images per class; one of them validates")
     parser.add_argument("--out", type=Path, help="output folder (default: results/small or results/full)")
     options = parser.parse_args()
     models = options.models or (list(MODELS) if options.full else ["efficientnet_lite0"])
@@ -57,11 +60,11 @@ def main() -> None:
     repetitions = options.repetitions or (3 if options.full else 1)
     out = options.out or HERE / "results" / ("full" if options.full else "small")
     out.mkdir(parents=True, exist_ok=True)
-    settings = [*DATA, *COMMON, f"trainer.max_epochs={epochs}"]
+    settings = [*DATA, *COMMON, f"data.train_per_class={options.images}", f"trainer.max_epochs={epochs}"]
     runs: list[Run] = []
     for repetition in range(repetitions):
         for model in models:
-            for contender in CONTENDERS:
+            for contender in options.contenders:
                 figures = measure(contender, [*settings, *MODELS[model], f"data.root={options.data}"])
                 runs.append({"model": model, "contender": contender, "repetition": repetition, **figures})
                 print(f"{repetition + 1}/{repetitions} {model} {contender}: {figures['seconds']:.1f} s", flush=True)
@@ -107,29 +110,36 @@ def values(runs: list[Run], model: str, contender: str, figure: str = "seconds")
 def table(runs: list[Run], about: dict[str, Any]) -> str:
     """Return the measurements as a Markdown table."""
     lines = [
-        "| backbone | 14 cells by | seconds (lowest to highest) | blockwise is faster by | peak memory |",
-        "| --- | --- | --- | --- | --- |",
+        "| backbone | 14 cells by | seconds (lowest to highest) | blockwise is faster by | with search | peak memory |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for model in dict.fromkeys(run["model"] for run in runs):
-        ours = values(runs, model, "ours")
         for contender, name in NAMES.items():
             if times := values(runs, model, contender):
-                ratio = f"{median(times) / median(ours):.1f} x" if ours and contender != "ours" else ""
-                lines.append(f"| {model} | {name} | {_spread(times)} | {ratio} | {_memory(runs, model, contender)} |")
+                ratios = " | ".join(_ratio(times, values(runs, model, own)) for own in ("ours", "search"))
+                lines.append(f"| {model} | {name} | {_spread(times)} | {ratios} | {_memory(runs, model, contender)} |")
         lines += _against_floor(runs, model)
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items() if version)
     commit = f"{about['commit']}{' with changes' if about['dirty'] else ''}"
-    epochs = next(s.partition("=")[2] for s in about["settings"] if s.startswith("trainer.max_epochs"))
+    images, epochs = (
+        int(next(s.partition("=")[2] for s in about["settings"] if s.startswith(key)))
+        for key in ("data.train_per_class", "trainer.max_epochs")
+    )
     return "\n".join(
         [
             *lines,
             "",
-            f"Caltech-101, 160 px, batches of 32, crop and flip, 404 training and 101 validation images, {epochs} "
-            "epoch(s); medians. Each row times a whole process. "
+            f"Caltech-101, 160 px, batches of 32, crop and flip, {101 * (images - 1)} training and 101 validation "
+            f"images, {epochs} epoch(s); medians. Each row times a whole process. "
             f"{about['machine']}; commit {commit}; {versions}.",
             "",
         ]
     )
+
+
+def _ratio(times: list[float], ours: list[float]) -> str:
+    faster = median(times) / median(ours) if ours else 0.0
+    return f"{faster:.1f} x" if faster > 1 else ""
 
 
 def _against_floor(runs: list[Run], model: str) -> list[str]:
@@ -141,12 +151,12 @@ def _against_floor(runs: list[Run], model: str) -> list[str]:
         steps = [seconds / count for seconds, count in trained]
         lines.append(
             f"| {model} | a step of blockwise, and the sum of its parts, each timed alone | {_spread(steps, 2)} and "
-            f"{_spread(floors, 2)} | {median(steps) / median(floors):.2f} of the floor | |"
+            f"{_spread(floors, 2)} | {median(steps) / median(floors):.2f} of the floor | | |"
         )
     full, ours = (values(runs, model, name, "peak_memory_bytes") for name in ("full", "ours"))
     if full and ours:
         lines.append(
-            f"| {model} | the cell `full` alone | {_spread(values(runs, model, 'full'))} | | "
+            f"| {model} | the cell `full` alone | {_spread(values(runs, model, 'full'))} | | | "
             f"{_memory(runs, model, 'full')}: the sweep needs {median(ours) / median(full):.2f} times that |"
         )
     return lines
@@ -171,7 +181,7 @@ def picture(runs: list[Run], path: Path) -> None:
         middle = [median(t) for t in times]
         below = [m - min(t) for m, t in zip(middle, times, strict=True)]
         above = [max(t) - m for m, t in zip(middle, times, strict=True)]
-        colours = ["tab:blue" if name.startswith("ours") else "lightgrey" for name in names]
+        colours = ["tab:blue" if name.startswith(("ours", "search")) else "lightgrey" for name in names]
         bars = axes.barh([NAMES[name] for name in names], middle, xerr=[below, above], color=colours, capsize=3)
         ours = values(runs, model, "ours")
         ratios = [f"  ({m / median(ours):.1f} x)" if ours and m != median(ours) else "" for m in middle]

@@ -2,8 +2,9 @@
 
     python experiments/speed/contender.py plain model=resnet50 ...
 
-Contenders are `plain` and `tuned` (see peers.py), `ours`, `ours-fp32`, `full` (ours, only the cell `full`) and `floor`
-(the parts of one training step, each timed alone). Further arguments are overrides of the config, the same for all.
+Contenders are `plain` and `tuned` (see peers.py), `ours`, `ours-fp32`, `search` (ours with `search=halving`), `full`
+(ours, only the cell `full`) and `floor` (the parts of one training step, each timed alone). Further arguments are overrides
+of the config, the same for all.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ def main() -> None:
     run = {"plain": plain, "tuned": tuned, "floor": floor}.get(contender, ours)
     if contender == "ours-fp32":
         overrides.append("trainer.precision=32-true")
+    if contender == "search":
+        overrides.append("search=halving")
     if contender == "full":
         overrides.append("block=full")
     with tempfile.TemporaryDirectory() as folder:
