@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from blockwise.config.compose import compose_config
-from blockwise.study import study as studies
+from blockwise.study import runs
+from blockwise.study.study import Study
+from blockwise.training.module import BlockwiseModule
 
 ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU")]
 SMALL = [
@@ -29,15 +31,15 @@ def train(folder, *overrides):
     """Train a small sweep; return history, test metrics and trained tensors by cell, and what was told."""
     modules, told = [], []
 
-    class Watched(studies.BlockwiseModule):
+    class Watched(BlockwiseModule):
         def __init__(self, *args, **options):
             super().__init__(*args, **{**options, "tell": told.append})
             modules.append(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(studies, "BlockwiseModule", Watched)
+        patch.setattr(runs, "BlockwiseModule", Watched)
         cfg = compose_config([*SMALL, f"results_dir={folder / 'results'}", f"cache.folder={folder}", *overrides])
-        studies.Study.from_config(cfg).train(retrain=True)
+        Study.from_config(cfg).train(retrain=True)
     cells = {
         cell.key: (progress.history, progress.test, progress.best_state)
         for module in modules

@@ -45,9 +45,10 @@ def photographs_of_noise(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("contender", ["plain", "tuned", "ours", "ours-fp32", "full", "floor"])
+@pytest.mark.parametrize("contender", ["plain", "tuned", "ours", "ours-fp32", "search", "full", "floor"])
 def test_every_contender_runs(contender, photographs_of_noise):
-    command = [sys.executable, str(SPEED / "contender.py"), contender, *photographs_of_noise]
+    epochs = ["trainer.max_epochs=2"] if contender == "search" else []  # it stops cells after the first
+    command = [sys.executable, str(SPEED / "contender.py"), contender, *photographs_of_noise, *epochs]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
     figures = json.loads(ran.stdout.strip().splitlines()[-1])
     assert figures["seconds"] > 0
@@ -59,6 +60,16 @@ def test_every_contender_runs(contender, photographs_of_noise):
         parts = [seconds for name, seconds in figures.items() if name.startswith("floor of")]
         assert len(parts) == 6  # the frozen stages and five cells
         assert figures["floor_step_seconds"] == pytest.approx(sum(parts))
+
+
+@pytest.mark.slow
+def test_what_is_timed_on_a_gpu_runs_elsewhere(tmp_path):
+    options = ["--networks", "timm/test_resnet", "--batches", "4", "--size", "32", "--parts", "ours-4", "full", "plain"]
+    command = [sys.executable, str(SPEED / "gpu.py"), *options, "--out", str(tmp_path), "partition.num_blocks=3"]
+    subprocess.run(command, capture_output=True, text=True, check=True)
+    rows = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert [row["part"] for row in rows] == ["ours-4", "full", "plain"]
+    assert all(row["step_ms"] > 0 for row in rows)
 
 
 def test_peers_train_the_same_parameters(small, console):
@@ -97,12 +108,15 @@ def test_the_table_says_what_was_measured(tmp_path):
         run("plain", 90.0),
         run("plain", 110.0),
         run("ours", 10.0, training_seconds=8.0, steps=4),
+        run("search", 5.0),
         run("floor", 5.0, floor_step_seconds=1.6),
         run("full", 4.0) | {"peak_memory_bytes": 1.6e9},
     ]
-    report(runs, [*COMMON, "trainer.max_epochs=3"], tmp_path)
+    report(runs, [*COMMON, "data.train_per_class=5", "trainer.max_epochs=3"], tmp_path)
     text = (tmp_path / "speed.md").read_text()
-    assert "| net | plain Lightning, one fit per cell | 100 (90 to 110) | 10.0 x | 2.00 GB |" in text
+    assert "| net | plain Lightning, one fit per cell | 100 (90 to 110) | 10.0 x | 20.0 x | 2.00 GB |" in text
+    assert "| net | blockwise, bfloat16 | 10 |  | 2.0 x | 2.00 GB |" in text
+    assert "404 training" in text
     assert "1.25 of the floor" in text
     assert "1.25 times that" in text
     assert "3 epoch(s)" in text

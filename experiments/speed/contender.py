@@ -3,8 +3,8 @@
     python experiments/speed/contender.py plain model=resnet50 ...
 
 Contenders are `plain` and `tuned` (see peers.py), `ours`, `ours-fp32`, `search` (ours with `search=halving`), `full`
-(ours, only the cell `full`) and `floor` (the parts of one training step, each timed alone). Further arguments are overrides
-of the config, the same for all.
+(ours, only the cell `full`) and `floor` (the parts of one training step, each timed alone). Further arguments are
+overrides of the config, the same for all.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import torch  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 from rich.console import Console  # noqa: E402
 
-import blockwise.study.study  # noqa: E402
+import blockwise.study.runs  # noqa: E402
 from blockwise.backbone.load import load_backbone  # noqa: E402
 from blockwise.config.compose import compose_config  # noqa: E402
 from blockwise.fast.memory import keep_freed_memory  # noqa: E402
@@ -143,7 +143,7 @@ class TimedModule(BlockwiseModule):
 def ours(study: Study, _cfg: DictConfig) -> Figures:
     """Train all cells side by side, as `train.py` does."""
     keep_freed_memory()
-    blockwise.study.study.BlockwiseModule = TimedModule  # type: ignore[misc]
+    blockwise.study.runs.BlockwiseModule = TimedModule  # type: ignore[misc]
     study.train()
     return {"training_seconds": TimedModule.training_seconds, "steps": TimedModule.steps}
 

@@ -44,11 +44,12 @@ from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import blockwise.study.study as studies
+import blockwise.study.runs as runs
 from blockwise.backbone.load import load_backbone
 from blockwise.config.compose import compose_config
 from blockwise.data.augment import gather_pixels
 from blockwise.data.datamodule import normalise
+from blockwise.study.study import Study
 from peers import FineTuning, loaders
 
 Figures = dict[str, Any]
@@ -150,10 +151,10 @@ def make_study(
             *more,
         ]
     )
-    return studies.Study.from_config(cfg, Console(file=StringIO())), cfg
+    return Study.from_config(cfg, Console(file=StringIO())), cfg
 
 
-class Timed(studies.BlockwiseModule):  # type: ignore[name-defined]
+class Timed(runs.BlockwiseModule):  # type: ignore[name-defined]
     """Times epochs of training and of validation, and profiles some steps of the last one."""
 
     train_seconds: ClassVar[list[float]] = []
@@ -240,12 +241,12 @@ def short(name: str) -> str:
 def ours(study: Any, _cfg: DictConfig) -> Figures:
     """Train all cells side by side, as `train.py` does."""
     Timed.train_seconds, Timed.val_seconds, Timed.kernels, Timed.told = [], [], {}, []
-    original = studies.BlockwiseModule
-    studies.BlockwiseModule = Timed  # type: ignore[misc]
+    original = runs.BlockwiseModule
+    runs.BlockwiseModule = Timed  # type: ignore[misc]
     try:
         study.train()
     finally:
-        studies.BlockwiseModule = original  # type: ignore[misc]
+        runs.BlockwiseModule = original  # type: ignore[misc]
     batches = study.data.batches()
     return {
         "step_ms": round(1e3 * Timed.train_seconds[1] / batches["train"], 3),
