@@ -11,7 +11,9 @@ from blockwise.config.compose import CONFIG_DIR, compose_config, options
 from blockwise.study.run import run
 
 EXPERIMENTS = CONFIG_DIR.parent / "experiments"
+ONE_RUN = "small_data"  # no grid
 FILES = [*sorted((EXPERIMENTS / "paper").glob("*.yaml")), *sorted((CONFIG_DIR / "experiment").glob("*.yaml"))]
+FILES = [path for path in FILES if path.stem != ONE_RUN]
 
 
 def chosen(path: Path) -> list[str]:
@@ -51,6 +53,16 @@ def test_one_of_its_jobs_runs(path, partition, tmp_path, console):
     records = run(compose_config([*chosen(path), *SMALL, *tiny, *few, *places, *own]), console)
     assert {"head", "full"} <= {record["cell"]["scope"] for record in records}
     assert {record.policy for record in records} == {"static", *cfg.policy}
+
+
+def test_few_images_are_all_used_by_folds_and_a_search(tmp_path, console):
+    tiny = ["partition=segment", "partition.num_blocks=3", "data.folds=2", "trainer.max_epochs=3", "scheduler.warmup=0"]
+    places = [f"results_dir={tmp_path / 'results'}", f"cache.folder={tmp_path / 'cache'}"]
+    own = [*SMALL, *tiny, *places, "optimizer.lr=[1e-3,1e-2]"]
+    records = run(compose_config([f"experiment={ONE_RUN}", *own]), console)
+    assert {record.status for record in records} == {"finished", "pruned"}
+    assert {record.data.val for record in records} == {80}
+    assert {record.cell.scope for record in records} == {"head", "0", "1", "2", "full"}
 
 
 @pytest.mark.parametrize("name", ["caltech101", "flowers102"])

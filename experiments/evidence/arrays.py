@@ -12,6 +12,8 @@ import numpy as np
 from blockwise.search import Candidate
 
 RESULTS = Path(__file__).parent / "results"
+# the sweeps of the evidence; the others are about the number of images, and about folds
+EVIDENCE = ("digits-40", "flowers5-40", "flowers36-6", "caltech101-6")
 # columns of a history, as in `sweeps.py`
 TRAIN_LOSS, TRAIN_TOP1, VAL_LOSS, VAL_TOP1 = range(4)
 
@@ -108,6 +110,11 @@ def read(paths: Iterable[Path] = ()) -> Iterator[Cells]:
             yield _cells(
                 path.stem, key, {name.rpartition("/")[2]: arrays[name] for name in arrays if name.startswith(f"{key}/")}
             )
+
+
+def read_evidence(paths: Iterable[Path] = ()) -> list[Cells]:
+    """Return the sweeps of the evidence."""
+    return [cells for cells in read(paths) if cells.data in EVIDENCE]
 
 
 def _cells(data: str, key: str, part: dict[str, np.ndarray]) -> Cells:

@@ -18,7 +18,7 @@ from typing import Any
 
 import hydra
 import numpy as np
-from experiments.evidence.arrays import TRAIN_LOSS, TRAIN_TOP1, VAL_LOSS, VAL_TOP1, Cells, read
+from experiments.evidence.arrays import TRAIN_LOSS, TRAIN_TOP1, VAL_LOSS, VAL_TOP1, Cells, read_evidence
 from experiments.evidence.sweeps import model_overrides
 from torch import nn
 
@@ -37,12 +37,11 @@ CLASSES = {"digits": 10, "flowers5": 5, "flowers36": 36, "caltech101": 101}
 
 
 def main() -> None:
-    """Write the records of all sweeps without folds."""
+    """Write the records of the sweeps."""
     store = ResultStore(sys.argv[1])
-    for cells in read():
-        if "folds" not in cells.data:
-            for cell in range(len(cells.scope)):
-                write(store, cells, cell)
+    for cells in read_evidence():
+        for cell in range(len(cells.scope)):
+            write(store, cells, cell)
 
 
 def write(store: ResultStore, cells: Cells, cell: int) -> None:

@@ -18,7 +18,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from experiments.evidence.arrays import RESULTS, Cells, read
+from experiments.evidence.arrays import RESULTS, Cells, read_evidence
 from experiments.evidence.sweeps import asked
 from rich.console import Console
 from scipy.stats import kendalltau
@@ -67,7 +67,7 @@ def compute(overrides: list[str]) -> dict[str, dict[str, object]]:
 def report() -> None:
     """Print a table per data set, and one of all."""
     scores: Scores = json.loads(PATH.read_text())
-    sweeps = [cells for cells in read() if name_of(cells) in scores]
+    sweeps = [cells for cells in read_evidence() if name_of(cells) in scores]
     for cells in sweeps:  # the rule that prefers late blocks
         scores[name_of(cells)]["depth"] = {"values": range(len(cells.blocks)), "seconds": 0.0}
     for data in (*sorted({cells.data for cells in sweeps}), "all"):

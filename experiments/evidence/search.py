@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
-from experiments.evidence.arrays import Cells, read
+from experiments.evidence.arrays import Cells, read_evidence
 from experiments.evidence.rebuild import network_of
 
 from blockwise.backbone.flops import cell_flops
@@ -104,7 +104,7 @@ def flops_of(model: str) -> dict[str, int]:
 
 def main() -> None:
     """Print a table per data set and one of all."""
-    sweeps = [cells for cells in read([Path(word) for word in sys.argv[1:]]) if "folds" not in cells.data]
+    sweeps = read_evidence([Path(word) for word in sys.argv[1:]])
     for name in (*sorted({cells.data for cells in sweeps}), "all"):
         show(name, [cells for cells in sweeps if name in ("all", cells.data)])
 

@@ -15,8 +15,10 @@ from statistics import fmean
 
 import numpy as np
 from experiments.evidence.arrays import VAL_LOSS, VAL_TOP1, Cells, read
+from experiments.evidence.search import Replay
 
 from blockwise.analysis.uncertainty.confidence import Confidence, from_scores
+from blockwise.search import Halving
 
 
 def best(cells: Cells, score: np.ndarray) -> int:
@@ -65,6 +67,11 @@ def all_rates(cells: Cells) -> int:
     return cells.of(max(cells.blocks, key=of))
 
 
+def halving(cells: Cells) -> int:
+    """Return the block that `search=halving` leaves with the highest accuracy."""
+    return Replay(cells, Halving(), ["head", *cells.blocks, "full"]).chosen(cells.score)
+
+
 RULES: Mapping[str, Callable[[Cells], int]] = {
     "validation accuracy": lambda cells: best(cells, cells.correct.mean(1)),
     "accuracy, ties by loss (default)": lambda cells: cells.chosen,
@@ -76,6 +83,7 @@ RULES: Mapping[str, Callable[[Cells], int]] = {
     "accuracy, Gaussian process over depth": over_depth,
     "loss, Gaussian process over depth": lambda cells: over_depth(cells, "likelihood"),
     "accuracy, mean of the better rates": all_rates,
+    "search=halving, accuracy": halving,
     "always the last block": lambda cells: cells.of(cells.blocks[-1]),
     "head alone": lambda cells: cells.of("head"),
     "full": lambda cells: cells.of("full"),

@@ -201,6 +201,20 @@ def test_wrong_choices_are_named(records):
         choose([*records, *other])
 
 
+@pytest.mark.slow
+def test_an_export_can_be_trained_again_and_exported(exported, tmp_path):
+    given = [word for word in SMALL if not word.startswith("model.")]
+    overrides = [*given, f"model.name=local-dir:{exported}", "block=head", f"results_dir={tmp_path / 'results'}"]
+    (record,) = run(compose_config(overrides), Console(quiet=True))
+    record = replace(record, provenance={**record.provenance, "command": command(*overrides)})
+    folder = export(record, tmp_path / "again").folder
+    assert json.loads((folder / "config.json").read_text())["architecture"] == "test_resnet"
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        logits = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()(images)
+    torch.testing.assert_close(logits, logits_of(record, images), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

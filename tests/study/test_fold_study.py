@@ -38,6 +38,17 @@ def test_a_cell_alone_has_the_record_of_a_cell_among_others(small, console, tmp_
     assert alone.files == among["2"].files
 
 
+def test_a_search_over_folds_leaves_its_survivors_as_they_are(small, console, tmp_path):
+    options = [*FOLDS, "data.folds=2", "block=all", "trainer.max_epochs=3"]
+    everything = {record.cell.scope: record for record in run(small(*options), console)}
+    searched = run(small(*options, "search=halving", f"results_dir={tmp_path / 'searched'}"), console)
+    finished = [record for record in searched if record.status == "finished"]
+    assert 3 <= len(finished) < len(searched)
+    for record in finished:
+        assert record.metrics == everything[record.cell.scope].metrics
+        assert record.files == everything[record.cell.scope].files
+
+
 def test_folds_are_settings_of_their_own(small, console):
     hashes = {}
     for name, options in {"none": [], "two": ["data.folds=2"], "four": ["data.folds=4"]}.items():

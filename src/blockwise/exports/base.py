@@ -13,6 +13,7 @@ from blockwise.backbone.load import Backbone, load_backbone
 from blockwise.config.compose import compose_config
 from blockwise.config.model_names import model_overrides
 from blockwise.errors import InputError
+from blockwise.io.origins import short_name
 from blockwise.results.record import Record
 
 # what `train.py` takes besides settings
@@ -37,7 +38,7 @@ def config_of(record: Record, overrides: Sequence[str] = ()) -> DictConfig:
         cfg = compose_config([*given, *overrides])
     except InputError:
         return _of_model(record, overrides)
-    return cfg if cfg.model.name == record.settings["model"]["name"] else _of_model(record, overrides)
+    return cfg if short_name(cfg.model.name) == record.backbone.name else _of_model(record, overrides)
 
 
 def _of_model(record: Record, overrides: Sequence[str]) -> DictConfig:

@@ -1,0 +1,75 @@
+"""Do the baselines gain from rates beyond those of the sweeps? `head` at a higher one, `full` at a lower one.
+
+    python -m experiments.evidence.edges flowers5 data.root=<folder> seeds=0 models=efficientnet_lite0
+    python -m experiments.evidence.edges
+
+With a data set, it trains both (arguments as for `sweeps.py`; those in `results/edges.json` are skipped). Without one,
+it prints what a fourth rate, chosen on validation, would have changed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from statistics import fmean
+
+from experiments.evidence.arrays import RESULTS, Cells, read_evidence
+from experiments.evidence.sweeps import RECORDS, ROOT, asked
+
+from blockwise.results import read_records
+
+PATH = RESULTS / "edges.json"
+BEYOND = {"head": 0.0125, "full": 0.00002}
+
+
+def main() -> None:
+    """Train what the command line asks for, or print the table."""
+    if len(sys.argv) == 1:
+        report()
+        return
+    for path, key, overrides in asked(sys.argv[1:]):
+        found = json.loads(PATH.read_text()) if PATH.exists() else {}
+        if (name := f"{path.stem}/{key}") in found:
+            continue
+        found[name] = {scope: train(scope, overrides, RECORDS / "edges" / name) for scope in BEYOND}
+        PATH.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
+
+
+def train(scope: str, overrides: list[str], folder: Path) -> dict[str, float]:
+    """Train a baseline at the rate beyond; return its validation and test accuracy."""
+    own = [f"block={scope}", f"optimizer.lr={BEYOND[scope]}", f"results_dir={folder}"]
+    subprocess.run([sys.executable, "train.py", *overrides, *own], check=True, cwd=ROOT)
+    (record,) = [record for record in read_records(folder) if record.cell.scope == scope]
+    shutil.rmtree(folder)
+    if record.status != "finished":
+        return {"val": 0.0, "test": 0.0}
+    return {split: record.score(split) for split in ("val", "test")}
+
+
+def report() -> None:
+    """Print a row per baseline."""
+    beyond = json.loads(PATH.read_text())
+    sweeps = [cells for cells in read_evidence() if name_of(cells) in beyond]
+    print("| baseline | rate | sweeps | chosen on validation | gain on test, points: mean (lowest, highest) |")
+    print("| --- | --- | --- | --- | --- |")
+    for scope, rate in BEYOND.items():
+        chosen, gains = 0, []
+        for cells in sweeps:
+            cell, new = cells.of(scope), beyond[name_of(cells)][scope]
+            better = new["val"] > cells.correct[cell].mean() + 1e-9
+            chosen += better
+            gains.append(100 * (new["test"] - float(cells.test[cell])) if better else 0.0)
+        gain = f"{fmean(gains):+.2f} ({min(gains):+.1f}, {max(gains):+.1f})"
+        print(f"| {scope} | {rate:g} | {len(sweeps)} | {chosen} | {gain} |")
+
+
+def name_of(cells: Cells) -> str:
+    """Return the name of a sweep in the file."""
+    return f"{cells.data}/{cells.model}/{cells.seed}"
+
+
+if __name__ == "__main__":
+    main()
