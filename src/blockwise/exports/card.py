@@ -145,7 +145,7 @@ def _precision(record: Record) -> str:
     precision = record.settings.get("trainer", {}).get("precision", "32-true")
     if precision == "32-true":
         return ""
-    return f" They were measured in {precision}; in float32, as here, the predictions of a few images may differ."
+    return f" The metrics were measured in {precision}; in float32, as here, a few predictions may differ."
 
 
 def _interval(record: Record) -> str:
