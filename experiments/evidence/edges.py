@@ -9,15 +9,15 @@ it prints what a fourth rate, chosen on validation, would have changed.
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from statistics import fmean
 
-from experiments.evidence.arrays import RESULTS, Cells, read_evidence
-from experiments.evidence.sweeps import RECORDS, ROOT, asked
+from experiments.evidence.arrays import RESULTS, read_evidence
+from experiments.evidence.collected import collect, collected, name_of
+from experiments.evidence.sweeps import RECORDS, ROOT
 
 from blockwise.results import read_records
 
@@ -29,13 +29,13 @@ def main() -> None:
     """Train what the command line asks for, or print the table."""
     if len(sys.argv) == 1:
         report()
-        return
-    for path, key, overrides in asked(sys.argv[1:]):
-        found = json.loads(PATH.read_text()) if PATH.exists() else {}
-        if (name := f"{path.stem}/{key}") in found:
-            continue
-        found[name] = {scope: train(scope, overrides, RECORDS / "edges" / name) for scope in BEYOND}
-        PATH.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
+    else:
+        collect(PATH, sys.argv[1:], both)
+
+
+def both(name: str, overrides: list[str]) -> dict[str, dict[str, float]]:
+    """Train both baselines of a sweep."""
+    return {scope: train(scope, overrides, RECORDS / "edges" / name) for scope in BEYOND}
 
 
 def train(scope: str, overrides: list[str], folder: Path) -> dict[str, float]:
@@ -51,7 +51,7 @@ def train(scope: str, overrides: list[str], folder: Path) -> dict[str, float]:
 
 def report() -> None:
     """Print a row per baseline."""
-    beyond = json.loads(PATH.read_text())
+    beyond = collected(PATH)
     sweeps = [cells for cells in read_evidence() if name_of(cells) in beyond]
     print("| baseline | rate | sweeps | chosen on validation | gain on test, points: mean (lowest, highest) |")
     print("| --- | --- | --- | --- | --- |")
@@ -64,11 +64,6 @@ def report() -> None:
             gains.append(100 * (new["test"] - float(cells.test[cell])) if better else 0.0)
         gain = f"{fmean(gains):+.2f} ({min(gains):+.1f}, {max(gains):+.1f})"
         print(f"| {scope} | {rate:g} | {len(sweeps)} | {chosen} | {gain} |")
-
-
-def name_of(cells: Cells) -> str:
-    """Return the name of a sweep in the file."""
-    return f"{cells.data}/{cells.model}/{cells.seed}"
 
 
 if __name__ == "__main__":

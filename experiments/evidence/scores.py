@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from experiments.evidence.arrays import RESULTS, Cells, read_evidence
-from experiments.evidence.sweeps import asked
+from experiments.evidence.collected import collect, collected, name_of
 from rich.console import Console
 from scipy.stats import kendalltau
 
@@ -39,17 +39,11 @@ def main() -> None:
     """Compute what the command line asks for, or print the tables."""
     if len(sys.argv) == 1:
         report()
-        return
-    for path, key, overrides in asked(sys.argv[1:]):
-        found = json.loads(PATH.read_text()) if PATH.exists() else {}
-        if (name := f"{path.stem}/{key}") in found:
-            continue
-        found[name] = compute(overrides)
-        PATH.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
-        print(name, {score: entry["seconds"] for score, entry in found[name].items()}, flush=True)
+    else:
+        collect(PATH, sys.argv[1:], compute)
 
 
-def compute(overrides: list[str]) -> dict[str, dict[str, object]]:
+def compute(_name: str, overrides: list[str]) -> dict[str, dict[str, object]]:
     """Return the values of each score by block, and the seconds that it took, those for decoding images left out."""
     study = Study.from_config(compose_config([*overrides, "results_dir=/tmp/blockwise-scores"]), Console(quiet=True))
     study.data.prepare(study.console)
@@ -66,7 +60,7 @@ def compute(overrides: list[str]) -> dict[str, dict[str, object]]:
 
 def report() -> None:
     """Print a table per data set, and one of all."""
-    scores: Scores = json.loads(PATH.read_text())
+    scores: Scores = collected(PATH)
     sweeps = [cells for cells in read_evidence() if name_of(cells) in scores]
     for cells in sweeps:  # the rule that prefers late blocks
         scores[name_of(cells)]["depth"] = {"values": range(len(cells.blocks)), "seconds": 0.0}
@@ -80,11 +74,6 @@ def report() -> None:
     agreement = {score: agreements(score, sweeps, scores) for score in score_names()}
     summary = {name: [round(f(taus), 2) for f in (fmean, min, max)] for name, taus in agreement.items()}
     AGREEMENT.write_text(json.dumps({"sweeps": len(sweeps), "tau": summary}, indent=1) + "\n")
-
-
-def name_of(cells: Cells) -> str:
-    """Return the name of a sweep in the file of scores."""
-    return f"{cells.data}/{cells.model}/{cells.seed}"
 
 
 def agreements(score: str, sweeps: list[Cells], scores: Scores) -> list[float]:

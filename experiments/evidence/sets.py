@@ -9,7 +9,6 @@ rates and with the same recipe as the sweeps. Without one, it prints the table.
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -17,7 +16,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.evidence.arrays import RESULTS
-from experiments.evidence.sweeps import RECORDS, ROOT, asked
+from experiments.evidence.collected import collect, collected
+from experiments.evidence.sweeps import RECORDS, ROOT
 
 from blockwise.analysis.summary import Row, sweeps
 from blockwise.results import read_records
@@ -30,19 +30,19 @@ def main() -> None:
     """Train what the command line asks for, or print the table."""
     if len(sys.argv) == 1:
         report()
-        return
-    for path, key, overrides in asked(sys.argv[1:]):
-        found = json.loads(PATH.read_text()) if PATH.exists() else {}
-        if (name := f"{path.stem}/{key}") in found:
-            continue
-        folder = RECORDS / "sets" / name
-        for own in (["search=greedy"], ["block=top3"]):
-            subprocess.run(
-                [sys.executable, "train.py", f"results_dir={folder}", *overrides, *own], check=True, cwd=ROOT
-            )
-        found[name] = compared(read_records(folder))
-        PATH.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
-        shutil.rmtree(folder)
+    else:
+        collect(PATH, sys.argv[1:], train)
+
+
+def train(name: str, overrides: list[str]) -> dict[str, Any]:
+    """Train the sets of a sweep, and everything that they are compared with."""
+    folder = RECORDS / "sets" / name
+    for own in (["search=greedy"], ["block=top3"]):
+        command = [sys.executable, "train.py", f"results_dir={folder}", *overrides, *own]
+        subprocess.run(command, check=True, cwd=ROOT)
+    found = compared(read_records(folder))
+    shutil.rmtree(folder)
+    return found
 
 
 def compared(records: Sequence[Record]) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def report() -> None:
     """Print a row per sweep and kind of scope."""
     print("| sweep | what | scope | validation, % | test, % | parameters | seconds of its cells |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
-    for name, kinds in json.loads(PATH.read_text()).items():
+    for name, kinds in collected(PATH).items():
         for kind, row in kinds.items():
             accuracies = f"{100 * row['val']:.1f} | {100 * row['test']:.1f}"
             print(f"| {name} | {kind} | {row['scope']} | {accuracies} | {row['parameters']:,} | {row['seconds']} |")

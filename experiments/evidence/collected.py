@@ -1,0 +1,37 @@
+"""Further figures of the sweeps, one JSON file per kind: computed once per sweep, in any order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.evidence.arrays import Cells
+from experiments.evidence.sweeps import asked
+
+
+def collect(path: Path, arguments: Sequence[str], compute: Callable[[str, list[str]], Any]) -> None:
+    """Add to a file what it lacks of the sweeps that a command line asks for.
+
+    Args:
+        path: The file; its keys are names of sweeps.
+        arguments: The command line, as that of `sweeps.py`.
+        compute: Returns the figures of a sweep, from its name and the overrides of its config.
+    """
+    for file, key, overrides in asked(arguments):
+        found = collected(path)
+        if (name := f"{file.stem}/{key}") not in found:
+            found[name] = compute(name, overrides)
+            path.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
+
+
+def collected(path: Path) -> dict[str, Any]:
+    """Return the figures by the name of the sweep."""
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def name_of(cells: Cells) -> str:
+    """Return the name of a sweep."""
+    return f"{cells.data}/{cells.model}/{cells.seed}"
