@@ -1,5 +1,6 @@
 """Every committed experiment: its grid matches its description, and one small job of it runs."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import yaml
 from conftest import SMALL
 
 from blockwise.config.compose import CONFIG_DIR, compose_config, options
+from blockwise.search import Exhaustive, Halving
 from blockwise.study.run import run
 
 EXPERIMENTS = CONFIG_DIR.parent / "experiments"
@@ -63,6 +65,21 @@ def test_few_images_are_all_used_by_folds_and_a_search(tmp_path, console):
     assert {record.status for record in records} == {"finished", "pruned"}
     assert {record.data.val for record in records} == {80}
     assert {record.cell.scope for record in records} == {"head", "0", "1", "2", "full"}
+
+
+def test_searches_are_replayed_on_the_evidence(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS.parent))
+    for name in ("collected", "early", "edges", "rebuild", "scores", "search", "sets", "sweeps", "watch"):
+        importlib.import_module(f"experiments.evidence.{name}")
+    evidence = importlib.import_module("experiments.evidence.search")
+    for cells in evidence.read_evidence([EXPERIMENTS / "evidence" / "results" / "flowers36-6.npz"]):
+        scopes = ["head", *cells.blocks, "full"]
+        exhaustive = evidence.Replay(cells, Exhaustive(), scopes)
+        assert exhaustive.chosen(cells.score) == cells.chosen
+        assert exhaustive.cost(scopes) == pytest.approx(1)
+        halving = evidence.Replay(cells, Halving(), scopes)
+        assert halving.cost(scopes) < 0.5
+        assert cells.scope[halving.chosen(cells.score)] in cells.blocks
 
 
 @pytest.mark.parametrize("name", ["caltech101", "flowers102"])
