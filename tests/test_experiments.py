@@ -59,6 +59,7 @@ def test_one_of_its_jobs_runs(path, partition, tmp_path, console):
 
 def test_few_images_are_all_used_by_folds_and_a_search(tmp_path, console):
     tiny = ["partition=segment", "partition.num_blocks=3", "data.folds=2", "trainer.max_epochs=3", "scheduler.warmup=0"]
+    tiny += ["search.min_epochs=1"]
     places = [f"results_dir={tmp_path / 'results'}", f"cache.folder={tmp_path / 'cache'}"]
     own = [*SMALL, *tiny, *places, "optimizer.lr=[1e-3,1e-2]"]
     records = run(compose_config([f"experiment={ONE_RUN}", *own]), console)

@@ -9,6 +9,7 @@ from typing import Any
 
 from experiments.evidence.arrays import Cells
 from experiments.evidence.sweeps import asked
+from filelock import FileLock
 
 
 def collect(path: Path, arguments: Sequence[str], compute: Callable[[str, list[str]], Any]) -> None:
@@ -20,10 +21,12 @@ def collect(path: Path, arguments: Sequence[str], compute: Callable[[str, list[s
         compute: Returns the figures of a sweep, from its name and the overrides of its config.
     """
     for file, key, overrides in asked(arguments):
-        found = collected(path)
-        if (name := f"{file.stem}/{key}") not in found:
-            found[name] = compute(name, overrides)
-            path.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
+        if (name := f"{file.stem}/{key}") not in collected(path):
+            figures = compute(name, overrides)
+            with FileLock(f"{path}.lock"):  # several of these processes may run
+                found = {**collected(path), name: figures}
+                path.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
+            Path(f"{path}.lock").unlink(missing_ok=True)
 
 
 def collected(path: Path) -> dict[str, Any]:
