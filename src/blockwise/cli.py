@@ -105,18 +105,22 @@ def build_parser() -> argparse.ArgumentParser:
         export.add_argument(f"--{name}", help=f"name of the {text}, if the results have several")
     export.add_argument("--scope", default="best", help="a scope (default: the best single block by validation)")
     export.add_argument("--seed", type=int, help="the seed (default: the best by validation)")
-    export.add_argument("--format", default="timm", help="timm, onnx, torch_export or delta (default: timm)")
-    export.add_argument(
+    formats = export.add_mutually_exclusive_group()
+    formats.add_argument("--format", default="timm", help="timm, onnx, torch_export or delta (default: timm)")
+    formats.add_argument(
         "--delta", action="store_const", const="delta", dest="format", help="the same as --format delta"
     )
     export.add_argument("--push-to-hub", metavar="NAME", help="then upload the folder to the Hugging Face hub")
     export.set_defaults(command=_export)
     predict = commands.add_parser("predict", help="predict the classes of images with an exported network")
     predict.add_argument("export", type=_path, help="export folder")
-    predict.add_argument("images", nargs="+", type=_path, help="images, and folders of images")
+    predict.add_argument(
+        "images", nargs="+", type=_path, help="images, folders of images, and model.checkpoint= for a delta"
+    )
     predict.add_argument("--top", type=int, default=1, help="number of classes per image (default: 1)")
-    predict.add_argument("--json", action="store_true", help="print JSON")
-    predict.add_argument("--csv", action="store_true", help="print CSV")
+    output = predict.add_mutually_exclusive_group()
+    output.add_argument("--json", action="store_true", help="print JSON")
+    output.add_argument("--csv", action="store_true", help="print CSV")
     predict.add_argument("--explain", type=_path, metavar="FOLDER", help="write Grad-CAM pictures to a folder")
     predict.add_argument(
         "--beside", type=_path, action="append", default=[], metavar="FOLDER",
@@ -145,7 +149,10 @@ def build_parser() -> argparse.ArgumentParser:
 def _path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("is empty: is a variable of your shell unset?")
-    return Path(text)
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text} names no folder: there is no such user") from error
 
 
 def train() -> None:
@@ -160,10 +167,6 @@ def train() -> None:
     silence_libraries()
 
     def command() -> None:
-        try:
-            Path.cwd()
-        except FileNotFoundError as error:
-            raise InputError("the current folder has been removed: change to another one") from error
         check_overrides(_overrides(sys.argv[1:]), groups())
         hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=CONFIG_NAME)(_job)()
 
@@ -365,13 +368,17 @@ def _predict(options: argparse.Namespace) -> None:
     from blockwise.tracking.progress import decoding
 
     silence_libraries()
-    with decoding(Console(stderr=True, quiet=not sys.stderr.isatty())) as begin:
-        found = predict(options.export, options.images, top=options.top, begin=begin)
+    if options.beside and options.explain is None:
+        raise InputError("--beside needs --explain: it draws others beside the pictures")
+    overrides = [str(word) for word in options.images if str(word).startswith("model.") and "=" in str(word)]
+    images = [word for word in options.images if str(word) not in overrides]
     if options.explain is not None:
         from blockwise.exports.use.explain import explain
 
-        written = explain(options.export, options.images, options.explain, beside=options.beside)
+        written = explain(options.export, images, options.explain, beside=options.beside, overrides=overrides)
         print(f"{len(written)} pictures written to {options.explain}", file=sys.stderr)
+    with decoding(Console(stderr=True, quiet=not sys.stderr.isatty())) as begin:
+        found = predict(options.export, images, top=options.top, overrides=overrides, begin=begin)
     kind = "json" if options.json else "csv" if options.csv else "table"
     print_predictions(found, Console(markup=False), kind)
     if broken := [prediction for prediction in found if prediction.error]:
@@ -386,7 +393,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         from blockwise.exports.use.evaluate import evaluate
 
     silence_libraries()
-    print_metrics(*evaluate(options.export, options.overrides), Console(markup=False), as_json=options.json)
+    print_metrics(evaluate(options.export, options.overrides), Console(markup=False), as_json=options.json)
 
 
 def _claims(options: argparse.Namespace) -> None:
@@ -439,6 +446,7 @@ def _exit_on_error(command: Callable[[], Any]) -> None:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal may lack Δ
     try:
+        _check_current_folder()
         command()
         if sys.stdout is not None:  # closed
             sys.stdout.flush()
@@ -448,6 +456,13 @@ def _exit_on_error(command: Callable[[], Any]) -> None:
         if (ending := _ending(error)) is None:
             raise
         _exit(*ending)
+
+
+def _check_current_folder() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise InputError("the current folder has been removed: change to another one") from error
 
 
 def _ending(error: BaseException) -> tuple[str, int] | None:
@@ -468,7 +483,7 @@ def _ending(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, Interrupted):
         return "interrupted: progress is saved; run the same command again to continue", 128 + error.signal
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted: finished cells are recorded; run the same command again to train the rest", INTERRUPTED
+        return "interrupted: what is finished is kept; run the same command again to go on", INTERRUPTED
     return None
 
 

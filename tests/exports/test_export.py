@@ -16,6 +16,7 @@ import yaml
 from conftest import SMALL
 from PIL import Image
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 from blockwise import fine_tuned, load_backbone
 from blockwise.cli import main
@@ -115,9 +116,10 @@ def test_the_metrics_are_those_of_the_record(records, tmp_path, kind):
     pytest.importorskip("onnxscript" if kind == "onnx" else "torch")
     record = choose(records)
     folder = export(record, tmp_path / "out", format=kind).folder
-    _, found, images = evaluate(folder)
-    assert images == record.data.test
-    assert found == pytest.approx(record.metrics.test, abs=1e-4)
+    found = evaluate(folder)
+    assert found.images == record.data.test
+    assert found.same_images
+    assert found.metrics == pytest.approx(record.metrics.test, abs=1e-4)
 
 
 @pytest.mark.slow
@@ -181,10 +183,43 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(records, exported, t
     with pytest.raises(InputError, match="nothing is exported.*choose another --format"):
         export(record, tmp_path / "out")
     assert read_export(tmp_path / "out").format == "delta"
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path / "out")
+    (tmp_path / "out" / ".unfinished-killed").mkdir()
+    export(record, ".", format="delta")
+    assert len(list((tmp_path / "out").iterdir())) == 4
+    for name in ("README.md", "config.json"):  # a model of someone else
+        (tmp_path / "theirs").mkdir(exist_ok=True)
+        (tmp_path / "theirs" / name).write_text("# mine")
+    with pytest.raises(InputError, match="is in use"):
+        export(record, tmp_path / "theirs")
     (tmp_path / "out" / "thesis.txt").write_text("mine")
     with pytest.raises(InputError, match="is in use"):
         export(record, tmp_path / "out")
+
+
+def test_weights_and_class_names_that_have_changed_are_refused(records, tmp_path):
+    cell = Path(shutil.copytree(choose(records).folder, tmp_path / "cell"))
+    record = replace(choose(records), folder=str(cell))
+    tensors = load_file(cell / "weights.safetensors")
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, cell / "weights.safetensors")
+    with pytest.raises(InputError, match="have changed since the cell was trained"):
+        export(record, tmp_path / "out")
+    save_file(tensors, cell / "weights.safetensors")
+    (cell / "predictions.safetensors").write_bytes(b"0")
+    with pytest.raises(InputError, match="which has the class names, is missing or has changed"):
+        export(record, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_images_are_not_compared_with_the_record(exported, capsys):
+    assert not evaluate(exported, ["seed=5"]).same_images
+    main(["evaluate", str(exported), "seed=5"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "so its record is not compared" in out
+    for word in ("trainer.precision=16-mixed", "data.image_size=128", "block=3"):
+        with pytest.raises(InputError, match=f"evaluate {word} has no effect"):
+            evaluate(exported, [word])
 
 
 def test_wrong_choices_are_named(records):
@@ -223,6 +258,8 @@ def test_an_export_can_be_trained_again_and_exported(exported, tmp_path):
         (lambda f: (f / "model.safetensors").write_bytes(b"0"), "model.safetensors has changed since it was exported"),
         (lambda f: (f / "config.json").unlink(), "config.json cannot be read"),
         (lambda f: edit(f, "schema: 1", "schema: 2"), "has schema 2, but this version reads 1"),
+        (lambda f: edit(f, "format: timm", "format: [timm]"), "does not tell which files the export has"),
+        (lambda f: edit(f, "---\n", f"---\nx: {3000 * '['}\n"), "has no metadata of it"),
     ],
 )
 def test_a_changed_export_is_refused(exported, tmp_path, change, sentence):
@@ -243,6 +280,7 @@ def test_pictures_show_where_a_class_comes_from(records, exported, tmp_path, cap
     results = Path(records[0].folder).parents[4]
     image, broken = photograph(tmp_path), tmp_path / "broken.png"
     broken.write_bytes(b"no image")
+    image = image.rename(image.with_name("a$x^{$.png"))  # no formula
     beside = ["--beside", str(head), "--beside", str(results)]
     with pytest.raises(SystemExit):
         main(["predict", str(exported), str(image), str(broken), "--explain", str(tmp_path / "p"), *beside])
@@ -301,6 +339,7 @@ def test_bad_input_is_one_sentence(records, exported, tmp_path):
         (lambda: predict(exported, [tmp_path / "empty"]), "has no images"),
         (lambda: predict(exported, [tmp_path / "nowhere.jpg"]), "nowhere.jpg does not exist"),
         (lambda: predict(exported, [photograph(tmp_path)], top=0), "--top 0 must be an integer of at least 1"),
+        (lambda: fine_tuned(base_of(choose(records)), exported), "is a whole network: load it with timm"),
         (lambda: predict(tmp_path, [photograph(tmp_path)]), "is no export"),
         (lambda: export(choose(records), tmp_path / "x", format="tf"), "--format tf is unknown: choose timm, onnx"),
         (lambda: export(replace(choose(records), status="pruned"), tmp_path / "x"), "has the status pruned"),

@@ -12,10 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from blockwise.analysis.sweep_table import print_table
-from blockwise.exports.folder import Exported
+from blockwise.exports.use.evaluate import Evaluation
 from blockwise.exports.use.predict import Prediction
 from blockwise.io.names import printable
-from blockwise.results.record import Metrics
 
 
 def print_predictions(found: Sequence[Prediction], console: Console, kind: str) -> None:
@@ -51,20 +50,27 @@ def print_predictions(found: Sequence[Prediction], console: Console, kind: str) 
     print_table(console, table)
 
 
-def print_metrics(exported: Exported, found: Metrics, images: int, console: Console, *, as_json: bool) -> None:
-    """Print the metrics of an export beside those of its record."""
-    recorded = exported.record.metrics.test or {}
+def print_metrics(found: Evaluation, console: Console, *, as_json: bool) -> None:
+    """Print the metrics of an export beside those of its record, if they are of the same images."""
+    record = found.exported.record
+    recorded = (record.metrics.test or {}) if found.same_images else {}
     if as_json:
-        print(json.dumps({"images": images, "metrics": found, "record": recorded}, indent=2))
+        print(json.dumps({"images": found.images, "metrics": found.metrics, "record": recorded}, indent=2))
         return
-    table = Table(title=f"{images:,} test images", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=f"{found.images:,} test images", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("metric")
     table.add_column("export", justify="right")
     table.add_column("record", justify="right")
-    for name, value in found.items():
+    for name, value in found.metrics.items():
         table.add_row(name, f"{value:.4f}", f"{recorded[name]:.4f}" if name in recorded else "")
-    precision = exported.record.settings.get("trainer", {}).get("precision", "32-true")
-    if precision != "32-true":
+    precision = record.settings.get("trainer", {}).get("precision", "32-true")
+    if not found.same_images:
+        table.caption = (
+            "These are not the images and the split that the cell was trained and tested on, so its record is not "
+            "compared, and images that it was trained on may be among them."
+        )
+        table.caption_justify = "left"
+    elif precision != "32-true":
         table.caption = f"The cell was tested in {precision}; the export computes in float32. A few images differ."
         table.caption_justify = "left"
     print_table(console, table)

@@ -28,7 +28,12 @@ def config_of(record: Record, overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         InputError: The command cannot be composed any more, or a setting is invalid.
     """
-    words = shlex.split(str(record.provenance.get("command") or ""))
+    if isinstance(overrides, str):
+        overrides = [overrides]
+    try:
+        words = shlex.split(str(record.provenance.get("command") or ""))
+    except ValueError:  # a quotation that does not end
+        words = []
     new = {word.partition("=")[0].lstrip("+") for word in overrides}
     given = [word for word in words[1:] if "=" in word and not word.startswith("-")]
     given = [word for word in given if word.partition("=")[0].lstrip("+") not in new]

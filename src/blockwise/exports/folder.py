@@ -9,9 +9,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -26,6 +31,9 @@ SCHEMA = 1
 CARD, CONFIG, RECORD = "README.md", "config.json", "record.json"
 FILES = {"timm": "model.safetensors", "onnx": "model.onnx", "torch_export": "model.pt2", "delta": "delta.safetensors"}
 KEY = "blockwise"
+UNFINISHED = ".unfinished-"
+# the metadata in front of a model card
+FRONT = re.compile(r"\ufeff?---\r?\n(.*?)^---\r?$", re.DOTALL | re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -68,17 +76,43 @@ def check_free(folder: Path) -> None:
         InputError: It holds something else.
     """
     known = {CARD, CONFIG, RECORD, *FILES.values()}
-    if folder.exists() and not (folder.is_dir() and {entry.name for entry in folder.iterdir()} <= known):
-        raise InputError(f"{folder} is in use: give a new folder, or that of an earlier export")
+    in_use = InputError(f"{folder} is in use: give a new folder, or that of an earlier export")
+    if not folder.is_dir():
+        if os.path.lexists(folder):
+            raise in_use
+        return
+    names = {entry.name for entry in folder.iterdir() if not entry.name.startswith(UNFINISHED)}
+    if names - known:
+        raise in_use
+    if names:
+        try:
+            _header(folder)  # a model folder of someone else has files of these names, too
+        except InputError as error:
+            raise in_use from error
 
 
-def replace_export(folder: Path, new: Path) -> None:
-    """Move a new export to a folder, in place of an earlier one. The card, which makes it an export, comes last."""
-    folder.mkdir(exist_ok=True)
-    for old in sorted(folder.iterdir(), key=lambda file: file.name != CARD):
-        old.unlink()
-    for file in sorted(new.iterdir(), key=lambda file: file.name == CARD):
-        file.replace(folder / file.name)
+@contextmanager
+def replacing_export(folder: Path) -> Iterator[Path]:
+    """Yield a new folder inside of it, on the same disk; if the `with` block succeeds, its files take their places.
+
+    The card, which makes the folder an export, comes last. If the block fails, an earlier export stays as it was.
+    """
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        for left in folder.glob(f"{UNFINISHED}*"):  # by a process that was killed
+            shutil.rmtree(left)
+        with TemporaryDirectory(prefix=UNFINISHED, dir=folder) as temporary:
+            yield Path(temporary)
+            written = sorted(Path(temporary).iterdir(), key=lambda file: file.name == CARD)
+            for old in folder.iterdir():
+                if old.is_file() and old.name not in {file.name for file in written}:
+                    old.unlink()
+            for file in written:
+                file.replace(folder / file.name)
+    finally:
+        if new and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def read_export(folder: str | Path) -> Exported:
@@ -92,7 +126,12 @@ def read_export(folder: str | Path) -> Exported:
     if header.get("schema") != SCHEMA:
         raise InputError(f"{path} has schema {header.get('schema')}, but this version reads {SCHEMA}: export it again")
     kind, files = header.get("format"), header.get("files")
-    if kind not in FILES or not isinstance(files, dict) or set(files) != {CONFIG, RECORD, FILES[kind]}:
+    if (
+        not isinstance(kind, str)
+        or kind not in FILES
+        or not isinstance(files, dict)
+        or set(files) != {CONFIG, RECORD, FILES[kind]}
+    ):
         raise InputError(f"{path / CARD} does not tell which files the export has: export it again")
     for name, expected in files.items():
         try:
@@ -101,21 +140,25 @@ def read_export(folder: str | Path) -> Exported:
             raise InputError(f"{path / name} cannot be read ({error.strerror}): export it again") from error
         if checksum(content) != expected:
             raise InputError(f"{path / name} has changed since it was exported: export it again")
-    config = json.loads((path / CONFIG).read_bytes())
     record = Record.from_json(read_regular(path / RECORD), path / RECORD)
-    classes = tuple(map(str, config["label_names"]))
-    if len(classes) != config["num_classes"]:
-        raise InputError(f"{path / CONFIG} names {len(classes)} classes, but the head has {config['num_classes']}")
-    return Exported(path, kind, classes, _images(config["pretrained_cfg"]), record)
+    try:
+        config = json.loads((path / CONFIG).read_bytes())
+        classes, number = tuple(map(str, list(config["label_names"]))), int(config["num_classes"])
+        images = _images(config["pretrained_cfg"])
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{path / CONFIG} does not describe a network as timm does: export it again") from error
+    if len(classes) != number:
+        raise InputError(f"{path / CONFIG} names {len(classes)} classes, but the head has {number}")
+    return Exported(path, str(kind), classes, images, record)
 
 
 def _header(path: Path) -> dict[str, Any]:
     try:
-        text = (path / CARD).read_text(encoding="utf-8")
-        header = yaml.safe_load(text.split("---\n")[1])[KEY]
+        text = (path / CARD).read_text(encoding="utf-8", errors="replace")
+        header = yaml.safe_load(FRONT.match(text)[1])[KEY]  # type: ignore[index]
     except OSError as error:
         raise InputError(f"{path} is no export: it has no {CARD} ({error.strerror})") from error
-    except (IndexError, KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{path} is no export of blockwise: {CARD} has no metadata of it") from error
     if not isinstance(header, dict):
         raise InputError(f"{path} is no export of blockwise: {CARD} has no metadata of it")

@@ -14,8 +14,8 @@ from blockwise.backbone.load import Backbone
 from blockwise.backbone.lora import merge_lora
 from blockwise.errors import InputError
 from blockwise.exports.base import check_base
-from blockwise.exports.folder import FILES
-from blockwise.results.predictions import read_predictions
+from blockwise.exports.folder import CARD, read_export
+from blockwise.results.predictions import PREDICTIONS, checksum, read_predictions
 from blockwise.results.record import Record
 from blockwise.results.store import WEIGHTS
 
@@ -43,9 +43,16 @@ def trained_network(backbone: Backbone, record: Record) -> nn.Sequential:
 
 
 def class_names(record: Record) -> tuple[str, ...]:
-    """Return the class names, which are kept with the predictions; numbers for records of earlier versions."""
-    kept = read_predictions(record, "test")
-    return kept.classes if kept is not None else tuple(map(str, range(record.data.classes)))
+    """Return the class names, which are kept with the predictions; numbers for records of earlier versions.
+
+    Raises:
+        InputError: The predictions are missing or have changed.
+    """
+    if (kept := read_predictions(record, "test")) is not None:
+        return kept.classes
+    if PREDICTIONS in record.files:
+        raise InputError(f"{record.folder}/{PREDICTIONS}, which has the class names, is missing or has changed")
+    return tuple(map(str, range(record.data.classes)))
 
 
 def read_weights(record: Record) -> dict[str, Tensor]:
@@ -54,16 +61,25 @@ def read_weights(record: Record) -> dict[str, Tensor]:
     Raises:
         InputError: They are missing, or the file is damaged.
     """
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     folder = Path(record.folder or "")
-    exported = folder / FILES["delta"]
+    path, expected = folder / WEIGHTS, record.files.get(WEIGHTS)
+    if (folder / CARD).exists():
+        exported = read_export(folder)  # checks the files
+        if exported.format != "delta":
+            raise InputError(f"{folder} is a whole network: load it with timm, or export what was trained with --delta")
+        path, expected = exported.weights, None
     try:
-        return load_file(exported if exported.exists() else folder / WEIGHTS)
-    except FileNotFoundError as error:
+        content = path.read_bytes()
+    except OSError as error:
         reason = {"diverged": "the cell diverged", "pruned": "a search stopped the cell"}.get(record.status)
         reason = reason or "the cell diverged, or they were removed"
         raise InputError(f"{record.folder} contains no weights: {reason}") from error
+    if expected not in (None, checksum(content)):
+        raise InputError(f"the weights in {record.folder} have changed since the cell was trained: train it again")
+    try:
+        return load(content)
     except Exception as error:  # safetensors has errors of its own
         raise InputError(f"the weights in {record.folder} cannot be read: the file is damaged") from error
 

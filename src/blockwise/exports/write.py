@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from blockwise.data import BlockwiseDataModule
 from blockwise.errors import InputError
 from blockwise.exports.base import base_of, config_of
 from blockwise.exports.card import card, metadata
-from blockwise.exports.folder import RECORD, check_free, replace_export, write_card
+from blockwise.exports.folder import RECORD, check_free, replacing_export, write_card
 from blockwise.exports.formats import WRITERS, Trained
 from blockwise.exports.images import read_samples
 from blockwise.exports.network import class_names, trained_network
@@ -82,10 +81,8 @@ def export(
     images = _noise(backbone.images) if found is None else found
     model, network = plain(cfg)["model"], trained_network(backbone, record)
     trained = Trained(record, backbone, model, network, class_names(record), images)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as temporary:
-        difference = _write(trained, format, Path(temporary))
-        replace_export(path, Path(temporary))
+    with replacing_export(path) as new:
+        difference = _write(trained, format, new)
     return Export(path, record, difference, found is not None)
 
 

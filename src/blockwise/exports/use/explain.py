@@ -19,7 +19,7 @@ from blockwise.exports.folder import CONFIG, Exported, read_export
 from blockwise.exports.images import find_images, read_images
 from blockwise.exports.network import class_names, trained_network
 from blockwise.exports.use.load import load_network
-from blockwise.io.names import file_name
+from blockwise.io.names import file_name, printable
 from blockwise.results.record import Record
 from blockwise.results.store import read_records
 
@@ -161,8 +161,9 @@ def _picture(path: Path, explained: Sequence[Explained]) -> Figure | None:
         panels[0].imshow(pixels)
         axes.imshow(pixels)
         axes.imshow(heat, cmap="inferno", alpha=0.55, vmin=0, vmax=max(float(heat.max()), 1e-12))
-        axes.set_title(f"{one.title}\n{one.classes[label]}, {100 * share:.0f} %", fontsize="medium")
-    panels[0].set_title(f"{path.name}\n", fontsize="medium")
+        found = f"{printable(one.classes[label])}, {100 * share:.0f} %"
+        axes.set_title(f"{one.title}\n{found}", fontsize="medium", parse_math=False)
+    panels[0].set_title(f"{printable(path.name)}\n", fontsize="medium", parse_math=False)
     for axes in panels:
         axes.axis("off")
     return figure

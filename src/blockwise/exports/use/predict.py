@@ -35,7 +35,7 @@ class Prediction:
 
 def predict(
     folder: str | Path,
-    images: Sequence[str | Path],
+    images: str | Path | Sequence[str | Path],
     *,
     top: int = 1,
     overrides: Sequence[str] = (),
@@ -45,7 +45,7 @@ def predict(
 
     Args:
         folder: An export folder.
-        images: Files and folders of images.
+        images: A file or a folder of images, or several.
         top: Number of classes per image.
         overrides: Settings for the base weights of a delta, such as `model.checkpoint=<path>`.
         begin: Called with the number of images; returns a function that is called once per image.
@@ -59,7 +59,7 @@ def predict(
     if isinstance(top, bool) or not isinstance(top, int) or top < 1:
         raise InputError(f"--top {top} must be an integer of at least 1")
     exported = read_export(folder)
-    paths = list(find_images(images))
+    paths = list(find_images([images] if isinstance(images, (str, Path)) else images))
     network = load_network(exported, overrides)
     report = begin(len(paths))
     found: list[Prediction] = []
