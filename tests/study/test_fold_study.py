@@ -38,6 +38,7 @@ def test_a_cell_alone_has_the_record_of_a_cell_among_others(small, console, tmp_
     assert alone.files == among["2"].files
 
 
+@pytest.mark.slow
 def test_a_search_over_folds_leaves_its_survivors_as_they_are(small, console, tmp_path):
     options = [*FOLDS, "data.folds=2", "block=all", "trainer.max_epochs=3"]
     everything = {record.cell.scope: record for record in run(small(*options), console)}

@@ -123,6 +123,7 @@ def test_the_same_settings_find_the_record_whatever_runs_them(backbone, partitio
     assert len(read_records(tmp_path)) == 3
 
 
+@pytest.mark.slow
 def test_retraining_replaces_the_record_and_plan_trains_nothing(backbone, partition, tmp_path, capsys):
     call = partial(train_scopes, backbone, partition, "head", make_loaders(), results_dir=tmp_path)
     assert call(**{**QUICK, "quiet": False}, plan=True) == []
@@ -136,6 +137,7 @@ def test_retraining_replaces_the_record_and_plan_trains_nothing(backbone, partit
     assert first.metrics == second.metrics
 
 
+@pytest.mark.slow
 def test_the_best_blocks_are_trained_together(backbone, partition, tmp_path):
     *single, top = train_scopes(backbone, partition, ["all", "top2"], make_loaders(), results_dir=tmp_path, **QUICK)
     blocks = [record for record in single if record.block is not None]

@@ -71,6 +71,7 @@ def test_two_processes_train_as_one(small, small_overrides, console, tmp_path):
         assert all((tensor - theirs[name]).abs().max() < 1e-4 for name, tensor in mine.items())
 
 
+@pytest.mark.slow
 def test_each_cell_has_its_own_schedule(small, console, monkeypatch):
     """A cell that stops early leaves the rates of the others alone."""
     rates = {}

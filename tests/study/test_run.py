@@ -106,6 +106,7 @@ def test_records_of_the_first_versions_are_those_of_norms_in_inference_mode(smal
     assert other.folder != str(old)
 
 
+@pytest.mark.slow
 def test_dropout_draws_the_same_numbers_alone_and_among(small, console, tmp_path):
     options = ("model.name=test_vit", "data.image_size=160", "trainer.max_epochs=1")
     together, alone = small("block=[1,2]", *options), small("block=1", *options, f"results_dir={tmp_path / 'alone'}")
@@ -316,6 +317,7 @@ def test_every_partitioner_trains(small, console, partition):
     assert [r["status"] for r in run(cfg, console)] == ["finished"] * 3
 
 
+@pytest.mark.slow
 def test_a_network_that_cannot_be_cut_trains_one_cell_at_a_time(small, console, monkeypatch, tmp_path):
     staged = {r["cell"]["scope"]: r for r in run(small("block=[head,1,full]"), console)}
 

@@ -78,6 +78,7 @@ def test_survivors_are_those_of_an_exhaustive_sweep(exhaustive, halved):
         assert origin["search"]["seconds"] > 0
 
 
+@pytest.mark.slow
 def test_the_same_search_again_trains_nothing_and_an_exhaustive_one_trains_the_rest(
     exhaustive, halved, monkeypatch, tmp_path
 ):
@@ -159,6 +160,7 @@ def test_policies_search_side_by_side(small, console, monkeypatch):
     assert trained == [{(scope, policy) for policy in ("static", "lp_ft")} for scope in ("1", "0")]
 
 
+@pytest.mark.slow
 def test_then_trains_a_joint_scope_at_the_end(small, console):
     run(small("search=first_epoch", "search.keep=2", "search.then=top2"), console)
     records = {r.cell.scope: r for r in records_of(small().results_dir)}
@@ -233,6 +235,7 @@ def loaders():
     return dict.fromkeys(("train", "val", "test"), loader)
 
 
+@pytest.mark.slow
 def test_the_api_takes_searches(loaders, tmp_path):
     backbone = load_backbone("timm:test_resnet", pretrained=False, image_size=32)
     partition = make_partition(backbone, num_blocks=3)

@@ -128,6 +128,7 @@ def test_a_server_that_does_not_answer_leaves_training_alone(call, tmp_path):
     assert len(read_records(tmp_path / "results")) == 3
 
 
+@pytest.mark.slow
 def test_sync_sends_what_was_trained_without_wandb_and_once_only(call, tmp_path, server, small, console):
     train(small("block=[head,1,full]"), console)
     for _ in range(2):

@@ -80,6 +80,7 @@ def test_stopped_again_and_again(small, console, stop_at, unbroken, monkeypatch)
     assert results(cfg.results_dir) == expected
 
 
+@pytest.mark.slow
 def test_some_of_the_cells_go_on_alone(small, console, stop_at, unbroken, monkeypatch):
     expected = unbroken(small, console, BLOCKS)
     stop_at(9)

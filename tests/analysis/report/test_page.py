@@ -198,6 +198,7 @@ def test_the_same_records_give_the_same_files(tmp_path):
         assert (tmp_path / "two" / "figures" / path.name).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.slow
 def test_the_commands(tmp_path, capsys):
     save(grid(peaked, backbones=FEW), tmp_path / "results")
     main(["report", str(tmp_path / "results"), "-o", str(tmp_path / "page")])
