@@ -217,7 +217,8 @@ def test_other_images_are_not_compared_with_the_record(exported, capsys):
     main(["evaluate", str(exported), "seed=5"])
     out = " ".join(capsys.readouterr().out.split())
     assert "so its record is not compared" in out
-    for word in ("trainer.precision=16-mixed", "data.image_size=128", "block=3"):
+    assert evaluate(exported, "data.batch_size=5").same_images
+    for word in ("model=vgg16", "trainer.precision=16-mixed", "data.image_size=128", "block=3"):
         with pytest.raises(InputError, match=f"evaluate {word} has no effect"):
             evaluate(exported, [word])
 

@@ -18,7 +18,7 @@ import numpy as np
 from torch import nn
 
 from blockwise.backbone.layers import Layer
-from blockwise.errors import InputError
+from blockwise.errors import InputError, check_whole
 
 Weight = Literal["layers", "parameters", "flops"]
 
@@ -218,6 +218,5 @@ def at_least_one(key: str, value: int) -> int:
     Raises:
         InputError: It is not.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{key}={value} must be an integer of at least 1")
+    check_whole(key, value, 1)
     return value

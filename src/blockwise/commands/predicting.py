@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from blockwise.analysis.sweep_table import print_table
+from blockwise.exports.base import other_precision
 from blockwise.exports.use.evaluate import Evaluation
 from blockwise.exports.use.predict import Prediction
 from blockwise.io.names import printable
@@ -63,14 +64,13 @@ def print_metrics(found: Evaluation, console: Console, *, as_json: bool) -> None
     table.add_column("record", justify="right")
     for name, value in found.metrics.items():
         table.add_row(name, f"{value:.4f}", f"{recorded[name]:.4f}" if name in recorded else "")
-    precision = record.settings.get("trainer", {}).get("precision", "32-true")
     if not found.same_images:
         table.caption = (
             "These are not the images and the split that the cell was trained and tested on, so its record is not "
             "compared, and images that it was trained on may be among them."
         )
         table.caption_justify = "left"
-    elif precision != "32-true":
+    elif (precision := other_precision(record)) is not None:
         table.caption = f"The cell was tested in {precision}; the export computes in float32. A few images differ."
         table.caption_justify = "left"
     print_table(console, table)

@@ -28,8 +28,7 @@ def config_of(record: Record, overrides: Sequence[str] = ()) -> DictConfig:
     Raises:
         InputError: The command cannot be composed any more, or a setting is invalid.
     """
-    if isinstance(overrides, str):
-        overrides = [overrides]
+    overrides = as_words(overrides)
     try:
         words = shlex.split(str(record.provenance.get("command") or ""))
     except ValueError:  # a quotation that does not end
@@ -74,6 +73,17 @@ def base_of(record: Record, cfg: DictConfig | None = None) -> Backbone:
         backbone.images = replace(backbone.images, crop_pct=float(crop_pct))
     check_base(backbone, record)
     return backbone
+
+
+def other_precision(record: Record) -> str | None:
+    """Return the precision in which a cell was tested; None for float32, in which an export computes."""
+    precision = record.settings.get("trainer", {}).get("precision", "32-true")
+    return None if precision == "32-true" else str(precision)
+
+
+def as_words(overrides: str | Sequence[str]) -> list[str]:
+    """Return settings as a list; a single one may be given as it is."""
+    return [overrides] if isinstance(overrides, str) else list(overrides)
 
 
 def check_base(backbone: Backbone, record: Record) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from blockwise.backbone.makers.base import ImageSpec
+from blockwise.exports.base import other_precision
 from blockwise.exports.folder import FILES
 from blockwise.results.predictions import read_predictions
 from blockwise.results.record import Record
@@ -142,8 +143,7 @@ def _row(record: Record, split: str) -> str:
 
 def _precision(record: Record) -> str:
     """Return a sentence if the metrics were not measured in float32, in which an export computes."""
-    precision = record.settings.get("trainer", {}).get("precision", "32-true")
-    if precision == "32-true":
+    if (precision := other_precision(record)) is None:
         return ""
     return f" The metrics were measured in {precision}; in float32, as here, a few predictions may differ."
 

@@ -95,7 +95,7 @@ def check_free(folder: Path) -> None:
 def replacing_export(folder: Path) -> Iterator[Path]:
     """Yield a new folder inside of it, on the same disk; if the `with` block succeeds, its files take their places.
 
-    The card, which makes the folder an export, comes last. If the block fails, an earlier export stays as it was.
+    The card, which makes the folder an export, is the last one. If the block fails, an earlier export stays as it was.
     """
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
@@ -105,11 +105,12 @@ def replacing_export(folder: Path) -> Iterator[Path]:
         with TemporaryDirectory(prefix=UNFINISHED, dir=folder) as temporary:
             yield Path(temporary)
             written = sorted(Path(temporary).iterdir(), key=lambda file: file.name == CARD)
-            for old in folder.iterdir():
-                if old.is_file() and old.name not in {file.name for file in written}:
-                    old.unlink()
             for file in written:
                 file.replace(folder / file.name)
+            names = {file.name for file in written}
+            for old in folder.iterdir():
+                if old.is_file() and old.name not in names:
+                    old.unlink()
     finally:
         if new and not any(folder.iterdir()):
             folder.rmdir()
@@ -143,13 +144,13 @@ def read_export(folder: str | Path) -> Exported:
     record = Record.from_json(read_regular(path / RECORD), path / RECORD)
     try:
         config = json.loads((path / CONFIG).read_bytes())
-        classes, number = tuple(map(str, list(config["label_names"]))), int(config["num_classes"])
+        classes, number = tuple(map(str, config["label_names"])), int(config["num_classes"])
         images = _images(config["pretrained_cfg"])
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{path / CONFIG} does not describe a network as timm does: export it again") from error
     if len(classes) != number:
         raise InputError(f"{path / CONFIG} names {len(classes)} classes, but the head has {number}")
-    return Exported(path, str(kind), classes, images, record)
+    return Exported(path, kind, classes, images, record)
 
 
 def _header(path: Path) -> dict[str, Any]:

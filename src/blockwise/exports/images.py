@@ -15,13 +15,13 @@ from blockwise.data.samples import IMAGE_SUFFIXES, Sample
 from blockwise.errors import InputError
 
 
-def find_images(places: Sequence[str | Path]) -> Iterator[Path]:
-    """Yield files as they are given, and all images in folders, in alphabetical order.
+def find_images(places: str | Path | Sequence[str | Path]) -> Iterator[Path]:
+    """Yield files as they are given, one or several, and all images in folders, in alphabetical order.
 
     Raises:
         InputError: A file does not exist, or a folder has no images.
     """
-    for place in map(Path, places):
+    for place in map(Path, [places] if isinstance(places, (str, Path)) else places):
         path = place.expanduser()
         if path.is_dir():
             inside = sorted(

@@ -27,7 +27,7 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
-from blockwise.errors import InputError, first_line
+from blockwise.errors import InputError, check_whole, first_line
 
 Unit = Literal["epoch", "step"]
 # steps of a schedule that are tried before training
@@ -71,8 +71,7 @@ def step(optimizer: Optimizer, steps_per_epoch: int, every: int, gamma: float = 
     Raises:
         InputError: `every` is not an integer of at least 1, or `gamma` not a number between 0 and 1.
     """
-    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-        raise InputError(f"scheduler.every={every} must be an integer of at least 1")
+    check_whole("scheduler.every", every, 1)
     if not _is_number(gamma) or not 0 < gamma <= 1:
         raise InputError(f"scheduler.gamma={gamma} must be greater than 0 and at most 1")
     return StepLR(optimizer, every * steps_per_epoch, gamma)

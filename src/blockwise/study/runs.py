@@ -28,9 +28,7 @@ from blockwise.results.record import Record
 from blockwise.results.store import ResultStore, find_records, settings_hash, sweep_hash
 from blockwise.search import Exhaustive, Search, stops_cells
 from blockwise.study.data import StudyData
-from blockwise.study.searching import (
-    describe_search,
-)
+from blockwise.study.searching import describe_search
 from blockwise.study.settings import describe_policy
 from blockwise.study.worker import report_cells
 from blockwise.tracking.callback import CellTracking, OpenLog

@@ -37,8 +37,8 @@ class Confidence:
     Attributes:
         probability: Probability of each single block, by scope; highest first.
         shrunk: The expected validation score of each block relative to the mean of all, by scope.
-        smooth: Whether the true scores were taken for a smooth function of depth.
         level: The probability of the set of blocks that may be the best.
+        smooth: Whether the true scores were taken for a smooth function of depth.
     """
 
     probability: dict[str, float]

@@ -12,15 +12,13 @@ import torch
 from blockwise.data import BlockwiseDataModule
 from blockwise.data.samples import Splits
 from blockwise.errors import InputError
-from blockwise.exports.base import config_of
+from blockwise.exports.base import as_words, config_of
 from blockwise.exports.folder import Exported, read_export
 from blockwise.exports.use.load import load_network
 from blockwise.recipe.metrics import compute_metrics
 from blockwise.results.record import Metrics, Record
 from blockwise.study.prepare import make_data
 
-# what `evaluate` takes besides `data=`, `seed=` and settings of either
-KEYS = ("data", "seed", "model")
 SPLITS = ("train", "val", "test")
 
 
@@ -55,7 +53,8 @@ def evaluate(folder: str | Path, overrides: Sequence[str] = ()) -> Evaluation:
         InputError: The folder is no export, the data cannot be read, it has other classes, or a setting has no effect.
     """
     exported = read_export(folder)
-    _check_overrides(overrides)
+    overrides = as_words(overrides)
+    _check_overrides(overrides, exported.format)
     cfg: Any = config_of(exported.record, overrides)
     module = make_data(cfg, exported.images).module
     if not isinstance(module, BlockwiseDataModule):
@@ -85,8 +84,9 @@ def _same_split(record: Record, cfg: Any, splits: Splits) -> bool:
     return same and all(cfg.data[f"{split}_per_class"] == of_cell.get(f"{split}_per_class") for split in SPLITS)
 
 
-def _check_overrides(overrides: Sequence[str]) -> None:
+def _check_overrides(overrides: Sequence[str], kind: str) -> None:
+    groups = ("data", "seed", "model") if kind == "delta" else ("data", "seed")
     for word in overrides:
         key = word.partition("=")[0].lstrip("+")
-        if key.partition(".")[0] not in KEYS or key == "data.image_size":
+        if key.partition(".")[0] not in groups or key == "data.image_size":
             raise InputError(f"evaluate {word} has no effect: it takes settings of the data, such as data.root=<path>")

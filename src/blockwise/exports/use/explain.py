@@ -48,7 +48,7 @@ class Explained:
 
 def explain(
     folder: str | Path,
-    images: Sequence[str | Path],
+    images: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
     beside: Sequence[str | Path] = (),
@@ -61,7 +61,7 @@ def explain(
 
     Args:
         folder: An export folder in the format `timm` or `delta`.
-        images: Files and folders of images.
+        images: A file or a folder of images, or several.
         out: Folder of the pictures.
         beside: What to draw beside it: further export folders, and folders of results, of which the head alone, the
             best block and `full` of the same backbone and data set are drawn.

@@ -59,7 +59,7 @@ def predict(
     if isinstance(top, bool) or not isinstance(top, int) or top < 1:
         raise InputError(f"--top {top} must be an integer of at least 1")
     exported = read_export(folder)
-    paths = list(find_images([images] if isinstance(images, (str, Path)) else images))
+    paths = list(find_images(images))
     network = load_network(exported, overrides)
     report = begin(len(paths))
     found: list[Prediction] = []
