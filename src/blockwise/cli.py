@@ -347,6 +347,10 @@ def _export(options: argparse.Namespace) -> None:
     from blockwise.results.store import read_records
 
     silence_libraries()
+    if options.push_to_hub is not None:
+        from blockwise.exports.use.push import check_repository
+
+        check_repository(options.push_to_hub)
     names = {name: getattr(options, name) for name in ("model", "data", "scope", "policy", "seed")}
     record = choose(read_records(options.results), **names)
     done = export(record, options.out, format=options.format, overrides=options.overrides)

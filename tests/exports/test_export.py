@@ -28,7 +28,7 @@ from blockwise.exports.folder import read_export
 from blockwise.exports.use.evaluate import evaluate
 from blockwise.exports.use.explain import grad_cam
 from blockwise.exports.use.predict import predict
-from blockwise.exports.use.push import push_to_hub
+from blockwise.exports.use.push import check_repository, push_to_hub
 from blockwise.exports.verify import PROGRAMS, TOLERANCE
 from blockwise.exports.write import export
 from blockwise.results import read_records
@@ -157,6 +157,7 @@ def test_predict_prints_tables_json_and_csv_and_names_broken_images(exported, tm
     shares = [entry["probability"] for entry in found[0]["predictions"]]
     assert shares == sorted(shares, reverse=True)
     (folder / "broken.png").write_bytes(b"no image")
+    (folder / "moved.png").symlink_to(tmp_path / "nowhere.png")
     with pytest.raises(SystemExit) as code:
         main(["predict", str(exported), str(folder), "--csv"])
     assert code.value.code == 1
@@ -164,6 +165,7 @@ def test_predict_prints_tables_json_and_csv_and_names_broken_images(exported, tm
     assert len(out.splitlines()) == 3
     assert "skipped" in err
     assert "broken.png" in err
+    assert "moved.png" in err
 
 
 def test_evaluate_prints_the_record_beside_the_export(records, exported, capsys):
@@ -338,6 +340,7 @@ def test_bad_input_is_one_sentence(records, exported, tmp_path):
     (tmp_path / "empty").mkdir()
     for call, sentence in (
         (lambda: predict(exported, [tmp_path / "empty"]), "has no images"),
+        (lambda: check_repository("no name"), "--push-to-hub no name: the hub has no such names"),
         (lambda: predict(exported, [tmp_path / "nowhere.jpg"]), "nowhere.jpg does not exist"),
         (lambda: predict(exported, [photograph(tmp_path)], top=0), "--top 0 must be an integer of at least 1"),
         (lambda: fine_tuned(base_of(choose(records)), exported), "is a whole network: load it with timm"),

@@ -25,7 +25,9 @@ def find_images(places: str | Path | Sequence[str | Path]) -> Iterator[Path]:
         path = place.expanduser()
         if path.is_dir():
             inside = sorted(
-                file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+                file
+                for file in path.rglob("*")
+                if file.suffix.lower() in IMAGE_SUFFIXES and (file.is_file() or file.is_symlink())
             )
             if not inside:
                 raise InputError(f"{path} has no images ({', '.join(sorted(IMAGE_SUFFIXES))})")

@@ -8,6 +8,19 @@ from blockwise.errors import InputError, first_line
 from blockwise.exports.folder import read_export
 
 
+def check_repository(name: str) -> None:
+    """Raise InputError if a repository on the hub cannot have a name."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise InputError(
+            f"--push-to-hub {name}: the hub has no such names ({first_line(error)}): use <user>/<model>"
+        ) from error
+
+
 def push_to_hub(folder: str | Path, name: str, *, private: bool = False) -> str:
     """Upload an export folder, and return the address of its page; a repository that is there is updated.
 
