@@ -11,7 +11,7 @@ from blockwise.exports.folder import read_export
 def check_repository(name: str) -> None:
     """Raise InputError if a repository on the hub cannot have a name."""
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined] # documented there
 
     try:
         validate_repo_id(name)
