@@ -8,11 +8,15 @@ from functools import cache
 from io import StringIO
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 import yaml
-from hypothesis import settings
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,12 +24,14 @@ from torch.nn import functional as F
 from blockwise.backbone.layers import record_layers
 from blockwise.backbone.partitioners.even import EvenPartitioner
 from blockwise.backbone.stages import stage_backbone
-from blockwise.config.compose import compose_config
+from blockwise.config.compose import compose_config, groups, settings
+from blockwise.config.overrides import check_added, check_overrides
+from blockwise.errors import InputError
 from blockwise.training.module import BlockwiseModule
 
 # a busy machine may take long for an example
-settings.register_profile("blockwise", deadline=None)
-settings.load_profile("blockwise")
+hypothesis.settings.register_profile("blockwise", deadline=None)
+hypothesis.settings.load_profile("blockwise")
 # Hydra reads 20 files for each config, in Python: libyaml reads the same in a fifth of the time
 yaml.SafeLoader = yaml.CSafeLoader
 # imported objects stay: garbage collection need not scan them, neither now nor in every test
@@ -35,6 +41,21 @@ gc.disable()
 def pytest_collection_finish():
     gc.freeze()
     gc.enable()
+
+
+class NoFigure:
+    """A picture that is not drawn."""
+
+    @staticmethod
+    def savefig(path, **_options):
+        path.touch()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Leave out what takes a third of a tiny run: its picture, and waiting for the disk (no test cuts the power)."""
+    monkeypatch.setattr("blockwise.study.study.accuracy_by_block", lambda _sweeps: NoFigure)
+    monkeypatch.setattr(os, "fsync", lambda _file: None)
 
 
 class StubNetwork(nn.Module):
@@ -137,9 +158,28 @@ def small_overrides(tmp_path):
     return [*SMALL, "partition.num_blocks=3", f"cache.folder={tmp_path / 'cache'}"]
 
 
+def quick_config(overrides: list[str]) -> DictConfig:
+    """Compose a config as `compose_config` does, but each choice of files once: Hydra takes 0.1 s for them."""
+    return copy.deepcopy(composed(*overrides))
+
+
 @cache
 def composed(*overrides: str) -> DictConfig:
-    """Compose a config once: Hydra takes 0.1 s, and most tests ask for the same few."""
+    names = groups()
+    files = [override for override in overrides if override.lstrip("+").partition("=")[0] in names]
+    values = [override for override in overrides if override not in files]
+    try:
+        check_overrides(values, names)
+        cfg = copy.deepcopy(from_files(*files))
+        ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(values), cfg)
+    except (InputError, HydraException, OmegaConfBaseException):
+        return compose_config(list(overrides))  # has the sentence for the user
+    check_added(values, cfg, settings())
+    return cfg
+
+
+@cache
+def from_files(*overrides: str) -> DictConfig:
     return compose_config(list(overrides))
 
 
@@ -150,7 +190,7 @@ def small(tmp_path):
     def compose(*overrides: str) -> DictConfig:
         partition = [] if any(o.startswith("partition=") for o in overrides) else ["partition.num_blocks=3"]
         places = [o for o in overrides if o.startswith("results_dir=")]
-        cfg = copy.deepcopy(composed(*SMALL, *partition, *(o for o in overrides if o not in places)))
+        cfg = quick_config([*SMALL, *partition, *(o for o in overrides if o not in places)])
         cfg.results_dir = places[-1].partition("=")[2] if places else str(tmp_path / "results")
         if not any(o.startswith("cache.folder=") for o in overrides):
             cfg.cache.folder = str(tmp_path / "cache")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from numbers import Integral, Real
 from typing import Any
 
@@ -97,7 +98,7 @@ def recipe(*, policy: Any, scheduler: Any, **options: Any) -> Recipe:
         InputError: There is no such policy or schedule.
     """
     if isinstance(scheduler, str):
-        scheduler = make_schedule(plain(compose_config([f"scheduler={scheduler}"]))["scheduler"])
+        scheduler = make_schedule(config_of("scheduler", scheduler))
     if scheduler is not None and not isinstance(scheduler, Schedule):
         raise InputError(f"scheduler={scheduler!r} must be a name or a blockwise.recipe.schedulers.Schedule")
     _check_callable("loss", options["loss"])
@@ -114,9 +115,16 @@ def search(value: Any) -> Search:
         known = options_of("search")
         if value not in known:
             raise InputError(f"search={value} is unknown: choose {', '.join(known)}.{did_you_mean(value, known)}")
-        return make_search(plain(compose_config([f"search={value}"]))["search"])
+        return make_search(config_of("search", value))
     check_search(value)
     return value
+
+
+@cache
+def config_of(group: str, choice: str) -> dict[str, Any]:
+    """Return the settings of a group for a choice of its configs."""
+    found: dict[str, Any] = plain(compose_config([f"{group}={choice}"]))[group]
+    return found
 
 
 def _policies(policy: Any) -> dict[str, Policy]:
@@ -125,9 +133,7 @@ def _policies(policy: Any) -> dict[str, Policy]:
         known = options_of("policy")
         if wrong := [name for name in names if name not in known]:
             raise InputError(f"policy={wrong[0]} is unknown: choose {', '.join(known)}.{did_you_mean(wrong[0], known)}")
-        return (
-            make_policies(plain(compose_config([f"policy=[{','.join(names)}]"]))["policy"]) if names else _no_policy()
-        )
+        return make_policies(config_of("policy", f"[{','.join(names)}]")) if names else _no_policy()
     if isinstance(policy, Mapping) and policy:
         for name, own in policy.items():
             CHECKS["data.name"]("policy", name)

@@ -2,10 +2,11 @@ import pytest
 import timm
 import torch
 import torchvision
+from conftest import quick_config
 
 from blockwise.backbone.load import describe_backbone, load_backbone
 from blockwise.backbone.makers import hub
-from blockwise.config.compose import compose_config, options
+from blockwise.config.compose import options
 from blockwise.errors import InputError
 
 NAMED = [name for name in options("model") if name not in ("timm", "torchvision")]
@@ -16,7 +17,7 @@ FIFTEEN = (
 
 
 def model(*overrides):
-    return compose_config(list(overrides)).model
+    return quick_config(list(overrides)).model
 
 
 def test_the_fifteen_are_there():

@@ -1,12 +1,13 @@
 import pytest
 import timm
 import torch
+from conftest import quick_config
 from torch import nn
 
 from blockwise.backbone.layers import record_layers
 from blockwise.backbone.load import load_backbone
 from blockwise.backbone.stages import CannotStageError, stage_backbone, whole_backbone
-from blockwise.config.compose import compose_config, options
+from blockwise.config.compose import options
 from blockwise.partition import (
     EvenPartitioner,
     LayerPartitioner,
@@ -125,7 +126,7 @@ def test_real_architectures(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in options("model") if name not in ("timm", "torchvision")])
 def test_every_named_backbone_can_be_cut(name):
-    model = compose_config([f"model={name}", "model.pretrained=false"]).model
+    model = quick_config([f"model={name}", "model.pretrained=false"]).model
     backbone = staged(load_backbone(model, image_size=96).network, SegmentPartitioner(), 96)
     assert len(backbone) == 12
     assert not backbone.whole

@@ -13,14 +13,13 @@ import pytest
 import timm
 import torch
 import yaml
-from conftest import SMALL
+from conftest import SMALL, quick_config
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from blockwise import fine_tuned, load_backbone
 from blockwise.cli import main
-from blockwise.config.compose import compose_config
 from blockwise.errors import InputError
 from blockwise.exports.base import base_of
 from blockwise.exports.choose import choose
@@ -45,7 +44,7 @@ def command(*overrides):
 def records(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     overrides = [*SMALL, *SWEEP, "block=[head,0,2,0+2,full,norms,lora2]", f"results_dir={folder}"]
-    run(compose_config(overrides), Console(quiet=True))
+    run(quick_config(overrides), Console(quiet=True))
     # in a test, the command is that of pytest
     words = command(*overrides)
     return [replace(r, provenance={**r.provenance, "command": words}) for r in read_records(folder)]
@@ -243,7 +242,7 @@ def test_wrong_choices_are_named(records):
 def test_an_export_can_be_trained_again_and_exported(exported, tmp_path):
     given = [word for word in SMALL if not word.startswith("model.")]
     overrides = [*given, f"model.name=local-dir:{exported}", "block=head", f"results_dir={tmp_path / 'results'}"]
-    (record,) = run(compose_config(overrides), Console(quiet=True))
+    (record,) = run(quick_config(overrides), Console(quiet=True))
     record = replace(record, provenance={**record.provenance, "command": command(*overrides)})
     folder = export(record, tmp_path / "again").folder
     assert json.loads((folder / "config.json").read_text())["architecture"] == "test_resnet"

@@ -3,11 +3,11 @@
 import lightning as L
 import pytest
 import torch
-from conftest import SMALL
+from conftest import SMALL, quick_config
 from omegaconf import open_dict
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from blockwise.config.compose import compose_config, plain
+from blockwise.config.compose import plain
 from blockwise.errors import InputError
 from blockwise.results.finished import run_key
 from blockwise.study.run import run
@@ -76,7 +76,7 @@ def compose(tmp_path):
         name = target if isinstance(target, str) else f"{__name__}.{target.__qualname__}"
         small = [override for override in SMALL if not override.startswith("data")]
         places = [f"results_dir={tmp_path / 'results'}", "partition.num_blocks=2", "data.image_size=32"]
-        return compose_config([*small, "data=module", f"data.source._target_={name}", *places, *overrides])
+        return quick_config([*small, "data=module", f"data.source._target_={name}", *places, *overrides])
 
     return made
 
@@ -167,7 +167,7 @@ def test_what_does_not_fit_is_one_sentence(compose, console, target, overrides, 
 
 
 def test_a_file_of_a_data_set_that_lacks_settings_of_batches_is_told(small, console):
-    cfg = compose_config([*SMALL])
+    cfg = quick_config([*SMALL])
     with open_dict(cfg.data):
         del cfg.data["batch_size"]
     with pytest.raises(InputError, match="data.batch_size is missing: begin the file of the data set with"):

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL
+from conftest import SMALL, quick_config
 from safetensors.torch import load_file
 
-from blockwise.config.compose import compose_config
 from blockwise.errors import InputError, Interrupted
 from blockwise.results import read_records
 from blockwise.study.run import run
@@ -41,7 +40,7 @@ def assert_same(one, other):
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
     folder = tmp_path_factory.mktemp("together")
-    run(compose_config([*SMALL, "partition.num_blocks=3", *RECIPE, *POLICIES, SCOPES, f"results_dir={folder}"]))
+    run(quick_config([*SMALL, "partition.num_blocks=3", *RECIPE, *POLICIES, SCOPES, f"results_dir={folder}"]))
     return results(folder)
 
 
@@ -192,7 +191,7 @@ def test_a_policy_of_ones_own_from_outside(small, console, tmp_path, monkeypatch
 )
 def test_wrong_policies_are_one_sentence(small_overrides, overrides, message):
     with pytest.raises(InputError, match=message):
-        run(compose_config([*small_overrides, "block=full", *overrides]))
+        run(quick_config([*small_overrides, "block=full", *overrides]))
 
 
 @pytest.mark.slow

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import quick_config
 from processes import blockwise
 from safetensors.torch import load_file
 
 from blockwise.api import train_scopes
-from blockwise.config.compose import compose_config
 from blockwise.errors import InputError, Interrupted
 from blockwise.policies import Cyclic, Phase, Static
 from blockwise.recipe.schedulers import Schedule
@@ -187,7 +187,7 @@ def test_a_loss_a_schedule_and_a_transform_from_outside(small, console, tmp_path
 )
 def test_wrong_recipes_are_one_sentence(small_overrides, overrides, message):
     with pytest.raises(InputError, match=message):
-        Study.from_config(compose_config([*small_overrides, *overrides.split()]))
+        Study.from_config(quick_config([*small_overrides, *overrides.split()]))
 
 
 @pytest.mark.slow

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SMALL
+from conftest import SMALL, quick_config
 from rich.console import Console
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader, TensorDataset
 
 from blockwise import load_backbone, make_partition, read_records, train_scopes
-from blockwise.config.compose import compose_config
 from blockwise.errors import InputError, Interrupted
 from blockwise.results import read_records as records_of
 from blockwise.search import Exhaustive, FirstEpoch, Greedy, Halving, Racing, Ranked, TopDown
@@ -46,14 +45,14 @@ def assert_same(one, other):
 @pytest.fixture(scope="module")
 def exhaustive(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exhaustive")
-    run(compose_config([*SMALL, *SWEEP, f"results_dir={folder}"]), Console(quiet=True))
+    run(quick_config([*SMALL, *SWEEP, f"results_dir={folder}"]), Console(quiet=True))
     return cells(folder)
 
 
 @pytest.fixture(scope="module")
 def halved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("halved")
-    run(compose_config([*SMALL, *SWEEP, "search=halving", f"results_dir={folder}"]), Console(quiet=True))
+    run(quick_config([*SMALL, *SWEEP, "search=halving", f"results_dir={folder}"]), Console(quiet=True))
     return folder
 
 
@@ -86,14 +85,14 @@ def test_the_same_search_again_trains_nothing_and_an_exhaustive_one_trains_the_r
     together = Study._train_together
     monkeypatch.setattr(Study, "_train_together", lambda self, cells: (trained.append(cells), together(self, cells)))
     options = [*SMALL, *SWEEP, f"results_dir={shutil.copytree(halved, tmp_path / 'halved')}"]
-    run(compose_config([*options, "search=halving"]), Console(quiet=True))
+    run(quick_config([*options, "search=halving"]), Console(quiet=True))
     assert not trained
     before = cells(tmp_path)
-    run(compose_config([*options, "search=halving", "search.factor=3", "block=[0,1]"]), Console(quiet=True))
+    run(quick_config([*options, "search=halving", "search.factor=3", "block=[0,1]"]), Console(quiet=True))
     assert {cell.scope.name for cell in trained[0]} <= {"0", "1"}  # stopped by another search: they begin again
     assert all(before[cell.scope.name, cell.lr][0]["status"] == "pruned" for cell in trained[0])
     trained.clear()
-    run(compose_config(options), Console(quiet=True))
+    run(quick_config(options), Console(quiet=True))
     assert trained
     for key, cell in cells(tmp_path).items():
         assert_same(cell, exhaustive[key])
@@ -101,14 +100,14 @@ def test_the_same_search_again_trains_nothing_and_an_exhaustive_one_trains_the_r
 
 @pytest.mark.parametrize("step", [pytest.param(5, marks=pytest.mark.slow), 12])
 def test_a_search_resumes_in_the_middle_of_a_rung(exhaustive, tmp_path, monkeypatch, stop_at, step):
-    cfg = compose_config([*SMALL, *SWEEP, "search=halving", "search.min_epochs=1", f"results_dir={tmp_path}"])
+    cfg = quick_config([*SMALL, *SWEEP, "search=halving", "search.min_epochs=1", f"results_dir={tmp_path}"])
     stop_at(step)
     with pytest.raises(Interrupted):
         run(cfg, Console(quiet=True))
     monkeypatch.undo()
     run(cfg, Console(quiet=True))
     again = tmp_path / "again"
-    run(compose_config([*SMALL, *SWEEP, "search=halving", f"results_dir={again}"]), Console(quiet=True))
+    run(quick_config([*SMALL, *SWEEP, "search=halving", f"results_dir={again}"]), Console(quiet=True))
     resumed, whole = cells(tmp_path), cells(again)
     assert {key: cell[:2] for key, cell in resumed.items()} == {key: cell[:2] for key, cell in whole.items()}
 
@@ -116,7 +115,7 @@ def test_a_search_resumes_in_the_middle_of_a_rung(exhaustive, tmp_path, monkeypa
 def test_tables_and_frames_tell_pruned_from_finished(halved, console):
     records = records_of(halved)
     pruned = {r.cell.scope for r in records} - {r.cell.scope for r in records if r.status == "finished"}
-    study = Study.from_config(compose_config([*SMALL, *SWEEP, "search=halving", f"results_dir={halved}"]), console)
+    study = Study.from_config(quick_config([*SMALL, *SWEEP, "search=halving", f"results_dir={halved}"]), console)
     sweep = study.sweep()
     assert not pruned & {row.scope for row in sweep.single_blocks}
     assert all(sweep.row(scope) is None for scope in pruned)
@@ -223,7 +222,7 @@ class Unfinished:
 def test_wrong_settings_are_named_before_training(options, sentence, monkeypatch, tmp_path):
     monkeypatch.setattr(BlockwiseModule, "training_step", lambda *_: pytest.fail("it trains"))
     with pytest.raises(InputError) as error:
-        run(compose_config([*SMALL, "partition.num_blocks=4", f"results_dir={tmp_path}", *options]))
+        run(quick_config([*SMALL, "partition.num_blocks=4", f"results_dir={tmp_path}", *options]))
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
 

@@ -1,13 +1,12 @@
 import pytest
 import timm
 import torch
-from conftest import SMALL
+from conftest import SMALL, quick_config
 from PIL import Image
 from torchvision.transforms import v2
 
 from blockwise.backbone.layers import record_layers
 from blockwise.backbone.load import ImageSpec
-from blockwise.config.compose import compose_config
 from blockwise.data import BlockwiseDataModule, Digits
 from blockwise.partition import AutoPartitioner, LayerPartitioner, UnitPartitioner
 from blockwise.results.finished import run_key
@@ -27,7 +26,7 @@ def settings(cfg, console):
 def default(tmp_path_factory):
     """The settings of the small study."""
     places = [f"{key}={tmp_path_factory.mktemp('default')}" for key in ("results_dir", "cache.folder")]
-    return settings(compose_config([*SMALL, *places, "partition.num_blocks=3"]), None)
+    return settings(quick_config([*SMALL, *places, "partition.num_blocks=3"]), None)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ def provenance() -> dict[str, Any]:
     }
 
 
+@cache
 def versions() -> dict[str, str | None]:
     """Return the versions of Python and of the packages that results depend on."""
     return {"python": sys.version.split()[0], **{name: _version(name) for name in PACKAGES}}

@@ -7,13 +7,12 @@ import requests
 import timm
 import torch
 import torchvision
-from conftest import SMALL
+from conftest import SMALL, quick_config
 from processes import blockwise
 from safetensors.torch import save_file
 
 from blockwise.backbone.load import load_backbone, needs_download
 from blockwise.backbone.makers import hub
-from blockwise.config.compose import compose_config
 from blockwise.errors import InputError
 
 TIMM = ["model=timm", "model.name=test_resnet"]
@@ -37,7 +36,7 @@ def offline(monkeypatch, tmp_path):
     ("overrides", "host"), [(TIMM, "https://huggingface.co"), (TORCHVISION, "https://download.pytorch.org")]
 )
 def test_a_host_that_cannot_be_reached_is_named(offline, overrides, host):
-    model = compose_config(overrides).model
+    model = quick_config(overrides).model
     assert needs_download(model)
     with pytest.raises(InputError, match=f"{host} cannot be reached .its name is not known here.*model.checkpoint"):
         load_backbone(model)
@@ -58,7 +57,7 @@ def test_timms_weights_in_the_cache_need_no_network(offline, monkeypatch, tmp_pa
     network = timm.create_model("test_resnet").state_dict()
     save_file(network, tmp_path / "model.safetensors")
     monkeypatch.setattr(hub, "try_to_load_from_cache", lambda _, file: str(tmp_path / file))
-    model = compose_config(TIMM).model
+    model = quick_config(TIMM).model
     assert not needs_download(model)
     assert same(load_backbone(model).network.state_dict(), network)
 
@@ -68,7 +67,7 @@ def test_torchvisions_weights_in_the_cache_need_no_network(offline, tmp_path):
     address = torchvision.models.SqueezeNet1_1_Weights.DEFAULT.url
     (tmp_path / "checkpoints").mkdir()
     torch.save(network, tmp_path / "checkpoints" / address.rpartition("/")[2])
-    model = compose_config(TORCHVISION).model
+    model = quick_config(TORCHVISION).model
     assert not needs_download(model)
     assert same(load_backbone(model).network.state_dict(), network)
 

@@ -9,6 +9,7 @@ import pytest
 import requests
 import timm
 import torch
+from conftest import quick_config
 from huggingface_hub import constants
 from rich.console import Console
 from safetensors.torch import save_file
@@ -18,7 +19,7 @@ from blockwise.backbone.load import describe_backbone, load_backbone, needs_down
 from blockwise.backbone.makers import hub
 from blockwise.commands.inspection import inspect_model
 from blockwise.config.checks import check_config
-from blockwise.config.compose import compose_config, plain
+from blockwise.config.compose import plain
 from blockwise.errors import InputError
 from blockwise.results.finished import recall_finished, run_key
 from blockwise.study.run import run
@@ -48,7 +49,7 @@ def network():
 
 
 def model(name, *overrides):
-    return compose_config(["model=timm", f"model.name={name}", *overrides]).model
+    return quick_config(["model=timm", f"model.name={name}", *overrides]).model
 
 
 def same(one, other):
@@ -149,12 +150,12 @@ def test_the_python_api_and_inspect_know_both(cached, folder):
 
 def test_a_finished_run_is_known_by_the_files_of_its_network(cached, folder):
     for name, file in ((HUB, cached), (f"local-dir:{folder}", folder)):
-        cfg = plain(compose_config(["data=digits", "model=timm", f"model.name={name}"]))
+        cfg = plain(quick_config(["data=digits", "model=timm", f"model.name={name}"]))
         first = run_key(cfg)
         assert first is not None
         os.utime(file / "model.safetensors", (0, 0))
         assert run_key(cfg) not in (None, first)
-    assert run_key(plain(compose_config(["model=timm", "model.name=hf-hub:org/other"]))) is None
+    assert run_key(plain(quick_config(["model=timm", "model.name=hf-hub:org/other"]))) is None
 
 
 def test_without_a_network_one_sentence_says_what_to_do(offline, monkeypatch):
@@ -245,7 +246,7 @@ def test_a_hub_that_refuses(offline, monkeypatch, error, message):
 )
 def test_names_are_checked_first(name, message):
     with pytest.raises(InputError, match=message):
-        check_config(plain(compose_config(["model=timm", f"model.name={name}"])))
+        check_config(plain(quick_config(["model=timm", f"model.name={name}"])))
 
 
 @pytest.mark.parametrize(
@@ -291,7 +292,7 @@ def test_a_run_names_its_records_after_the_folder(folder, tmp_path):
     options = [*sizes, "data.image_size=32", "data.batch_size=4", "trainer=cpu", "trainer.max_epochs=1"]
     options += ["block=head", "optimizer.lr=0.001", "data=digits", "cache.folder=null", "partition.num_blocks=2"]
     options += [f"results_dir={tmp_path}/results"]
-    cfg = compose_config(["model=timm", f"model.name=local-dir:{folder}", *options])
+    cfg = quick_config(["model=timm", f"model.name=local-dir:{folder}", *options])
     (record,) = run(cfg, Console(quiet=True))
     assert record.backbone.name == "mine"
     assert record.settings["model"]["architecture"] == "test_resnet"

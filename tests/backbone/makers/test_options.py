@@ -5,13 +5,14 @@ import requests
 import timm
 import torch
 import torchvision
+from conftest import quick_config
 from safetensors.torch import save_file
 
 import blockwise
 from blockwise.backbone.load import image_spec, load_backbone
 from blockwise.backbone.makers import hub
 from blockwise.config.checks import check_config
-from blockwise.config.compose import compose_config, plain
+from blockwise.config.compose import plain
 from blockwise.errors import InputError
 
 TIMM = ["model=timm", "model.name=test_resnet", "model.pretrained=false"]
@@ -19,7 +20,7 @@ TORCHVISION = ["model=torchvision", "model.name=squeezenet1_1", "model.pretraine
 
 
 def model(*overrides):
-    return compose_config(list(overrides)).model
+    return quick_config(list(overrides)).model
 
 
 @pytest.mark.parametrize("option", ["model.options={drop_path_rate: 0.1}", "+model.options.drop_path_rate=0.1"])
@@ -70,7 +71,7 @@ def test_options_of_the_python_api():
 )
 def test_options_that_are_none(options, message):
     with pytest.raises(InputError, match=message):
-        check_config(plain(compose_config([*TIMM, f"model.options={options}"])))
+        check_config(plain(quick_config([*TIMM, f"model.options={options}"])))
 
 
 def test_hydras_plus():

@@ -1,10 +1,11 @@
 import pytest
 import timm
 import torch
+from conftest import quick_config
 from torch import nn
 
 from blockwise.backbone.layers import record_layers
-from blockwise.config.compose import compose_config, options
+from blockwise.config.compose import options
 from blockwise.partition import AutoPartitioner, SegmentPartitioner, UnitPartitioner
 
 
@@ -50,7 +51,7 @@ def test_it_is_the_partition_of_the_partitioner_that_it_chose(auto, same):
 
 def test_the_papers_backbones_are_cut_into_segments_others_as_suits_them():
     names = [name for name in options("model") if name[0] != "_"]
-    preferred = {name: compose_config([f"model={name}"]).partition.prefer for name in names}
+    preferred = {name: quick_config([f"model={name}"]).partition.prefer for name in names}
     assert {name for name, prefer in preferred.items() if prefer != "segment"} == {
         "efficientnet_lite0",
         "timm",
