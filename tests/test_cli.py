@@ -183,6 +183,7 @@ def test_a_folder_that_was_removed(tmp_path):
 TELL = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules, file=sys.stderr))"
 
 
+@pytest.mark.slow
 def test_a_run_without_anything_left_to_train_does_not_wait_for_torch(tmp_path):
     first = blockwise("train", *QUICK, "block=[head,1]", folder=tmp_path)
     assert first.returncode == 0, first.stderr
@@ -208,6 +209,7 @@ def test_tables_do_not_wait_for_torch():
     )
 
 
+@pytest.mark.slow
 def test_inspect_does_not_wait_for_wandb():
     code = "import sys; from blockwise.cli import main; main(['inspect', 'test_resnet', '--json'])"
     code += "; sys.exit('wandb' in sys.modules or 'torch' not in sys.modules)"

@@ -57,6 +57,7 @@ def test_one_of_its_jobs_runs(path, partition, tmp_path, console):
     assert {record.policy for record in records} == {"static", *cfg.policy}
 
 
+@pytest.mark.slow
 def test_few_images_are_all_used_by_folds_and_a_search(tmp_path, console):
     tiny = ["partition=segment", "partition.num_blocks=3", "data.folds=2", "trainer.max_epochs=3", "scheduler.warmup=0"]
     tiny += ["search.min_epochs=1"]

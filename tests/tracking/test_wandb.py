@@ -41,6 +41,7 @@ def call(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_without_a_key_runs_are_kept_offline_and_one_sentence_says_so(call, tmp_path):
     done = call("train", *QUICK)
     assert done.returncode == 0, done.stderr
