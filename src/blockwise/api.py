@@ -52,6 +52,7 @@ from blockwise.config.compose import options as config_options
 from blockwise.config.model_names import model_overrides
 from blockwise.data.loaders import LoaderDataModule, check_data, check_loaders
 from blockwise.errors import InputError, did_you_mean
+from blockwise.exports.choose import as_record
 from blockwise.exports.network import trained_network
 from blockwise.fast.memory import freed_memory_kept
 from blockwise.policies import STATIC, Policy
@@ -322,20 +323,7 @@ def fine_tuned(backbone: Backbone, record: Record | pd.Series | str | Path) -> n
     Raises:
         InputError: The weights are missing, or the backbone is another one or has other weights.
     """
-    return trained_network(backbone, _record(record))
-
-
-def _record(given: Record | pd.Series | str | Path) -> Record:
-    """Return a record, given itself, its row in a table, or its folder."""
-    if isinstance(given, Record):
-        return given
-    folder = given if isinstance(given, (str, Path)) else getattr(given, "folder", None)
-    if not isinstance(folder, (str, Path)):
-        raise InputError(f"{type(given).__name__} is no record: give one, a row of read_records, or a cell's folder")
-    try:
-        return results.store.read_record(Path(folder).expanduser() / "record.json")
-    except OSError as error:
-        raise InputError(f"{folder} contains no record ({error.strerror})") from error
+    return trained_network(backbone, as_record(record))
 
 
 def run_study(*overrides: str) -> pd.DataFrame:

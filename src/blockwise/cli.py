@@ -129,7 +129,9 @@ def build_parser() -> argparse.ArgumentParser:
     predict.set_defaults(command=_predict)
     evaluate = commands.add_parser("evaluate", help="measure an exported network on the test images of its data set")
     evaluate.add_argument("export", type=_path, help="export folder")
-    evaluate.add_argument("overrides", nargs="*", help="settings, if the data has moved: data.root=")
+    evaluate.add_argument(
+        "overrides", nargs="*", help="a folder with one folder of images per class; or settings of the data: data.root="
+    )
     evaluate.add_argument("--json", action="store_true", help="print JSON")
     evaluate.set_defaults(command=_evaluate)
     sync = commands.add_parser(
@@ -397,7 +399,12 @@ def _evaluate(options: argparse.Namespace) -> None:
         from blockwise.exports.use.evaluate import evaluate
 
     silence_libraries()
-    print_metrics(evaluate(options.export, options.overrides), Console(markup=False), as_json=options.json)
+    folders = [word for word in options.overrides if "=" not in word or Path(word).is_dir()]
+    if len(folders) > 1:
+        raise InputError(f"evaluate measures one folder at a time, not {len(folders)}: {' '.join(folders)}")
+    overrides = [word for word in options.overrides if word not in folders]
+    found = evaluate(options.export, overrides, images=folders[0] if folders else None)
+    print_metrics(found, Console(markup=False), as_json=options.json)
 
 
 def _claims(options: argparse.Namespace) -> None:

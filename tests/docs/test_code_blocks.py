@@ -172,7 +172,7 @@ def check_blockwise(arguments):
         check_training(arguments[1:])
         return
     options = cli.build_parser().parse_args(list(arguments))
-    compose_config(getattr(options, "overrides", []))
+    compose_config([word for word in getattr(options, "overrides", []) if "=" in word])
 
 
 def targets():

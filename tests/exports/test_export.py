@@ -19,13 +19,16 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from blockwise import fine_tuned, load_backbone
+from blockwise.analysis.frame import records_frame
 from blockwise.cli import main
 from blockwise.errors import InputError
 from blockwise.exports.base import base_of
 from blockwise.exports.choose import choose
 from blockwise.exports.folder import read_export
+from blockwise.exports.images import read_images
 from blockwise.exports.use.evaluate import evaluate
 from blockwise.exports.use.explain import grad_cam
+from blockwise.exports.use.positions import Positions
 from blockwise.exports.use.predict import predict
 from blockwise.exports.use.push import check_repository, push_to_hub
 from blockwise.exports.verify import PROGRAMS, TOLERANCE
@@ -129,13 +132,20 @@ def test_the_card_tells_the_record_and_its_code_runs(records, exported, tmp_path
     assert header["model-index"][0]["results"][0]["metrics"][0]["value"] == pytest.approx(record.score("test"))
     assert f"{100 * record.score('test'):.1f}" in text
     assert record.backbone.checksum in text
-    code = re.search(r"```python\n(.+?)```", text, re.DOTALL)[1]
+    code = "".join(re.findall(r"```python\n(.+?)```", text, re.DOTALL))
     image = photograph(exported.parent)
     code = code.replace("local-dir:.", f"local-dir:{exported}").replace("photograph.jpg", str(image))
     done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
-    # timm resizes and crops as blockwise does
     (prediction,) = predict(exported, [image])
     assert done.stdout.strip() == prediction.classes[0]
+
+
+def test_the_card_prepares_images_as_training_does(exported, tmp_path):
+    code = re.search(r"```python\n(.+?)```", (exported / "README.md").read_text(), re.DOTALL)[1]
+    scope = {}
+    exec(code, scope)
+    (image,), _ = read_images([photograph(tmp_path)], read_export(exported).images)
+    torch.testing.assert_close(torch.from_numpy(scope["prepare"](tmp_path / "image.png")), image, rtol=0, atol=1e-6)
 
 
 def photograph(folder, name="image.png", seed=0):
@@ -218,10 +228,49 @@ def test_other_images_are_not_compared_with_the_record(exported, capsys):
     main(["evaluate", str(exported), "seed=5"])
     out = " ".join(capsys.readouterr().out.split())
     assert "so its record is not compared" in out
-    assert evaluate(exported, "data.batch_size=5").same_images
-    for word in ("model=vgg16", "trainer.precision=16-mixed", "data.image_size=128", "block=3"):
+    assert not evaluate(exported, "data.test_per_class=4").same_images
+    for word in ("model=vgg16", "trainer.precision=16-mixed", "data.image_size=128", "data.batch_size=5", "block=3"):
         with pytest.raises(InputError, match=f"evaluate {word} has no effect"):
             evaluate(exported, [word])
+
+
+def test_all_images_of_a_folder_can_be_measured(exported, tmp_path, capsys):
+    for name, number in (("3", 4), ("7", 2)):
+        (tmp_path / "new" / name).mkdir(parents=True)
+        for seed in range(number):
+            photograph(tmp_path / "new" / name, f"{seed}.png", seed)
+    found = evaluate(exported, images=tmp_path / "new")
+    right = [one.classes[0] == one.image.parent.name for one in predict(exported, tmp_path / "new")]
+    assert (found.images, found.same_images) == (6, False)
+    assert found.metrics["top1"] == pytest.approx(sum(right) / 6)
+    main(["evaluate", str(exported), str(tmp_path / "new")])
+    assert "6 test images" in capsys.readouterr().out
+    (tmp_path / "new" / "7" / "broken.png").write_bytes(b"no image")
+    main(["evaluate", str(exported), str(tmp_path / "new")])
+    assert "6 test images, 1 more cannot be read" in " ".join(capsys.readouterr().out.split())
+    (tmp_path / "new" / "cat").mkdir()
+    photograph(tmp_path / "new" / "cat")
+    for folder, sentence in (("new", "no classes of .*: cat; its classes are 0, 1"), ("none", "none is no folder")):
+        with pytest.raises(InputError, match=sentence):
+            evaluate(exported, images=tmp_path / folder)
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(exported), "here", "there"])
+    assert "one folder at a time, not 2: here there" in capsys.readouterr().err
+
+
+def test_a_record_is_given_as_its_row_or_its_folder(records, tmp_path):
+    row = records_frame([choose(records)]).iloc[0]
+    for number, given in enumerate((row, row.folder)):
+        assert export(given, tmp_path / str(number), format="delta").record.cell.scope == choose(records).cell.scope
+    with pytest.raises(InputError, match="int is no record: give one, a row of read_records, or a cell's folder"):
+        export(3, tmp_path / "none")
+    with pytest.raises(InputError, match="export block=3 has no effect: it takes model.checkpoint"):
+        export(row, tmp_path / "none", overrides=["block=3"])
+
+
+def test_scopes_have_several_names(records):
+    assert choose(records, scope="-1").cell.scope == "2"
+    assert choose(records, scope="2+0").cell.scope == "0+2"
 
 
 def test_wrong_choices_are_named(records):
@@ -309,7 +358,7 @@ def test_grad_cam_finds_the_pixels_that_decide():
 
     network, images = Corner(), torch.zeros(1, 3, 8, 8)
     images[..., :4, :4] = 1
-    heat, label, share = grad_cam(network, network.conv, images)
+    heat, label, share = grad_cam(network, Positions(network.conv, "nchw", 8), images)
     assert label == 1
     assert share > 0.5
     assert heat[:3, :3].min() > heat[5:, 5:].max()
@@ -336,9 +385,12 @@ def test_an_export_can_be_handed_to_the_hub(exported, monkeypatch):
 
 
 def test_bad_input_is_one_sentence(records, exported, tmp_path):
+    other = load_backbone("timm:test_resnet", pretrained=False, image_size=32, seed=9)
     (tmp_path / "empty").mkdir()
     for call, sentence in (
         (lambda: predict(exported, [tmp_path / "empty"]), "has no images"),
+        (lambda: predict(exported, []), "there are no images"),
+        (lambda: predict(exported, [Image.new("RGB", (8, 8))]), "Image is no file: give files"),
         (lambda: check_repository("no name"), "--push-to-hub no name: the hub has no such names"),
         (lambda: predict(exported, [tmp_path / "nowhere.jpg"]), "nowhere.jpg does not exist"),
         (lambda: predict(exported, [photograph(tmp_path)], top=0), "--top 0 must be an integer of at least 1"),
@@ -346,7 +398,7 @@ def test_bad_input_is_one_sentence(records, exported, tmp_path):
         (lambda: predict(tmp_path, [photograph(tmp_path)]), "is no export"),
         (lambda: export(choose(records), tmp_path / "x", format="tf"), "--format tf is unknown: choose timm, onnx"),
         (lambda: export(replace(choose(records), status="pruned"), tmp_path / "x"), "has the status pruned"),
-        (lambda: export(choose(records), tmp_path / "x", overrides=["seed=9"]), "whose tensors differ"),
+        (lambda: export(choose(records), tmp_path / "x", backbone=other), "whose tensors differ"),
     ):
         with pytest.raises(InputError, match=sentence):
             call()

@@ -281,12 +281,23 @@ def export_table(sweeps: Sequence[Sweep]) -> ReportTable | None:
         best = sweep.best
         assert best is not None
         record = max(best.records, key=lambda record: (record.selection_score, -record.seed))
-        command = f"blockwise export {shlex.quote(record.folder or 'results')} -o {file_name(sweep.backbone)}"
+        model: Any = record.settings.get("model", {})
+        of_timm = model.get("source", "timm") == "timm" and model.get("head", "linear") == "linear"
+        command = f"blockwise export {shlex.quote(record.folder or 'results')} -o {_export_folder(sweep, sweeps)}"
+        command += "" if of_timm else " --format onnx"
         lines.append({**_names(sweep, sweeps), "block": best.blocks[0], "command": command})
     note = (
-        "Writes the best block's network for timm; --format onnx or torch_export for others, --scope for another scope."
+        "Writes the best block's network for timm (as ONNX, if timm has no such network); --format for another format, "
+        "--scope for another scope."
     )
     return _table("export", "Use the best block", note, lines) if lines else None
+
+
+def _export_folder(sweep: Sweep, sweeps: Sequence[Sweep]) -> str:
+    """Return a folder for the export of a sweep's best block; no two sweeps have the same."""
+    alike = [other for other in sweeps if (other.backbone, other.data) == (sweep.backbone, sweep.data)]
+    names = {"backbone": sweep.backbone, "data": sweep.data} if len(alike) == 1 else _names(sweep, sweeps)
+    return file_name("-".join(map(str, names.values())))
 
 
 def claims_table(sweeps: Sequence[Sweep]) -> ReportTable:

@@ -58,7 +58,10 @@ def print_metrics(found: Evaluation, console: Console, *, as_json: bool) -> None
     if as_json:
         print(json.dumps({"images": found.images, "metrics": found.metrics, "record": recorded}, indent=2))
         return
-    table = Table(title=f"{found.images:,} test images", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    skipped = f", {found.skipped:,} more cannot be read" if found.skipped else ""
+    table = Table(
+        title=f"{found.images:,} test images{skipped}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     table.add_column("metric")
     table.add_column("export", justify="right")
     table.add_column("record", justify="right")

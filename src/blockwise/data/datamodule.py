@@ -113,7 +113,7 @@ class BlockwiseDataModule(ResumableDataModule):
         self._decoded: dict[str, _Images] = {}
         self.seed = seed
         self.augment = tuple(expand(augment))
-        self._augment = Augmentation(self.augment, images.size, self._side())
+        self._augment = Augmentation(self.augment, images.size, self.images.resized)
         self.mixup, self.cutmix, self.sampler = float(mixup), float(cutmix), sampler
         self._check_settings(source.name)
 
@@ -139,10 +139,6 @@ class BlockwiseDataModule(ResumableDataModule):
                 f"data.sampler={self.sampler} is unknown: choose {' or '.join(SAMPLERS)}."
                 f"{did_you_mean(self.sampler, SAMPLERS)}"
             )
-
-    def _side(self) -> int:
-        """Return the side of the decoded images."""
-        return round(self.images.size / self.images.crop_pct)
 
     def setup(self, stage: str | None = None) -> None:
         """Decode all images, unless `decode` has been called already; copy them to the GPU if there is one."""
@@ -174,7 +170,7 @@ class BlockwiseDataModule(ResumableDataModule):
             return
         splits = [split for split in SPLITS if split != "val" or self.folds is None]
         parts: dict[str, Sequence[Sample]] = {split: getattr(self.splits, split) for split in splits}
-        side = self._side()
+        side = self.images.resized
         report = begin(sum(len(part) for part in parts.values()))
         broken: list[tuple[str, str]] = []
         for split, samples in parts.items():
@@ -211,11 +207,11 @@ class BlockwiseDataModule(ResumableDataModule):
 
     def _bytes(self) -> int:
         """Return the size of all decoded images."""
-        return 3 * self._side() ** 2 * sum(len(getattr(self.splits, split)) for split in SPLITS)
+        return 3 * self.images.resized**2 * sum(len(getattr(self.splits, split)) for split in SPLITS)
 
     def _workers(self) -> int:
         """Return the number of processes that decode on demand."""
-        return self.num_workers or usual_workers(3 * self._side() ** 2 * self.batch_size)
+        return self.num_workers or usual_workers(3 * self.images.resized**2 * self.batch_size)
 
     def notice(self) -> str | None:
         """Return what will be slow about these images, and which setting avoids it; None if nothing will be."""

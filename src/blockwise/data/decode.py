@@ -75,7 +75,8 @@ def decode_chunks(
             try:
                 pixels = decode(samples[index].image, size, interpolation)
             except Exception as error:  # damaged files make decoders raise errors of many types
-                broken[index] = printable(str(error)) or type(error).__name__
+                reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+                broken[index] = printable(reason) or type(error).__name__
             else:
                 keep(index, pixels)
         return chunk, broken

@@ -86,6 +86,18 @@ def as_words(overrides: str | Sequence[str]) -> list[str]:
     return [overrides] if isinstance(overrides, str) else list(overrides)
 
 
+def check_words(command: str, overrides: Sequence[str], groups: Sequence[str], advice: str) -> None:
+    """Check that settings have an effect on what is done with an export.
+
+    Raises:
+        InputError: One is of none of the groups.
+    """
+    for word in overrides:
+        key = word.partition("=")[0].lstrip("+")
+        if key.partition(".")[0] not in groups or key in ("data.image_size", "data.batch_size", "data.folds"):
+            raise InputError(f"{command} {word} has no effect: it takes {advice}")
+
+
 def check_base(backbone: Backbone, record: Record) -> None:
     """Check that a backbone has the weights that a cell started from.
 

@@ -19,46 +19,47 @@ LOAD = {
     "timm": """
 import timm
 import torch
-from PIL import Image
 
 network = timm.create_model("local-dir:.", pretrained=True).eval()  # in this folder; or "hf-hub:<name>" from the hub
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))
 with torch.no_grad():
-    logits = network(transform(Image.open("photograph.jpg").convert("RGB"))[None])
+    logits = network(torch.from_numpy(prepare("photograph.jpg"))[None])
 print(network.pretrained_cfg["label_names"][int(logits.argmax())])
 """,
     "onnx": """
 import onnxruntime
 
 session = onnxruntime.InferenceSession("model.onnx")
-(logits,) = session.run(["logits"], {"images": images})  # float32, shape (batch, 3, size, size), normalised
+(logits,) = session.run(["logits"], {"images": prepare("photograph.jpg")[None]})  # any number of images at once
 """,
     "torch_export": """
 import torch
 
 network = torch.export.load("model.pt2").module()
-logits = network(images)  # float32, shape (batch, 3, size, size), normalised
+logits = network(torch.from_numpy(prepare("photograph.jpg"))[None])  # any number of images at once
 """,
     "delta": """
 from blockwise import fine_tuned, load_backbone
 
 backbone = load_backbone(...)  # the base weights below
-network = fine_tuned(backbone, "path/to/this/folder")
+network = fine_tuned(backbone, "path/to/this/folder")  # maps images to logits
 """,
 }
 VERIFIED = (
-    "\n\nAfter writing, `{file}` was loaded in a process without blockwise: its logits differ from those of the "
-    "trained network by at most {difference:.1g} of the largest."
+    "\n\nAfter writing, `{file}` was loaded in a process without blockwise: its logits on {images} differ from those "
+    "of the trained network by at most {difference:.1g} of the largest."
 )
+LIBRARIES = {"timm": "timm", "onnx": "onnx", "torch_export": "pytorch", "delta": "blockwise"}
+# what trains in the blocks of a scope, by the beginning of its name
+PARTS = {"norms": "The weights and biases of the norms", "bias": "The biases", "lora": "Low-rank updates"}
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 
 
-def metadata(record: Record) -> dict[str, Any]:
+def metadata(record: Record, kind: str) -> dict[str, Any]:
     """Return the metadata of the card, as the Hugging Face hub reads them."""
     assert record.metrics.test is not None
     return {
-        "tags": ["image-classification", "timm", "blockwise"],
-        "library_name": "timm",
+        "tags": list(dict.fromkeys(["image-classification", LIBRARIES[kind], "blockwise"])),
+        "library_name": LIBRARIES[kind],
         "pipeline_tag": "image-classification",
         "model-index": [
             {
@@ -76,7 +77,14 @@ def metadata(record: Record) -> dict[str, Any]:
 
 
 def card(
-    record: Record, kind: str, classes: Sequence[str], images: ImageSpec, difference: float | None, total: int
+    record: Record,
+    kind: str,
+    classes: Sequence[str],
+    images: ImageSpec,
+    difference: float | None,
+    *,
+    total: int,
+    photographs: bool,
 ) -> str:
     """Return the text of the card.
 
@@ -87,31 +95,36 @@ def card(
         images: Size and preprocessing of the images.
         difference: The largest difference of logits that was measured after writing, relative to the largest logit.
         total: Number of parameters of the network.
+        photographs: Whether the difference was measured on test images; else on noise.
     """
     cell, base = record.cell, record.backbone
     shared = {key: value for key, value in record.settings.items() if key not in PER_CELL}
+    measured_on = "test images" if photographs else "noise, since the data set was not there,"
     return (
         (files("blockwise.exports") / "card.md")
         .read_text(encoding="utf-8")
         .format(
             base=base.name,
             data=record.data.name,
-            trained_part=_part(record),
-            num_classes=record.data.classes,
+            trained=_trained(record, total),
             weights=base.weights,
             trainable=f"{cell.trainable_parameters:,}",
             total=f"{total:,}",
             rows="\n".join(_row(record, split) for split in SPLITS),
+            folds=_folds(record),
             interval=_interval(record),
             precision=_precision(record),
             lr=record.lr,
             load=LOAD[kind],
-            resized=round(images.size / images.crop_pct),
-            interpolation=images.interpolation,
-            size=images.size,
+            resized=images.resized,
+            interpolation=images.interpolation.upper(),
+            first=(first := (images.resized - images.size) // 2),
+            last=first + images.size,
             mean=list(images.mean),
             std=list(images.std),
-            verified="" if difference is None else VERIFIED.format(file=FILES[kind], difference=difference),
+            verified=""
+            if difference is None
+            else VERIFIED.format(file=FILES[kind], difference=difference, images=measured_on),
             classes=", ".join(classes),
             partition=record.partition.name,
             num_blocks=record.partition.num_blocks,
@@ -126,12 +139,34 @@ def card(
     )
 
 
-def _part(record: Record) -> str:
-    """Return what was trained besides the head, as the beginning of a sentence."""
-    cell = record.cell
+def _trained(record: Record, total: int) -> str:
+    """Return a sentence on what was trained."""
+    cell, base = record.cell, record.backbone
+    head = f"new head for {record.data.classes} classes"
+    own = "initial" if base.weights == "random" else "pretrained"
+    rest = f"everything else of {base.name} has its {own} weights ({base.weights})."
     if not cell.blocks:
-        return "No block"
-    return f"Scope `{cell.scope}` ({cell.first_layer} to {cell.last_layer})"
+        return f"A {head} was trained with blockwise; {rest}"
+    part = next((text for name, text in PARTS.items() if cell.scope.startswith(name)), None)
+    everything = part is None and cell.trainable_parameters >= total
+    what = f"{part} of" if part else "All of" if everything else "Of"
+    if len(cell.blocks) == record.partition.num_blocks:
+        where = f"{base.name}"
+    else:
+        numbers = ", ".join(map(str, cell.blocks))
+        where = f"{'blocks' if len(cell.blocks) > 1 else 'block'} {numbers} ({cell.first_layer} to {cell.last_layer})"
+    what = f"{what} {where}" if part or everything else where[0].upper() + where[1:]
+    return f"{what} and a {head} were trained with blockwise" + ("." if everything else f"; {rest}")
+
+
+def _folds(record: Record) -> str:
+    """Return a sentence if the images that trained and those that validated are the same."""
+    if not (folds := record.settings["data"].get("folds")):
+        return ""
+    return (
+        f"The same images trained and validated, in {folds} folds: the validation metrics are those of networks that "
+        "had not trained on an image. This network has trained on all of them. "
+    )
 
 
 def _row(record: Record, split: str) -> str:

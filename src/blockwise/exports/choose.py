@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # pandas is optional
+    import pandas as pd
 
 from blockwise.analysis.summary import Sweep, sweeps
 from blockwise.errors import InputError, did_you_mean
 from blockwise.results.record import Record
+from blockwise.results.store import read_record
+from blockwise.training.scopes import parse_scopes
 
 BEST = "best"
 
@@ -36,7 +43,7 @@ def choose(
     if len(records) == 1 and scope == BEST and (model, data, policy, seed) == (None, None, None, None):
         return records[0]  # the folder of a cell
     sweep = choose_sweep(records, model=model, data=data, policy=policy)
-    row = sweep.best if scope == BEST else sweep.row(scope)
+    row = sweep.best if scope == BEST else sweep.row(_canonical(scope, sweep))
     if row is None:
         trained = [row.scope for row in sweep.rows if row.records]
         if scope == BEST:
@@ -48,6 +55,32 @@ def choose(
     if not of_seed:
         raise InputError(f"{sweep.title}, {row.scope} has no seed {seed}: choose {sorted(row.seeds)}")
     return best_seed(of_seed)
+
+
+def as_record(given: Record | pd.Series | str | Path) -> Record:
+    """Return a record, given itself, its row in a table, or its folder.
+
+    Raises:
+        InputError: It is neither, or the folder has no record.
+    """
+    if isinstance(given, Record):
+        return given
+    folder = given if isinstance(given, (str, Path)) else getattr(given, "folder", None)
+    if not isinstance(folder, (str, Path)):
+        raise InputError(f"{type(given).__name__} is no record: give one, a row of read_records, or a cell's folder")
+    try:
+        return read_record(Path(folder).expanduser() / "record.json")
+    except OSError as error:
+        raise InputError(f"{folder} contains no record ({error.strerror})") from error
+
+
+def _canonical(scope: str, sweep: Sweep) -> str:
+    """Return the name that records have for a scope: `3+7` for `7+3`, `11` for `-1`."""
+    try:
+        (found,) = parse_scopes(scope, sweep.num_blocks, sweep.backbone)
+    except (InputError, ValueError):  # none, or several
+        return scope
+    return found.name
 
 
 def best_seed(records: Sequence[Record]) -> Record:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from blockwise.backbone.load import Backbone
 from blockwise.backbone.makers import maker_of
+from blockwise.backbone.makers.base import ImageSpec
 from blockwise.errors import InputError, first_line
 from blockwise.exports.folder import CONFIG, FILES
 from blockwise.exports.network import read_weights
@@ -153,9 +155,9 @@ def write_config(trained: Trained, folder: Path, classifier: Any = None) -> None
             "tag": "blockwise",
             "custom_load": False,
             "input_size": [3, images.size, images.size],
-            "fixed_input_size": False,
+            "fixed_input_size": "img_size" in arguments,
             "interpolation": images.interpolation,
-            "crop_pct": images.crop_pct,
+            "crop_pct": crop_pct(images),
             "crop_mode": "center",
             "mean": list(images.mean),
             "std": list(images.std),
@@ -164,6 +166,12 @@ def write_config(trained: Trained, folder: Path, classifier: Any = None) -> None
         },
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def crop_pct(images: ImageSpec) -> float:
+    """Return the share of the resized image that is cut out; timm, which rounds down, must resize to the same size."""
+    same = math.floor(images.size / images.crop_pct) == images.resized
+    return images.crop_pct if same else images.size / (images.resized + 0.25)
 
 
 def _quietly(kind: str, write: Callable[[Path], None], path: Path) -> None:

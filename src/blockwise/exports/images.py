@@ -14,6 +14,9 @@ from blockwise.data.decode import decode_all
 from blockwise.data.samples import IMAGE_SUFFIXES, Sample
 from blockwise.errors import InputError
 
+# images that are read, and classified, at once
+BATCH = 64
+
 
 def find_images(places: str | Path | Sequence[str | Path]) -> Iterator[Path]:
     """Yield files as they are given, one or several, and all images in folders, in alphabetical order.
@@ -21,8 +24,13 @@ def find_images(places: str | Path | Sequence[str | Path]) -> Iterator[Path]:
     Raises:
         InputError: A file does not exist, or a folder has no images.
     """
-    for place in map(Path, [places] if isinstance(places, (str, Path)) else places):
-        path = place.expanduser()
+    given = [places] if isinstance(places, (str, Path)) else list(places)
+    if not given:
+        raise InputError("there are no images: give files, or folders of images")
+    for place in given:
+        if not isinstance(place, (str, Path)):
+            raise InputError(f"{type(place).__name__} is no file: give files, or folders of images")
+        path = Path(place).expanduser()
         if path.is_dir():
             inside = sorted(
                 file
@@ -32,7 +40,7 @@ def find_images(places: str | Path | Sequence[str | Path]) -> Iterator[Path]:
             if not inside:
                 raise InputError(f"{path} has no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
             yield from inside
-        elif path.exists():
+        elif path.exists() or path.is_symlink():
             yield path
         else:
             raise InputError(f"{path} does not exist")
@@ -49,7 +57,7 @@ def read_samples(
     samples: Sequence[Sample], spec: ImageSpec, report: Callable[[], None] = lambda: None
 ) -> tuple[Tensor, dict[int, str]]:
     """Return the same for samples of a data set."""
-    pixels, broken = decode_all(samples, round(spec.size / spec.crop_pct), spec.interpolation, report)
+    pixels, broken = decode_all(samples, spec.resized, spec.interpolation, report)
     first = (pixels.shape[-1] - spec.size) // 2
     centre = pixels[..., first : first + spec.size, first : first + spec.size]
     return normalise(torch.from_numpy(centre), spec), broken

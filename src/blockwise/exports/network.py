@@ -29,7 +29,16 @@ def trained_network(backbone: Backbone, record: Record) -> nn.Sequential:
         InputError: The weights are missing, or the backbone is another one or has other weights.
     """
     check_base(backbone, record)
-    head, trained = split_head(read_weights(record), record)
+    return network_from(backbone, read_weights(record), record)
+
+
+def network_from(backbone: Backbone, tensors: dict[str, Tensor], record: Record) -> nn.Sequential:
+    """Return the same, given the tensors that were trained.
+
+    Raises:
+        InputError: They do not fit the backbone.
+    """
+    head, trained = split_head(tensors, record)
     network = copy.deepcopy(backbone.network)
     own = network.state_dict()
     with suppress(KeyError, RuntimeError):  # what does not fit is told below

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from blockwise.errors import InputError
 from blockwise.exports.folder import FILES
+from blockwise.exports.formats import Trained
+from blockwise.exports.network import network_from
 
 # relative to the largest logit
 TOLERANCE = 1e-4
@@ -44,6 +47,18 @@ images = np.load(given)
 assert not any(name.partition(".")[0] == "blockwise" for name in sys.modules)
 np.save(written, logits)
 """
+
+
+def verify_delta(folder: Path, trained: Trained) -> None:
+    """Check that a delta on its base is the trained network.
+
+    Raises:
+        InputError: Its logits differ.
+    """
+    network = network_from(trained.backbone, load((folder / FILES["delta"]).read_bytes()), trained.record)
+    with torch.no_grad():
+        if not torch.equal(network(trained.images), trained.network(trained.images)):
+            raise InputError("nothing is exported: the delta was written, but on its base it is another network")
 
 
 def verify(folder: Path, kind: str, network: nn.Module, images: Tensor) -> float:

@@ -6,7 +6,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # pandas is optional
+    import pandas as pd
 
 import torch
 from torch import Tensor
@@ -16,13 +19,14 @@ from blockwise.backbone.makers.base import ImageSpec
 from blockwise.config.compose import plain
 from blockwise.data import BlockwiseDataModule
 from blockwise.errors import InputError
-from blockwise.exports.base import base_of, config_of
+from blockwise.exports.base import as_words, base_of, check_words, config_of
 from blockwise.exports.card import card, metadata
+from blockwise.exports.choose import as_record
 from blockwise.exports.folder import RECORD, check_free, replacing_export, write_card
 from blockwise.exports.formats import WRITERS, Trained
 from blockwise.exports.images import read_samples
 from blockwise.exports.network import class_names, trained_network
-from blockwise.exports.verify import PROGRAMS, verify
+from blockwise.exports.verify import PROGRAMS, verify, verify_delta
 from blockwise.results.record import Record
 from blockwise.study.prepare import make_data
 
@@ -49,7 +53,7 @@ class Export:
 
 
 def export(
-    record: Record,
+    record: Record | pd.Series | str | Path,
     folder: str | Path,
     *,
     format: str = "timm",  # noqa: A002 (the name of the option)
@@ -59,7 +63,7 @@ def export(
     """Write a trained cell to a folder.
 
     Args:
-        record: The record of the cell.
+        record: The record of the cell, its row of `read_records`, or its folder.
         folder: The folder; it must be empty, or hold an earlier export.
         format: `timm` (safetensors under timm's own names), `onnx`, `torch_export`, or `delta` (what was trained).
         overrides: Settings on top of those of the command that trained the cell, such as `model.checkpoint=<path>` or
@@ -71,10 +75,15 @@ def export(
     """
     if format not in WRITERS:
         raise InputError(f"--format {format} is unknown: choose {', '.join(WRITERS)}")
+    record = as_record(record)
     if record.status != "finished":
         raise InputError(f"{record.folder} has the status {record.status}: only finished cells can be exported")
     path = Path(folder).expanduser()
     check_free(path)
+    overrides = as_words(overrides)
+    check_words(
+        "export", overrides, ("data", "model"), "model.checkpoint=<path> and data.root=<path>, if files have moved"
+    )
     cfg = config_of(record, overrides)
     backbone = backbone or base_of(record, cfg)
     found = _test_images(record, backbone.images, cfg)
@@ -82,11 +91,11 @@ def export(
     model, network = plain(cfg)["model"], trained_network(backbone, record)
     trained = Trained(record, backbone, model, network, class_names(record), images)
     with replacing_export(path) as new:
-        difference = _write(trained, format, new)
+        difference = _write(trained, format, new, photographs=found is not None)
     return Export(path, record, difference, found is not None)
 
 
-def _write(trained: Trained, kind: str, folder: Path) -> float | None:
+def _write(trained: Trained, kind: str, folder: Path, *, photographs: bool) -> float | None:
     """Write all files of an export to an empty folder, and return the largest difference of logits.
 
     Raises:
@@ -94,11 +103,15 @@ def _write(trained: Trained, kind: str, folder: Path) -> float | None:
     """
     record, network, images = trained.record, trained.network, trained.images
     WRITERS[kind](trained, folder)
+    if kind == "delta":
+        verify_delta(folder, trained)
     difference = verify(folder, kind, network, images) if kind in PROGRAMS else None
     (folder / RECORD).write_text(json.dumps(record.to_json(), indent=2) + "\n", encoding="utf-8")
     total = sum(parameter.numel() for parameter in network.parameters())
-    text = card(record, kind, trained.classes, trained.backbone.images, difference, total)
-    write_card(folder, text, kind, metadata(record))
+    text = card(
+        record, kind, trained.classes, trained.backbone.images, difference, total=total, photographs=photographs
+    )
+    write_card(folder, text, kind, metadata(record, kind))
     return difference
 
 

@@ -33,6 +33,11 @@ class ImageSpec:
     interpolation: str
     crop_pct: float
 
+    @property
+    def resized(self) -> int:
+        """Side of the square that an image is resized to before its centre is cut out, in pixels."""
+        return round(self.size / self.crop_pct)
+
 
 class Maker(ABC):
     """Makes networks of one library.

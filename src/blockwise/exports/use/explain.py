@@ -19,6 +19,7 @@ from blockwise.exports.folder import CONFIG, Exported, read_export
 from blockwise.exports.images import find_images, read_images
 from blockwise.exports.network import class_names, trained_network
 from blockwise.exports.use.load import load_network
+from blockwise.exports.use.positions import Positions, last_positions, marked
 from blockwise.io.names import file_name, printable
 from blockwise.results.record import Record
 from blockwise.results.store import read_records
@@ -34,14 +35,14 @@ class Explained:
     Attributes:
         title: What was trained of it.
         network: The network.
-        layer: The last layer whose output has positions, shape (batch, channels, height, width).
+        layer: The last layer whose output has positions.
         images: Size and preprocessing of its images.
         classes: Class names, in the order of the logits.
     """
 
     title: str
     network: nn.Module
-    layer: nn.Module
+    layer: Positions
     images: ImageSpec
     classes: tuple[str, ...]
 
@@ -99,7 +100,7 @@ def explain(
 def _of_export(exported: Exported, overrides: Sequence[str]) -> Explained:
     network = load_network(exported, overrides)
     if exported.format not in ("timm", "delta") or not isinstance(network, nn.Module):
-        raise InputError(f"--explain needs gradients, which a {exported.format} export has not: export it as timm")
+        raise InputError(f"--explain needs gradients, which the format {exported.format} has not: export it as timm")
     return _prepare(exported.record, network, exported.images, exported.classes)
 
 
@@ -109,7 +110,7 @@ def _of_record(record: Record, overrides: Sequence[str]) -> Explained:
 
 
 def _prepare(record: Record, network: nn.Module, images: ImageSpec, classes: tuple[str, ...]) -> Explained:
-    layer = _last_with_positions(network, torch.zeros(1, 3, images.size, images.size))
+    layer = last_positions(network, torch.zeros(1, 3, images.size, images.size))
     if layer is None:
         raise InputError(f"--explain: no layer of {record.backbone.name} has positions")
     return Explained(f"scope {record.cell.scope}", network, layer, images, classes)
@@ -121,30 +122,18 @@ def _counterparts(results: Path, record: Record) -> list[Record]:
     Raises:
         InputError: There are none but the record's own.
     """
-    sweep = choose_sweep(read_records(results), model=record.backbone.name, data=record.data.name, policy=record.policy)
+    names = {"model": record.backbone.name, "data": record.data.name, "policy": record.policy}
+    try:
+        sweep = choose_sweep(read_records(results), **names)
+    except InputError as error:
+        wanted = f"{record.backbone.name} on {record.data.name} under the policy {record.policy}"
+        raise InputError(f"--beside {results}: it has not one sweep of {wanted} ({error})") from error
     rows = (sweep.row("head"), sweep.best, sweep.row("full"))
     found = [best_seed(row.records) for row in rows if row is not None and row.records]
     found = [one for one in found if one.cell.scope != record.cell.scope]
     if not found:
         raise InputError(f"{results} has no head, block or full of {sweep.title} to draw beside {record.cell.scope}")
     return found
-
-
-def _last_with_positions(network: nn.Module, images: Tensor) -> nn.Module | None:
-    """Return the last layer, as it is run, whose output is a map of more than one position."""
-    found: list[nn.Module] = []
-
-    def keep(module: nn.Module, _inputs: object, output: object) -> None:
-        if isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1:
-            found.append(module)
-
-    leaves = [module for module in network.modules() if not list(module.children())]
-    handles = [leaf.register_forward_hook(keep) for leaf in leaves]
-    with torch.no_grad():
-        network(images)
-    for handle in handles:
-        handle.remove()
-    return found[-1] if found else None
 
 
 def _picture(path: Path, explained: Sequence[Explained]) -> Figure | None:
@@ -161,7 +150,8 @@ def _picture(path: Path, explained: Sequence[Explained]) -> Figure | None:
         panels[0].imshow(pixels)
         axes.imshow(pixels)
         axes.imshow(heat, cmap="inferno", alpha=0.55, vmin=0, vmax=max(float(heat.max()), 1e-12))
-        found = f"{printable(one.classes[label])}, {100 * share:.0f} %"
+        nowhere = "" if heat.max() > 0 else " (no region)"
+        found = f"{printable(one.classes[label])}, {100 * share:.0f} %{nowhere}"
         axes.set_title(f"{one.title}\n{found}", fontsize="medium", parse_math=False)
     panels[0].set_title(f"{printable(path.name)}\n", fontsize="medium", parse_math=False)
     for axes in panels:
@@ -169,14 +159,17 @@ def _picture(path: Path, explained: Sequence[Explained]) -> Figure | None:
     return figure
 
 
-def grad_cam(network: nn.Module, layer: nn.Module, images: Tensor) -> tuple[np.ndarray, int, float]:
+def grad_cam(network: nn.Module, layer: Positions, images: Tensor) -> tuple[np.ndarray, int, float]:
     """Return where the predicted class of one image comes from, shape (size, size), the class, and its probability."""
     from captum.attr import LayerAttribution, LayerGradCam
 
     with torch.no_grad():
         shares = network(images).softmax(1)[0]
-    label = int(shares.argmax())
+    label, marker = int(shares.argmax()), nn.Identity()
+    remove = marked(layer, marker)
     # without gradients towards the image, a frozen layer would have none
-    heat = LayerGradCam(network, layer).attribute(images.clone().requires_grad_(), target=label, relu_attributions=True)
+    images = images.clone().requires_grad_()
+    heat = LayerGradCam(network, marker).attribute(images, target=label, relu_attributions=True)
+    remove()
     heat = LayerAttribution.interpolate(heat, tuple(images.shape[2:]), interpolate_mode="bilinear")
     return heat[0, 0].detach().numpy(), label, float(shares[label])

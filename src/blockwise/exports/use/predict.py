@@ -10,10 +10,8 @@ import torch
 
 from blockwise.errors import InputError
 from blockwise.exports.folder import read_export
-from blockwise.exports.images import find_images, read_images
+from blockwise.exports.images import BATCH, find_images, read_images
 from blockwise.exports.use.load import load_network
-
-BATCH = 64
 
 
 @dataclass(frozen=True)

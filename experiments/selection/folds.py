@@ -1,0 +1,82 @@
+"""With few images per class: one split or folds, all cells or a search? On the sweeps of `experiments/evidence`.
+
+    python -m experiments.selection.folds
+
+Compares the sweeps of a backbone and a seed that exist with and without folds. The images that are labelled, and those
+that test, are the same.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from statistics import fmean
+
+from experiments.evidence.arrays import Cells, read
+from experiments.evidence.search import Replay
+
+from blockwise.search import Halving
+
+# `experiment=small_data`, and the defaults of `search=halving`
+SMALL_DATA = Halving(min_epochs=4, judge="select_by")
+# seconds of a run over those of one split, all cells to their end: README.md, "What do folds cost?"
+SECONDS = {"": 1.0, "2": 84 / 31, "5": 154 / 31}
+
+
+def halved(cells: Cells, search: Halving) -> tuple[int, float]:
+    """Return the cell that a search chooses, and its share of the seconds."""
+    scopes = ["head", *cells.blocks, "full"]
+    replay = Replay(cells, search, scopes)
+    return replay.chosen(cells.score), replay.cost(scopes)
+
+
+def only(cells: Cells, scope: str) -> tuple[int, float]:
+    """Return the cell of a scope, and its share of the seconds of all."""
+    own = cells.seconds[cells.scope == scope].sum()
+    return cells.of(scope), float(own / cells.seconds.sum())
+
+
+RULES: Mapping[str, Callable[[Cells], tuple[int, float]]] = {
+    "exhaustive": lambda cells: (cells.chosen, 1.0),
+    "halving, loss, from 1": lambda cells: halved(cells, Halving()),
+    "halving, accuracy, from 4": lambda cells: halved(cells, SMALL_DATA),
+    "always the last block": lambda cells: only(cells, cells.blocks[-1]),
+    "head": lambda cells: only(cells, "head"),
+    "full": lambda cells: only(cells, "full"),
+}
+
+
+def main() -> None:
+    """Print a table for each number of images."""
+    regimes: dict[str, dict[str, dict[tuple[str, int], Cells]]] = defaultdict(lambda: defaultdict(dict))
+    for cells in read():
+        name, _, folds = cells.data.partition("-folds")
+        regimes[name][folds][cells.model, cells.seed] = cells
+    for name, found in regimes.items():
+        if len(found) > 1:
+            show(name, found)
+
+
+def show(name: str, regimes: Mapping[str, Mapping[tuple[str, int], Cells]]) -> None:
+    """Print a row per number of folds and rule, over the sweeps that all numbers of folds have."""
+    keys = set.intersection(*(set(found) for found in regimes.values()))
+    print(f"\n{name}: {len(keys)} sweeps\n")
+    print("| folds | rule | test | regret, mean (worst) | below the head | cost, in sweeps of one split |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for folds, found in sorted(regimes.items()):
+        for rule_name, rule in RULES.items():
+            test, regret, below, cost = [], [], 0, []
+            for key in sorted(keys):
+                cell, share = rule(cells := found[key])
+                test.append(100 * float(cells.test[cell]))
+                regret.append(cells.regret(cell))
+                below += cells.test[cell] < cells.test[cells.of("head")]
+                cost.append(SECONDS[folds] * share)
+            print(
+                f"| {folds or 'none'} | {rule_name} | {fmean(test):.1f} | {fmean(regret):.2f} ({max(regret):.1f}) | "
+                f"{below} | {fmean(cost):.2f} |"
+            )
+
+
+if __name__ == "__main__":
+    main()
