@@ -4,8 +4,8 @@
     python -m experiments.evidence.edges
 
 The higher rate of `head` is in the sweeps already. With a data set, this trains `full` at the lower rate and each block
-at the higher one (arguments as for `sweeps.py`; sweeps in `results/edges.json` are skipped). Without one, it prints what
-a fourth rate, chosen on validation, changes.
+at the higher one (arguments as for `sweeps.py`; sweeps in `results/edges.json` are skipped). Without one, it prints
+what a fourth rate, chosen on validation, changes.
 """
 
 from __future__ import annotations
