@@ -3,7 +3,8 @@
     python -m experiments.evidence.search
 
 A search sees what it would have seen, epoch by epoch, and its survivors are those of the exhaustive sweep. Costs are
-seconds of cells, in proportion to the epochs that they trained, as a share of the exhaustive sweep's.
+seconds of cells, in proportion to the epochs that they trained, as a share of the exhaustive sweep's, and as a multiple
+of those of `full` at all of its rates.
 """
 
 from __future__ import annotations
@@ -112,19 +113,22 @@ def main() -> None:
 def show(name: str, sweeps: Sequence[Cells]) -> None:
     """Print regret and cost of each search."""
     print(f"\n{name}: {len(sweeps)} sweeps\n")
-    print("| search | regret to exhaustive | worst | share of seconds: blocks | with head and full |")
-    print("| --- | --- | --- | --- | --- |")
+    print(
+        "| search | regret to exhaustive | worst | share of seconds: blocks | with head and full | in fits of `full` |"
+    )
+    print("| --- | --- | --- | --- | --- | --- |")
     for search_name, search in SEARCHES.items():
-        regrets, blocks, everything = [], [], []
+        regrets, blocks, everything, fits = [], [], [], []
         for cells in sweeps:
             scopes = ["head", *cells.blocks, "full"]
             replay = Replay(cells, search, scopes)
             regrets.append(100 * float(cells.test[cells.chosen] - cells.test[replay.chosen(cells.score)]))
             blocks.append(100 * replay.cost(cells.blocks))
             everything.append(100 * replay.cost(scopes))
+            fits.append(replay.cost(scopes) * float(cells.seconds.sum() / cells.seconds[cells.scope == "full"].sum()))
         print(
             f"| {search_name} | {fmean(regrets):.2f} | {max(regrets):.1f} | {fmean(blocks):.0f} % | "
-            f"{fmean(everything):.0f} % |"
+            f"{fmean(everything):.0f} % | {fmean(fits):.1f} |"
         )
 
 
