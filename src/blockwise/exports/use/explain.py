@@ -19,7 +19,7 @@ from blockwise.exports.folder import CONFIG, Exported, read_export
 from blockwise.exports.images import find_images, read_images
 from blockwise.exports.network import class_names, trained_network
 from blockwise.exports.use.load import load_network
-from blockwise.exports.use.positions import Positions, last_positions, marked
+from blockwise.exports.use.positions import Positions, as_map, last_positions
 from blockwise.io.names import file_name, printable
 from blockwise.results.record import Record
 from blockwise.results.store import read_records
@@ -165,11 +165,10 @@ def grad_cam(network: nn.Module, layer: Positions, images: Tensor) -> tuple[np.n
 
     with torch.no_grad():
         shares = network(images).softmax(1)[0]
-    label, marker = int(shares.argmax()), nn.Identity()
-    remove = marked(layer, marker)
+    label = int(shares.argmax())
     # without gradients towards the image, a frozen layer would have none
     images = images.clone().requires_grad_()
-    heat = LayerGradCam(network, marker).attribute(images, target=label, relu_attributions=True)
-    remove()
+    with as_map(layer) as positions:
+        heat = LayerGradCam(network, positions).attribute(images, target=label, relu_attributions=True)
     heat = LayerAttribution.interpolate(heat, tuple(images.shape[2:]), interpolate_mode="bilinear")
     return heat[0, 0].detach().numpy(), label, float(shares[label])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -104,14 +104,16 @@ def _layout(output: Tensor, sides: set[int]) -> tuple[str, int] | None:
     return None
 
 
-def marked(positions: Positions, marker: nn.Module) -> Callable[[], None]:
-    """Let the map of a layer pass through a module, whose output has shape (batch, channels, side, side).
+@contextmanager
+def as_map(positions: Positions) -> Iterator[nn.Module]:
+    """Yield a module that the output of a layer passes through as a map, shape (batch, channels, side, side)."""
+    layer = nn.Identity()
 
-    Returns:
-        A function that ends this.
-    """
+    def through(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        return positions.from_map(layer(positions.to_map(output)), output)
 
-    def through(positions: Positions, _module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
-        return positions.from_map(marker(positions.to_map(output)), output)
-
-    return positions.module.register_forward_hook(partial(through, positions)).remove
+    handle = positions.module.register_forward_hook(through)
+    try:
+        yield layer
+    finally:
+        handle.remove()
