@@ -2,6 +2,7 @@
 
 import hydra
 import pytest
+from conftest import quick_config
 
 from blockwise.config import plain
 from blockwise.config.checks import check_config
@@ -132,7 +133,7 @@ def test_overrides_that_do_not_compose(overrides, message):
 )
 def test_values_that_cannot_be_right(override, message):
     with pytest.raises(InputError, match=message) as caught:
-        check_config(plain(compose_config([override])))
+        check_config(plain(quick_config([override])))
     assert "\n" not in str(caught.value)
 
 
@@ -140,7 +141,7 @@ def test_values_that_cannot_be_right(override, message):
     "augment", ["light", "crop", "[]", "[crop,{_target_:torchvision.transforms.v2.GaussianBlur,kernel_size:3}]"]
 )
 def test_presets_names_and_transforms_compose(augment):
-    check_config(plain(compose_config([f"data.augment={augment}", "data.mixup=0.2", "data.sampler=balanced"])))
+    check_config(plain(quick_config([f"data.augment={augment}", "data.mixup=0.2", "data.sampler=balanced"])))
 
 
 def test_a_data_set_of_before_has_no_newer_settings():
@@ -151,7 +152,7 @@ def test_a_data_set_of_before_has_no_newer_settings():
 
 
 def test_zero_is_a_value():
-    check_config(plain(compose_config(["seed=0", "optimizer.weight_decay=0", "data.num_workers=0"])))
+    check_config(plain(quick_config(["seed=0", "optimizer.weight_decay=0", "data.num_workers=0"])))
 
 
 @pytest.mark.parametrize(

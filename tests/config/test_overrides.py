@@ -3,6 +3,7 @@
 import shlex
 
 import pytest
+from conftest import quick_config
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -80,7 +81,7 @@ def test_what_cannot_be_meant_is_one_sentence(override, message):
     from blockwise.config.checks import check_config
 
     with pytest.raises(InputError, match=message) as caught:
-        check_config(plain(compose_config([*FOLDER, "data.root=x", override])))
+        check_config(plain(quick_config([*FOLDER, "data.root=x", override])))
     assert "\n" not in str(caught.value)
 
 

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from conftest import quick_config
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from blockwise import cli
-from blockwise.config import CONFIG_DIR, CONFIG_NAME, compose_config, plain
+from blockwise.config import CONFIG_DIR, CONFIG_NAME, plain
 from blockwise.config.checks import check_config
 
 ROOT = Path(__file__).parents[2]
@@ -160,7 +161,7 @@ def check_training(arguments):
         folder = ROOT / options.config_dir
         assert folder.is_dir()
         chosen.append(f"hydra.searchpath=[file://{folder}]")
-    check_config(plain(compose_config(chosen)))
+    check_config(plain(quick_config(chosen)))
     if of_hydra:
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             compose(CONFIG_NAME, [*chosen, *of_hydra], return_hydra_config=True)
@@ -172,7 +173,7 @@ def check_blockwise(arguments):
         check_training(arguments[1:])
         return
     options = cli.build_parser().parse_args(list(arguments))
-    compose_config([word for word in getattr(options, "overrides", []) if "=" in word])
+    quick_config([word for word in getattr(options, "overrides", []) if "=" in word])
 
 
 def targets():
