@@ -47,18 +47,18 @@ RULES: Mapping[str, Callable[[Cells], tuple[int, float]]] = {
 
 
 def main() -> None:
-    """Print a table for each number of images."""
+    """Print a table for each number of images and of folds, beside one split."""
     regimes: dict[str, dict[str, dict[tuple[str, int], Cells]]] = defaultdict(lambda: defaultdict(dict))
     for cells in read():
         name, _, folds = cells.data.partition("-folds")
         regimes[name][folds][cells.model, cells.seed] = cells
     for name, found in regimes.items():
-        if len(found) > 1:
-            show(name, found)
+        for folds in sorted(found.keys() - {""}):
+            show(f"{name}, {folds} folds", {"": found[""], folds: found[folds]})
 
 
 def show(name: str, regimes: Mapping[str, Mapping[tuple[str, int], Cells]]) -> None:
-    """Print a row per number of folds and rule, over the sweeps that all numbers of folds have."""
+    """Print a row per number of folds and rule, over the sweeps that both have."""
     keys = set.intersection(*(set(found) for found in regimes.values()))
     print(f"\n{name}: {len(keys)} sweeps\n")
     print("| folds | rule | test | regret, mean (worst) | below the head | cost, in sweeps of one split |")
