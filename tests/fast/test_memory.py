@@ -28,6 +28,7 @@ print(default, kept, inside - before, resident() - before)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc")
+@pytest.mark.slow
 def test_freed_memory_is_used_again_and_returned_behind_the_context():
     ran = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     default, kept, inside, behind = map(int, ran.stdout.split())

@@ -69,6 +69,7 @@ def test_without_slurm_it_says_so(tmp_path):
     assert done.stderr == "error: hydra/launcher=submitit_slurm finds no srun: run it on a machine with Slurm\n"
 
 
+@pytest.mark.slow
 def test_slurm_gets_what_the_config_says(tmp_path, monkeypatch):
     """Without a cluster: a fake sbatch stores the script that it receives."""
     pytest.importorskip("submitit")

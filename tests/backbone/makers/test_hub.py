@@ -85,7 +85,7 @@ PRETRAINED = [*(o for o in SMALL if "pretrained" not in o), "partition.num_block
     ("overrides", "message"),
     [
         pytest.param([], "https://huggingface.co cannot be reached", marks=pytest.mark.slow),
-        (["block=99"], "block=99 is out of range"),
+        pytest.param(["block=99"], "block=99 is out of range", marks=pytest.mark.slow),
         pytest.param(["data.batch_size=51"], "data.batch_size=51 does not fit", marks=pytest.mark.slow),
     ],
 )
