@@ -382,7 +382,7 @@ def _predict(options: argparse.Namespace) -> None:
         from blockwise.exports.use.explain import explain
 
         written = explain(options.export, images, options.explain, beside=options.beside, overrides=overrides)
-        print(f"{len(written)} pictures written to {options.explain}", file=sys.stderr)
+        print(f"{len(written)} picture{'s' * (len(written) != 1)} written to {options.explain}", file=sys.stderr)
     with decoding(Console(stderr=True, quiet=not sys.stderr.isatty())) as begin:
         found = predict(options.export, images, top=options.top, overrides=overrides, begin=begin)
     kind = "json" if options.json else "csv" if options.csv else "table"

@@ -338,7 +338,7 @@ def test_pictures_show_where_a_class_comes_from(records, exported, tmp_path, cap
     (picture,) = (tmp_path / "p").iterdir()
     # the image, the export, the head alone twice, and full
     assert Image.open(picture).size[0] > 3.5 * Image.open(picture).size[1]
-    assert "1 pictures written" in capsys.readouterr().err
+    assert "1 picture written" in capsys.readouterr().err
 
 
 def test_grad_cam_finds_the_pixels_that_decide():
