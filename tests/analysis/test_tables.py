@@ -2,6 +2,7 @@
 
 import csv
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -106,3 +107,17 @@ def test_gains_within_a_data_set_and_how_sure_the_choice_is(tmp_path):
     assert 50 <= int(sure.texts["P(best)"].iloc[0]) <= 100
     assert "P(best)" in sure.note
     assert "P(best)" not in tables.summary_table(sweeps(grid(peaked, backbones=FEW))).note
+
+
+def test_the_command_of_each_sweep_exports_it_to_a_folder_of_its_own():
+    def made(**model):
+        cells = [record("head", 0.5), record("3", 0.8)]
+        return [replace(cell, settings={**cell.settings, "model": {"name": "net00", **model}}) for cell in cells]
+
+    records = [*made(source="timm"), *made(source="torchvision"), *made(source="timm", head="mlp")]
+    commands = tables.export_table(sweeps(records)).values["command"]
+    folders = [command.split()[4] for command in commands]
+    assert len(set(folders)) == 3
+    assert sorted(command.endswith(" --format onnx") for command in commands) == [False, True, True]
+    (alone,) = tables.export_table(sweeps(made(source="timm"))).values["command"]
+    assert alone.endswith("-o net00-flowers")

@@ -234,6 +234,27 @@ def test_other_images_are_not_compared_with_the_record(exported, capsys):
             evaluate(exported, [word])
 
 
+@pytest.mark.slow
+def test_a_transformer_at_another_size_loads_by_its_pretrained_cfg(tmp_path):
+    given = [word for word in SMALL if not word.startswith(("model.name", "data.image_size"))]
+    overrides = [
+        *given,
+        "model.name=test_vit",
+        "data.image_size=64",
+        "block=head",
+        f"results_dir={tmp_path / 'results'}",
+    ]
+    (record,) = run(quick_config(overrides), Console(quiet=True))
+    record = replace(record, provenance={**record.provenance, "command": command(*overrides)})
+    folder = export(record, tmp_path / "out").folder
+    config = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
+    path = str(folder / "model.safetensors")
+    network = timm.create_model("test_vit", num_classes=10, pretrained_cfg=config, checkpoint_path=path).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(network(images), logits_of(record, images), rtol=1e-4, atol=1e-4)
+
+
 def test_all_images_of_a_folder_can_be_measured(exported, tmp_path, capsys):
     for name, number in (("3", 4), ("7", 2)):
         (tmp_path / "new" / name).mkdir(parents=True)
