@@ -17,7 +17,7 @@ from experiments.evidence.search import Replay
 
 from blockwise.search import Halving
 
-# `experiment=small_data`, and the defaults of `search=halving`
+# as `experiment=small_data` has it
 SMALL_DATA = Halving(min_epochs=4, judge="select_by")
 # seconds of a run over those of one split, all cells to their end: README.md, "What do folds cost?"
 SECONDS = {"": 1.0, "2": 84 / 31, "5": 154 / 31}

@@ -98,7 +98,7 @@ def recipe(*, policy: Any, scheduler: Any, **options: Any) -> Recipe:
         InputError: There is no such policy or schedule.
     """
     if isinstance(scheduler, str):
-        scheduler = make_schedule(config_of("scheduler", scheduler))
+        scheduler = make_schedule(settings_of("scheduler", scheduler))
     if scheduler is not None and not isinstance(scheduler, Schedule):
         raise InputError(f"scheduler={scheduler!r} must be a name or a blockwise.recipe.schedulers.Schedule")
     _check_callable("loss", options["loss"])
@@ -115,13 +115,13 @@ def search(value: Any) -> Search:
         known = options_of("search")
         if value not in known:
             raise InputError(f"search={value} is unknown: choose {', '.join(known)}.{did_you_mean(value, known)}")
-        return make_search(config_of("search", value))
+        return make_search(settings_of("search", value))
     check_search(value)
     return value
 
 
 @cache
-def config_of(group: str, choice: str) -> dict[str, Any]:
+def settings_of(group: str, choice: str) -> dict[str, Any]:
     """Return the settings of a group for a choice of its configs."""
     found: dict[str, Any] = plain(compose_config([f"{group}={choice}"]))[group]
     return found
@@ -133,7 +133,7 @@ def _policies(policy: Any) -> dict[str, Policy]:
         known = options_of("policy")
         if wrong := [name for name in names if name not in known]:
             raise InputError(f"policy={wrong[0]} is unknown: choose {', '.join(known)}.{did_you_mean(wrong[0], known)}")
-        return make_policies(config_of("policy", f"[{','.join(names)}]")) if names else _no_policy()
+        return make_policies(settings_of("policy", f"[{','.join(names)}]")) if names else _no_policy()
     if isinstance(policy, Mapping) and policy:
         for name, own in policy.items():
             CHECKS["data.name"]("policy", name)

@@ -14,9 +14,6 @@ from blockwise.data.decode import decode_all
 from blockwise.data.samples import IMAGE_SUFFIXES, Sample
 from blockwise.errors import InputError
 
-# images that are read, and classified, at once
-BATCH = 64
-
 
 def find_images(places: str | Path | Sequence[str | Path]) -> Iterator[Path]:
     """Yield files as they are given, one or several, and all images in folders, in alphabetical order.

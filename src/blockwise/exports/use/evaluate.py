@@ -14,8 +14,7 @@ from blockwise.data.samples import Sample, samples_in
 from blockwise.errors import InputError
 from blockwise.exports.base import as_words, check_words, config_of
 from blockwise.exports.folder import Exported, read_export
-from blockwise.exports.images import BATCH, read_samples
-from blockwise.exports.use.load import Network, load_network
+from blockwise.exports.use.load import Network, classified, load_network
 from blockwise.recipe.metrics import compute_metrics
 from blockwise.results.record import Metrics, Record
 from blockwise.study.prepare import make_data
@@ -58,7 +57,6 @@ def evaluate(folder: str | Path, overrides: Sequence[str] = (), *, images: str |
     overrides = as_words(overrides)
     groups = ("data", "seed", "model") if exported.format == "delta" else ("data", "seed")
     check_words("evaluate", overrides, groups, "settings of the data, such as data.root=<path>")
-    same = False
     if images is None:
         # images are read one after another: any number of images per batch will do
         cfg: Any = config_of(exported.record, [*overrides, "data.batch_size=2"])
@@ -68,8 +66,7 @@ def evaluate(folder: str | Path, overrides: Sequence[str] = (), *, images: str |
         samples = _labelled(Path(images).expanduser(), exported)
     network = load_network(exported, overrides)
     metrics, count = _measure(network, samples, exported)
-    if images is None:
-        same = _same_split(exported.record, cfg, module, count)
+    same = images is None and _same_split(exported.record, cfg, module, count)
     return Evaluation(exported, metrics, count, len(samples) - count, same)
 
 
@@ -104,13 +101,9 @@ def _labelled(folder: Path, exported: Exported) -> list[Sample]:
 def _measure(network: Network, samples: Sequence[Sample], exported: Exported) -> tuple[Metrics, int]:
     """Return metrics, and on how many images; those that cannot be read are left out."""
     logits, labels = [], []
-    for first in range(0, len(samples), BATCH):
-        batch = samples[first : first + BATCH]
-        images, broken = read_samples(batch, exported.images)
-        kept = [index for index in range(len(batch)) if index not in broken]
+    for batch, kept, own, _ in classified(network, samples, exported.images):
         if kept:
-            with torch.no_grad():
-                logits.append(network(images[kept]))
+            logits.append(own)
             labels += [batch[index].label for index in kept]
     if not labels:
         raise InputError("none of the test images can be read")

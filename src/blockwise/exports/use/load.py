@@ -2,18 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from blockwise.backbone.makers.base import ImageSpec
+from blockwise.data.samples import Sample
 from blockwise.errors import InputError, first_line
 from blockwise.exports.base import base_of, config_of
 from blockwise.exports.folder import Exported
+from blockwise.exports.images import read_samples
 from blockwise.exports.network import trained_network
 
 Network = Callable[[Tensor], Tensor]
+# images that are read, and classified, at once
+BATCH = 64
+
+
+def classified(
+    network: Network, samples: Sequence[Sample], images: ImageSpec, report: Callable[[], None] = lambda: None
+) -> Iterator[tuple[Sequence[Sample], list[int], Tensor, dict[int, str]]]:
+    """Read and classify images, a batch at a time.
+
+    Args:
+        network: The network.
+        samples: The images.
+        images: Their size and preprocessing.
+        report: Called once per image.
+
+    Yields:
+        The samples of a batch, the indices of those that can be read, their logits, shape (readable, classes), and why
+        the others cannot be read, by index.
+    """
+    for first in range(0, len(samples), BATCH):
+        batch = samples[first : first + BATCH]
+        pixels, broken = read_samples(batch, images, report)
+        if kept := [index for index in range(len(batch)) if index not in broken]:
+            with torch.no_grad():
+                yield batch, kept, network(pixels[kept]), broken
+        else:
+            yield batch, kept, torch.empty(0, 0), broken
 
 
 def load_network(exported: Exported, overrides: Sequence[str] = ()) -> Network:

@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
+from blockwise.data.samples import Sample
 from blockwise.errors import InputError
 from blockwise.exports.folder import read_export
-from blockwise.exports.images import BATCH, find_images, read_images
-from blockwise.exports.use.load import load_network
+from blockwise.exports.images import find_images
+from blockwise.exports.use.load import classified, load_network
 
 
 @dataclass(frozen=True)
@@ -61,16 +60,12 @@ def predict(
     network = load_network(exported, overrides)
     report = begin(len(paths))
     found: list[Prediction] = []
-    for first in range(0, len(paths), BATCH):
-        batch = paths[first : first + BATCH]
-        pixels, broken = read_images(batch, exported.images, report)
-        kept = [index for index in range(len(batch)) if index not in broken]
-        predicted = {index: Prediction(batch[index], error=reason) for index, reason in broken.items()}
-        if kept:
-            with torch.no_grad():
-                shares, order = network(pixels[kept]).softmax(1).sort(dim=1, descending=True, stable=True)
-            for index, own, classes in zip(kept, shares.tolist(), order.tolist(), strict=True):
-                names = tuple(exported.classes[number] for number in classes[:top])
-                predicted[index] = Prediction(batch[index], names, tuple(own[:top]))
+    samples = [Sample(str(path), 0, path) for path in paths]
+    for batch, kept, logits, broken in classified(network, samples, exported.images, report):
+        predicted = {index: Prediction(Path(batch[index].name), error=reason) for index, reason in broken.items()}
+        shares, order = logits.softmax(1).sort(dim=1, descending=True, stable=True)
+        for index, own, classes in zip(kept, shares.tolist(), order.tolist(), strict=True):
+            names = tuple(exported.classes[number] for number in classes[:top])
+            predicted[index] = Prediction(Path(batch[index].name), names, tuple(own[:top]))
         found += [predicted[index] for index in range(len(batch))]
     return found
