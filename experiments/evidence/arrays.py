@@ -15,7 +15,7 @@ RESULTS = Path(__file__).parent / "results"
 # the sweeps of the evidence; the others are about the number of images, and about folds
 EVIDENCE = ("digits-40", "flowers5-40", "flowers36-6", "caltech101-6")
 # columns of a history, as in `sweeps.py`
-TRAIN_LOSS, TRAIN_TOP1, VAL_LOSS, VAL_TOP1 = range(4)
+TRAIN_LOSS, TRAIN_TOP1, VAL_LOSS, VAL_TOP1, VAL_PROBABILITY = range(5)
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Cells:
     """The cells of one sweep that did not diverge.
 
     Attributes:
-        data: Name of the file: data set, labelled images per class, folds.
+        data: Name of the file: data set, labelled images per class, folds, metric that selects if it is not accuracy.
         model: Name of the backbone.
         seed: Seed.
         scope: Scope of each cell.
@@ -31,7 +31,7 @@ class Cells:
         seconds: Seconds that each cell took, its share of the common time included.
         best_epoch: Epoch with the best validation accuracy, counted from 0.
         test: Test accuracy of each cell.
-        history: Metrics of each epoch, shape (cells, epochs, 4).
+        history: Metrics of each epoch, shape (cells, epochs, 5); the first sweeps have no probability.
         correct: Whether a cell classifies a validation image correctly, shape (cells, images).
         so_far: The same after each epoch but the last, at the best epoch so far, shape (epochs - 1, cells, images).
         test_correct: Whether a cell classifies a test image correctly, shape (cells, images).
@@ -57,10 +57,21 @@ class Cells:
         """The single blocks, input side first."""
         return sorted({scope for scope in self.scope if scope.isdigit()}, key=int)
 
+    @property
+    def select_by(self) -> str:
+        """The metric that selects."""
+        return self.data.partition("-by-")[2] or "top1"
+
+    @property
+    def probability(self) -> np.ndarray:
+        """Probability of the true class of each validation image, shape (cells, images)."""
+        return np.exp(self.likelihood)
+
     @cached_property
     def score(self) -> np.ndarray:
-        """What selects by default: the validation accuracy; the loss decides between equals alone."""
-        return self.correct.mean(1) + 1e-6 * self.likelihood.mean(1)
+        """What selects: the metric of `select_by`; the loss decides between equals alone."""
+        values = self.probability if self.select_by == "probability" else self.correct
+        return values.mean(1) + 1e-6 * self.likelihood.mean(1)
 
     @property
     def epochs(self) -> int:
@@ -79,7 +90,7 @@ class Cells:
 
     @cached_property
     def chosen(self) -> int:
-        """The cell that is chosen by default; of equals, the one nearest to the head."""
+        """The block that is chosen; of equals, the one nearest to the head."""
         return max(self.at_best_rates, key=lambda cell: (self.score[cell], int(self.scope[cell])))
 
     def regret(self, cell: int) -> float:
@@ -91,14 +102,23 @@ class Cells:
         history = [
             {
                 "train": {"loss": float(row[TRAIN_LOSS]), "top1": float(row[TRAIN_TOP1])},
-                "val": {"loss": float(row[VAL_LOSS]), "top1": float(row[VAL_TOP1])},
+                "val": dict(zip(("loss", "top1", "probability"), map(float, row[VAL_LOSS:]), strict=False)),
             }
             for row in self.history[cell, :epoch]
         ]
         correct = np.zeros(0, bool) if self.so_far is None else self.so_far[epoch - 1, cell]
         key = f"{self.scope[cell]}@{self.lr[cell]:g}"
         return Candidate(
-            key, str(self.scope[cell]), "static", float(self.lr[cell]), flops, history, 0, "top1", correct, np.zeros(0)
+            key,
+            str(self.scope[cell]),
+            "static",
+            float(self.lr[cell]),
+            flops,
+            history,
+            0,
+            self.select_by,
+            correct,
+            np.zeros(0),
         )
 
 

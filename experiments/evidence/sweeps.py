@@ -5,8 +5,8 @@
         weights.mobilenet_v1=<checkpoint> models=mobilenet_v1,mobilenet_v2
 
 First the data set; then, in any order: `images=` labelled images per class, of which half train and half validate (with
-`folds=` all of them do both), `seeds=`, `models=`, `weights.<model>=` a checkpoint, and overrides of the config. Sweeps
-that are in `results/` already are skipped; after each sweep, its arrays are added there.
+`folds=` all of them do both), `seeds=`, `models=`, `select_by=`, `weights.<model>=` a checkpoint, and overrides of the
+config. Sweeps that are in `results/` already are skipped; after each sweep, its arrays are added there.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ RECIPE = [
 # Beside the sweep of all scopes: validation often prefers the highest rate of the recipe for `head`, which is quick to
 # train, so it gets a higher one as well (`edges.py` tries further rates for the others).
 PARTS = ([], ["block=head", "optimizer.lr=0.0125"])
-OWN = ("images", "seeds", "models", "folds")
+OWN = ("images", "seeds", "models", "folds", "select_by")
 
 
 def main() -> None:
@@ -69,11 +69,12 @@ def asked(arguments: Sequence[str]) -> Iterator[tuple[Path, str, list[str]]]:
     weights = dict(word.removeprefix("weights.").split("=", 1) for word in words if word.startswith("weights."))
     overrides = [word for word in words if not word.startswith(("weights.", *(f"{key}=" for key in OWN)))]
     images, of_data = DATA[data]
-    folds = own.get("folds", [""])[0]
+    folds, metric = own.get("folds", [""])[0], own.get("select_by", [""])[0]
     for number in map(int, own.get("images", [str(images)])):
-        path = RESULTS / f"{data}-{number}{'-folds' + folds if folds else ''}.npz"
+        path = RESULTS / f"{data}-{number}{'-folds' + folds if folds else ''}{'-by-' + metric if metric else ''}.npz"
         counts = [f"data.train_per_class={number}", f"data.val_per_class={number // 2}"]
         counts += [f"data.folds={folds}"] if folds else []
+        counts += [f"select_by={metric}"] if metric else []
         size = [] if data == "digits" else ["data.image_size=96"]
         for seed in own.get("seeds", ["0", "1", "2"]):
             for model in own.get("models", MODELS):
@@ -144,7 +145,7 @@ def sweep_arrays(records: Sequence[Record], watched: Path) -> dict[str, np.ndarr
     }
 
 
-HISTORY = ("train_loss", "train_top1", "val_loss", "val_top1")
+HISTORY = ("train_loss", "train_top1", "val_loss", "val_top1", "val_probability")
 
 
 def history(record: Record) -> list[list[float]]:

@@ -51,7 +51,8 @@ def main() -> None:
     regimes: dict[str, dict[str, dict[tuple[str, int], Cells]]] = defaultdict(lambda: defaultdict(dict))
     for cells in read():
         name, _, folds = cells.data.partition("-folds")
-        regimes[name][folds][cells.model, cells.seed] = cells
+        if cells.select_by == "top1":
+            regimes[name][folds][cells.model, cells.seed] = cells
     for name, found in regimes.items():
         for folds in sorted(found.keys() - {""}):
             show(f"{name}, {folds} folds", {"": found[""], folds: found[folds]})

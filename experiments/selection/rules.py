@@ -26,9 +26,16 @@ def best(cells: Cells, score: np.ndarray) -> int:
     return max((cells.of(block, score) for block in cells.blocks), key=lambda c: (score[c], int(cells.scope[c])))
 
 
-def confidence(cells: Cells) -> Confidence:
-    """Return the probability that each block is the best one."""
-    return from_scores(cells.blocks, [cells.correct[cells.at_best_rates].astype(float).T])
+def at_rates(cells: Cells, of: str) -> list[int]:
+    """Return the cell of each block at the rate with the highest mean of some values over images."""
+    if of == "correct":
+        return cells.at_best_rates
+    return [cells.of(block, getattr(cells, of).mean(1)) for block in cells.blocks]
+
+
+def confidence(cells: Cells, of: str = "correct", *, smooth: bool = False) -> Confidence:
+    """Return the probability that each block is the best one, by the mean of some values over images."""
+    return from_scores(cells.blocks, [getattr(cells, of)[at_rates(cells, of)].astype(float).T], smooth=smooth)
 
 
 def likeliest(cells: Cells) -> int:
@@ -54,8 +61,8 @@ def smoothed(cells: Cells) -> int:
 
 def over_depth(cells: Cells, of: str = "correct") -> int:
     """Return the block that is expected to be best if scores are a smooth function of depth (`table --smooth`)."""
-    scores = getattr(cells, of)[cells.at_best_rates].astype(float).T
-    return cells.of(from_scores(cells.blocks, [scores], smooth=True).expected_best)
+    found = confidence(cells, of, smooth=True).expected_best
+    return at_rates(cells, of)[cells.blocks.index(found)]
 
 
 def all_rates(cells: Cells) -> int:
@@ -76,12 +83,14 @@ RULES: Mapping[str, Callable[[Cells], int]] = {
     "validation accuracy": lambda cells: best(cells, cells.correct.mean(1)),
     "accuracy, ties by loss (default)": lambda cells: cells.chosen,
     "validation loss": lambda cells: best(cells, cells.likelihood.mean(1)),
+    "probability of the true class": lambda cells: best(cells, cells.probability.mean(1)),
     "likeliest to be the best": likeliest,
     "mean accuracy of the second half of epochs": late_epochs,
     "mean loss of the second half of epochs": late_loss,
     "accuracy, smoothed over depth": smoothed,
     "accuracy, Gaussian process over depth": over_depth,
     "loss, Gaussian process over depth": lambda cells: over_depth(cells, "likelihood"),
+    "probability, Gaussian process over depth": lambda cells: over_depth(cells, "probability"),
     "accuracy, mean of the better rates": all_rates,
     "search=halving, accuracy": halving,
     "always the last block": lambda cells: cells.of(cells.blocks[-1]),
@@ -92,7 +101,7 @@ RULES: Mapping[str, Callable[[Cells], int]] = {
 
 def main() -> None:
     """Print a table per file, and one of all files without folds."""
-    sweeps = list(read([Path(word) for word in sys.argv[1:]]))
+    sweeps = [cells for cells in read([Path(word) for word in sys.argv[1:]]) if cells.select_by == "top1"]
     names = sorted({cells.data for cells in sweeps})
     for name in names:
         show(name, [cells for cells in sweeps if cells.data == name])
@@ -109,10 +118,13 @@ def show(name: str, sweeps: Sequence[Cells]) -> None:
         regret = [cells.regret(cell) for cells, cell in zip(sweeps, chosen, strict=True)]
         below = sum(cells.test[cell] < cells.test[cells.of("head")] for cells, cell in zip(sweeps, chosen, strict=True))
         print(f"| {rule_name} | {fmean(test):.1f} | {fmean(regret):.2f} ({max(regret):.1f}) | {below} |")
-    sets = [confidence(cells).scopes for cells in sweeps]
-    tops = [max(cells.at_best_rates, key=lambda cell: cells.test[cell]) for cells in sweeps]
-    found = sum(cells.scope[top] in scopes for cells, top, scopes in zip(sweeps, tops, sets, strict=True))
-    print(f"\nThe 90 % set has the best block in {found} of {len(sets)}, with {fmean(map(len, sets)):.1f} blocks.")
+    print()
+    for of, by in (("correct", "accuracy"), ("probability", "probability")):
+        sets = [confidence(cells, of).scopes for cells in sweeps]
+        tops = [max(at_rates(cells, of), key=lambda cell, own=cells: own.test[cell]) for cells in sweeps]
+        found = sum(cells.scope[top] in scopes for cells, top, scopes in zip(sweeps, tops, sets, strict=True))
+        size = fmean(map(len, sets))
+        print(f"The 90 % set by {by} has the best block in {found} of {len(sets)}, with {size:.1f} blocks.")
 
 
 if __name__ == "__main__":

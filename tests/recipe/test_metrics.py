@@ -23,6 +23,7 @@ def test_metrics_agree_with_independent_ones(classes):
     assert found["top1"] == pytest.approx(accuracy_score(y, guesses))
     assert found["macro_f1"] == pytest.approx(f1_score(y, guesses, average="macro"), abs=1e-6)
     assert found["loss"] == pytest.approx(log_loss(y, probabilities, labels=range(classes)), rel=1e-5)
+    assert found["probability"] == pytest.approx(probabilities[np.arange(500), y].mean(), rel=1e-5)
     top5 = 1.0 if classes <= 5 else top_k_accuracy_score(y, probabilities, k=5, labels=range(classes))
     assert found["top5"] == pytest.approx(top5)
     assert found["ece"] == pytest.approx(calibration_error(probabilities, y), abs=1e-5)

@@ -16,7 +16,16 @@ from blockwise.analysis.backbone_table import backbone_rows
 from blockwise.analysis.summary import sweeps
 from blockwise.analysis.sweep_table import sweep_table
 from blockwise.errors import InputError
-from blockwise.results import Record, ResultStore, find_records, read_records, settings_hash, sweep_hash
+from blockwise.results import (
+    METRICS,
+    Record,
+    ResultStore,
+    find_records,
+    read_history,
+    read_records,
+    settings_hash,
+    sweep_hash,
+)
 from blockwise.results.predictions import to_bytes
 
 SETTINGS = {
@@ -28,7 +37,7 @@ SETTINGS = {
     "blocks": [7],
     "lr": 0.001,
 }
-ROW = dict.fromkeys(("top1", "top5", "macro_f1", "ece", "loss"), 0.25)
+ROW = dict.fromkeys(METRICS, 0.25)
 RECORD = {
     "schema": 1,
     "status": "finished",
@@ -60,9 +69,22 @@ def test_files_of_a_cell(tmp_path):
     assert torch.equal(load_file(folder / "weights.safetensors")["head.weight"], transposed)
     header, row = (folder / "history.csv").read_text().splitlines()
     assert header.startswith("epoch,train_top1,")
-    assert row == "0" + ",0.25" * 10
+    assert row == "0" + ",0.25" * 2 * len(METRICS)
     assert store.find(SETTINGS) == record == replace(WHOLE, files=record.files, folder=str(folder))
     assert read_records(tmp_path) == [record]
+
+
+def test_a_history_of_an_earlier_version_has_no_probability(tmp_path):
+    earlier = {name: value for name, value in ROW.items() if name != "probability"}
+    history = [{"train": earlier, "val": earlier}]
+    record = ResultStore(tmp_path).save(WHOLE, history, {})
+    assert read_history(record.folder) == history
+    file = Path(record.folder, "history.csv")
+    header, row = file.read_text().splitlines()
+    names = header.split(",")
+    kept = [i for i, name in enumerate(names) if not name.endswith("probability")]
+    file.write_text("".join(",".join(line.split(",")[i] for i in kept) + "\n" for line in (header, row)))
+    assert read_history(record.folder) == history
 
 
 def test_a_record_that_cannot_be_written_leaves_none(tmp_path):

@@ -1,5 +1,7 @@
 """Searches on made-up cells: who stops, and in which order scopes train."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,7 +16,8 @@ SCOPES = ["head", *map(str, range(6)), "full"]
 
 
 def cell(scope, accuracy=0.5, *, lr=0.1, flops=10, loss=1.0, train=1.0, correct=None, likelihood=None):
-    epoch = {"train": {"loss": train, "top1": 1.0}, "val": {"loss": loss, "top1": accuracy, "macro_f1": accuracy}}
+    val = {"loss": loss, **dict.fromkeys(("top1", "macro_f1", "probability"), accuracy)}
+    epoch = {"train": {"loss": train, "top1": 1.0}, "val": val}
     correct = np.arange(100) < 100 * accuracy if correct is None else correct
     likelihood = np.full(100, -loss) if likelihood is None else likelihood
     return Candidate(f"{scope}@{lr:g}", scope, "static", lr, flops, [epoch], 0, "top1", correct, likelihood)
@@ -77,7 +80,7 @@ def test_first_epoch_keeps_the_best_blocks_at_their_best_rates():
     assert going_on(FirstEpoch(keep=2), cells, epoch=2) == [c.key for c in cells]
 
 
-@pytest.mark.parametrize("judge", ["top1", "macro_f1", "loss", "train_loss", "select_by"])
+@pytest.mark.parametrize("judge", ["top1", "macro_f1", "loss", "probability", "train_loss", "select_by"])
 def test_a_judge_sees_its_own_metric(judge):
     metric = {"loss": "loss", "train_loss": "train"}.get(judge)
     good = {metric: 0.5} if metric else {"accuracy": 0.9}
@@ -100,6 +103,14 @@ def test_racing_stops_what_is_significantly_worse():
     assert going_on(Racing(level=0.05, min_epochs=1), cells) == ["0@0.1"]
     assert going_on(Racing(level=0.01, min_epochs=1), cells) == ["0@0.1", "1@0.1"]
     assert going_on(Racing(level=0.05, min_epochs=2), cells) == [c.key for c in cells]
+
+
+def test_a_race_by_probability_tests_probabilities():
+    probabilities = np.linspace(0.2, 0.9, 100)
+    cells = [cell(str(i), 0.9 - i / 20, likelihood=np.log(probabilities * (1 - i / 10))) for i in range(2)]
+    cells[1] = replace(cells[1], correct=cells[0].correct)
+    assert going_on(Racing(min_epochs=1, judge="probability"), cells) == ["0@0.1"]
+    assert going_on(Racing(min_epochs=1, judge="top1"), cells) == ["0@0.1", "1@0.1"]
 
 
 def test_in_a_race_blocks_compare_at_their_best_rates_and_baselines_only_with_themselves():

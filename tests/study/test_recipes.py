@@ -13,6 +13,7 @@ from blockwise.errors import InputError, Interrupted
 from blockwise.policies import Cyclic, Phase, Static
 from blockwise.recipe.schedulers import Schedule
 from blockwise.results import read_records
+from blockwise.results.record import SELECTIONS
 from blockwise.study.run import run
 from blockwise.study.study import Study
 from blockwise.training.module import BlockwiseModule
@@ -116,13 +117,13 @@ def test_the_gradient_of_each_cell_is_clipped(small, console, monkeypatch):
 
 
 def test_select_by(small, console):
-    for metric in ("top1", "macro_f1", "loss"):
+    for metric in SELECTIONS:
         (record,) = run(
             small("block=full", "trainer.max_epochs=4", "optimizer.lr=0.03", f"select_by={metric}"), console
         )
         with Path(record.folder, "history.csv").open() as file:
             names, *rows = [line.strip().split(",") for line in file]
-        val = [{name: float(row[names.index(f"val_{name}")]) for name in ("top1", "macro_f1", "loss")} for row in rows]
+        val = [{name: float(row[names.index(f"val_{name}")]) for name in SELECTIONS} for row in rows]
         scores = [(-v["loss"], v["top1"]) if metric == "loss" else (v[metric], -v["loss"]) for v in val]
         assert record.best_epoch == scores.index(max(scores)), "of equals, the one with the lowest loss"
         assert record.metrics.val[metric] == pytest.approx(val[record.best_epoch][metric])
@@ -166,7 +167,7 @@ def test_a_loss_a_schedule_and_a_transform_from_outside(small, console, tmp_path
         ("loss.class_weights=[1,2]", "loss.class_weights has 2 weights for 10 classes"),
         ("loss=none", "loss=none is unknown"),
         ("data.mixup=0.2 loss._target_=torch.nn.MultiMarginLoss ~loss.label_smoothing", "mixed labels"),
-        ("select_by=top5", "select_by=top5 is unknown: choose top1 or macro_f1 or loss"),
+        ("select_by=top5", "select_by=top5 is unknown: choose top1 or macro_f1 or loss or probability"),
         ("optimizer.layer_decay=1.5", "optimizer.layer_decay=1.5 must be at most 1"),
         ("optimizer.clip_norm=0", "optimizer.clip_norm=0 must be a number greater than 0"),
         ("+trainer.gradient_clip_val=1", "use optimizer.clip_norm=1"),

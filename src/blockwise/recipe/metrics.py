@@ -42,16 +42,17 @@ def compute_metrics(logits: Tensor, labels: Tensor) -> Metrics:
 
     Returns:
         Top-1 and top-5 accuracy (top-`classes` with fewer than five classes), macro-averaged F1, expected calibration
-        error (15 bins, L1; Guo et al., 2017), mean cross-entropy.
+        error (15 bins, L1; Guo et al., 2017), mean cross-entropy, mean probability of the true class (the softmax).
     """
-    classes = logits.shape[1]
+    classes, probabilities = logits.shape[1], logits.softmax(1)
     options: Any = {"num_classes": classes, "validate_args": False}
     values = {
         "top1": multiclass_accuracy(logits, labels, average="micro", **options),
         "top5": multiclass_accuracy(logits, labels, average="micro", top_k=min(5, classes), **options),
         "macro_f1": multiclass_f1_score(logits, labels, average="macro", **options),
-        "ece": multiclass_calibration_error(logits.softmax(1), labels, n_bins=15, norm="l1", **options),
+        "ece": multiclass_calibration_error(probabilities, labels, n_bins=15, norm="l1", **options),
         "loss": cross_entropy(logits, labels),
+        "probability": probabilities.gather(1, labels[:, None]).mean(),
     }
     # transfer all metrics from the device at once
     return dict(zip(values, torch.stack([value.float() for value in values.values()]).tolist(), strict=True))

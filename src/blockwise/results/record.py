@@ -26,8 +26,8 @@ from blockwise.io.names import LONGEST, printable
 
 SCHEMA = 1
 SPLITS = ("train", "val", "test")
-METRICS = ("top1", "top5", "macro_f1", "ece", "loss")
-FRACTIONS = ("top1", "top5", "macro_f1", "ece")
+METRICS = ("top1", "top5", "macro_f1", "ece", "loss", "probability")
+FRACTIONS = ("top1", "top5", "macro_f1", "ece", "probability")
 # metrics are computed in float32: a perfect macro F1 may be 1.0000001
 ROUNDING = 1e-5
 Status = Literal["running", "stopped", "diverged", "finished", "pruned"]
@@ -41,7 +41,7 @@ Metrics = dict[str, float]
 # what selects, and what decides on a tie
 Score = tuple[float, float]
 # metrics by which epochs, learning rates and blocks are selected on validation
-SELECTIONS = ("top1", "macro_f1", "loss")
+SELECTIONS = ("top1", "macro_f1", "loss", "probability")
 # the policy of records that name none: it trains the whole scope from the first epoch to the last
 STATIC = "static"
 

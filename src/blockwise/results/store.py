@@ -123,7 +123,7 @@ class ResultStore:
         folder = self.cell_folder(record.settings)
         folder.mkdir(parents=True, exist_ok=True)
         header = ["epoch", *(f"{split}_{metric}" for split in ("train", "val") for metric in METRICS)]
-        epochs = ([row[split][metric] for split in ("train", "val") for metric in METRICS] for row in history)
+        epochs = ([row[split].get(metric, "") for split in ("train", "val") for metric in METRICS] for row in history)
         curves = _to_csv(header, ([epoch, *values] for epoch, values in enumerate(epochs)))
         contents = {HISTORY: curves, PREDICTIONS: predictions, WEIGHTS: _to_bytes(weights) if weights else b""}
         for name, content in contents.items():
@@ -182,10 +182,15 @@ def read_history(folder: str | Path) -> list[dict[str, Metrics]]:
     try:
         with open_regular(Path(folder, HISTORY)) as file:
             rows = list(csv.DictReader(TextIOWrapper(file, encoding="utf-8", newline="")))
-        splits = ("train", "val")
-        return [{split: {name: float(row[f"{split}_{name}"]) for name in METRICS} for split in splits} for row in rows]
+        return [{split: _metrics(row, split) for split in ("train", "val")} for row in rows]
     except (OSError, KeyError, TypeError, ValueError, csv.Error):  # removed or incomplete
         return []
+
+
+def _metrics(row: dict[str, str], split: str) -> Metrics:
+    # histories of earlier versions have no probability
+    names = [name for name in METRICS if name != "probability" or row.get(f"{split}_{name}")]
+    return {name: float(row[f"{split}_{name}"]) for name in names}
 
 
 def _to_bytes(weights: dict[str, Tensor]) -> bytes:

@@ -24,9 +24,9 @@ class Racing(Exhaustive):
 
     Maron & Moore (1994), "Hoeffding Races"; Birattari et al. (2002), "A Racing Algorithm for Configuring
     Metaheuristics". Rates of a scope race first, then blocks at their best rates; a block that loses stops at all
-    rates. The test is McNemar's exact test of correct predictions or, if cells are judged by a loss, a paired t-test of
-    log-likelihoods; both are one-sided. They are not corrected for the number of comparisons: `level` sets how quickly
-    cells stop, and is no error rate of the race.
+    rates. The test is McNemar's exact test of correct predictions. If cells are judged by a loss, it is a paired t-test
+    of log-likelihoods, and by probability, one of the probabilities of the true class. All are one-sided. They are not
+    corrected for the number of comparisons: `level` sets how quickly cells stop, and is no error rate of the race.
 
     Attributes:
         level: A cell stops if the p-value is below this level.
@@ -66,6 +66,8 @@ class Racing(Exhaustive):
         by = candidate.select_by if self.judge == "select_by" else self.judge
         if by in ("loss", "train_loss"):
             return paired_t(candidate.log_likelihood - best.log_likelihood) < self.level
+        if by == "probability":
+            return paired_t(np.exp(candidate.log_likelihood) - np.exp(best.log_likelihood)) < self.level
         return mcnemar(candidate.correct, best.correct) < self.level
 
 

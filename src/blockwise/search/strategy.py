@@ -13,8 +13,8 @@ from blockwise.results.record import Metrics, Score, selection_score
 
 # What a cell is judged by while it trains: the metric of `select_by`, a validation metric, or the sum of the training
 # losses of all epochs so far (Ru et al., 2021, "Speedy Performance Estimation for Neural Architecture Search").
-Judge = Literal["select_by", "top1", "macro_f1", "loss", "train_loss"]
-JUDGES = ("select_by", "top1", "macro_f1", "loss", "train_loss")
+Judge = Literal["select_by", "top1", "macro_f1", "loss", "probability", "train_loss"]
+JUDGES = ("select_by", "top1", "macro_f1", "loss", "probability", "train_loss")
 
 
 @dataclass(frozen=True)

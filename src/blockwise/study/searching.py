@@ -183,7 +183,7 @@ def expected_share(
 
 def _made_up(scope: str, rate: float, flops: int, random: np.random.Generator) -> Candidate:
     score = float(random.random())
-    val = {"top1": score, "macro_f1": score, "loss": -score}
+    val = {"top1": score, "macro_f1": score, "loss": -score, "probability": score}
     nothing = np.zeros(0)
     history = [{"train": val, "val": val}]
     return Candidate(f"{scope}@{rate:g}", scope, STATIC, rate, flops, history, 0, "top1", nothing > 0, nothing)

@@ -25,6 +25,7 @@ def scikit_f1(kept, chosen):
 SCORES = {
     "top1": lambda kept, chosen: kept.correct[chosen].mean(),
     "loss": lambda kept, chosen: kept.log_likelihood[chosen].mean(),
+    "probability": lambda kept, chosen: np.exp(kept.log_likelihood[chosen]).mean(),
     "macro_f1": scikit_f1,
 }
 

@@ -37,6 +37,8 @@ def contributions(kept: Predictions, select_by: str) -> np.ndarray:
         return kept.correct.astype(float)
     if select_by == "loss":
         return kept.log_likelihood.astype(float)
+    if select_by == "probability":
+        return np.exp(kept.log_likelihood.astype(float))
     hits, classes = kept.correct.astype(float), len(kept.classes)
     counts = np.bincount(kept.label, minlength=classes) + np.bincount(kept.predicted, minlength=classes)
     present, counts = counts > 0, np.maximum(counts, 1)

@@ -1,0 +1,70 @@
+"""How small can the regret be? Part of what a block reaches in one run is luck: of the split, and of training.
+
+    python -m experiments.selection.luck
+
+Compares rules with an oracle that knows the test accuracies of the same network on the other splits, thousands of
+images, and takes the block with the highest mean. Regret is how far the chosen block is below the best one: on test
+in the same run, and in the mean over splits. Only networks with several splits count.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+import numpy as np
+from experiments.evidence.arrays import Cells, read
+from experiments.selection.rules import RULES
+
+
+def main() -> None:
+    """Print a table per file with several splits, and one of all without folds."""
+    splits: dict[str, dict[str, list[Cells]]] = defaultdict(lambda: defaultdict(list))
+    for cells in read():
+        splits[cells.data][cells.model].append(cells)
+    found = {data: [own for own in models.values() if len(own) > 1] for data, models in splits.items()}
+    for data, networks in found.items():
+        if networks:
+            show(data, networks)
+    one_split = [own for data, networks in found.items() if data.count("-") == 1 for own in networks]
+    show("all without folds, by accuracy", one_split)
+
+
+def show(name: str, networks: Sequence[Sequence[Cells]]) -> None:
+    """Print the regrets of each rule, over the splits of some networks."""
+    regrets: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for own in networks:
+        for rule, pairs in regrets_of(own).items():
+            regrets[rule] += pairs
+    print(f"\n{name}: {len(networks)} networks, {sum(map(len, networks))} sweeps\n")
+    print("| rule | regret in the same run | regret in the mean over splits |\n| --- | --- | --- |")
+    for rule, pairs in regrets.items():
+        same, mean = zip(*pairs, strict=True)
+        print(f"| {rule} | {fmean(same):.2f} | {fmean(mean):.2f} |")
+
+
+def regrets_of(splits: Sequence[Cells]) -> Mapping[str, list[tuple[float, float]]]:
+    """Return both regrets of each rule on each split of a network, in points."""
+    tests = [{str(scope): 100 * float(one.test[one.of(str(scope))]) for scope in set(one.scope)} for one in splits]
+    blocks = [block for block in splits[0].blocks if all(block in test for test in tests)]
+    mean = {scope: fmean(test[scope] for test in tests if scope in test) for scope in tests[0]}
+    best = max(mean[block] for block in blocks)
+
+    def both(test: Mapping[str, float], scope: str) -> tuple[float, float]:
+        return max(test[block] for block in blocks) - test[scope], best - mean[scope]
+
+    found = {name: [] for name in ("a block at random", *RULES, "oracle: the other splits", "best in the mean")}
+    for index, (one, test) in enumerate(zip(splits, tests, strict=True)):
+        others = [other for place, other in enumerate(tests) if place != index]
+        found["a block at random"].append(tuple(np.mean([both(test, block) for block in blocks], axis=0)))
+        for name, rule in RULES.items():
+            found[name].append(both(test, str(one.scope[rule(one)])))
+        known = max(blocks, key=lambda block: fmean(other[block] for other in others))
+        found["oracle: the other splits"].append(both(test, known))
+        found["best in the mean"].append(both(test, max(blocks, key=mean.__getitem__)))
+    return found
+
+
+if __name__ == "__main__":
+    main()
