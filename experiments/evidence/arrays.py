@@ -58,6 +58,11 @@ class Cells:
         return sorted({scope for scope in self.scope if scope.isdigit()}, key=int)
 
     @property
+    def folds(self) -> str:
+        """Number of folds; empty with one split."""
+        return self.data.partition("-by-")[0].partition("-folds")[2]
+
+    @property
     def select_by(self) -> str:
         """The metric that selects."""
         return self.data.partition("-by-")[2] or "top1"

@@ -1,9 +1,9 @@
-"""With few images per class: one split or folds, all cells or a search? On the sweeps of `experiments/evidence`.
+"""With few images per class: one split or folds, chosen by what, all cells or a search? On `experiments/evidence`.
 
     python -m experiments.selection.folds
 
-Compares the sweeps of a backbone and a seed that exist with and without folds. The images that are labelled, and those
-that test, are the same.
+Compares the sweeps of a backbone and a seed on one split, chosen by accuracy, with those with folds, those chosen by
+the probability of the true class, and those with both. The images that are labelled, and those that test, are the same.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from statistics import fmean
 from experiments.evidence.arrays import Cells, read
 from experiments.evidence.search import Replay
 
+from blockwise.analysis.summary import SELECTED
 from blockwise.search import Halving
 
 # as `experiment=small_data` has it
 SMALL_DATA = Halving(min_epochs=4, judge="select_by")
 # seconds of a run over those of one split, all cells to their end: README.md, "What do folds cost?"
+ONE_SPLIT = "one split, accuracy"
 SECONDS = {"": 1.0, "2": 84 / 31, "5": 154 / 31}
 
 
@@ -39,7 +41,7 @@ def only(cells: Cells, scope: str) -> tuple[int, float]:
 RULES: Mapping[str, Callable[[Cells], tuple[int, float]]] = {
     "exhaustive": lambda cells: (cells.chosen, 1.0),
     "halving, loss, from 1": lambda cells: halved(cells, Halving()),
-    "halving, accuracy, from 4": lambda cells: halved(cells, SMALL_DATA),
+    "halving, select_by, from 4": lambda cells: halved(cells, SMALL_DATA),
     "always the last block": lambda cells: only(cells, cells.blocks[-1]),
     "head": lambda cells: only(cells, "head"),
     "full": lambda cells: only(cells, "full"),
@@ -47,24 +49,29 @@ RULES: Mapping[str, Callable[[Cells], tuple[int, float]]] = {
 
 
 def main() -> None:
-    """Print a table for each number of images and of folds, beside one split."""
-    regimes: dict[str, dict[str, dict[tuple[str, int], Cells]]] = defaultdict(lambda: defaultdict(dict))
+    """Print a table for each way to choose on the same images, beside one split and accuracy."""
+    ways: dict[str, dict[str, dict[tuple[str, int], Cells]]] = defaultdict(lambda: defaultdict(dict))
     for cells in read():
-        name, _, folds = cells.data.partition("-folds")
-        if cells.select_by == "top1":
-            regimes[name][folds][cells.model, cells.seed] = cells
-    for name, found in regimes.items():
-        for folds in sorted(found.keys() - {""}):
-            show(f"{name}, {folds} folds", {"": found[""], folds: found[folds]})
+        name, number, *_ = cells.data.split("-")
+        ways[f"{name}-{number}"][way_of(cells)][cells.model, cells.seed] = cells
+    for name, found in ways.items():
+        for way in sorted(found.keys() - {ONE_SPLIT}):
+            show(f"{name}, {way}", {ONE_SPLIT: found[ONE_SPLIT], way: found[way]})
 
 
-def show(name: str, regimes: Mapping[str, Mapping[tuple[str, int], Cells]]) -> None:
-    """Print a row per number of folds and rule, over the sweeps that both have."""
-    keys = set.intersection(*(set(found) for found in regimes.values()))
+def way_of(cells: Cells) -> str:
+    """Return in words how a sweep chooses."""
+    split = f"{cells.folds} folds" if cells.folds else "one split"
+    return f"{split}, {SELECTED[cells.select_by]}"
+
+
+def show(name: str, ways: Mapping[str, Mapping[tuple[str, int], Cells]]) -> None:
+    """Print a row per way to choose and rule, over the sweeps that both have."""
+    keys = set.intersection(*(set(found) for found in ways.values()))
     print(f"\n{name}: {len(keys)} sweeps\n")
-    print("| folds | rule | test | regret, mean (worst) | below the head | cost, in sweeps of one split |")
+    print("| choice | rule | test | regret, mean (worst) | below the head | cost, in sweeps of one split |")
     print("| --- | --- | --- | --- | --- | --- |")
-    for folds, found in sorted(regimes.items()):
+    for way, found in ways.items():
         for rule_name, rule in RULES.items():
             test, regret, below, cost = [], [], 0, []
             for key in sorted(keys):
@@ -72,9 +79,9 @@ def show(name: str, regimes: Mapping[str, Mapping[tuple[str, int], Cells]]) -> N
                 test.append(100 * float(cells.test[cell]))
                 regret.append(cells.regret(cell))
                 below += cells.test[cell] < cells.test[cells.of("head")]
-                cost.append(SECONDS[folds] * share)
+                cost.append(SECONDS[cells.folds] * share)
             print(
-                f"| {folds or 'none'} | {rule_name} | {fmean(test):.1f} | {fmean(regret):.2f} ({max(regret):.1f}) | "
+                f"| {way} | {rule_name} | {fmean(test):.1f} | {fmean(regret):.2f} ({max(regret):.1f}) | "
                 f"{below} | {fmean(cost):.2f} |"
             )
 
