@@ -14,6 +14,7 @@ from blockwise.study.run import run
 
 EXPERIMENTS = CONFIG_DIR.parent / "experiments"
 ONE_RUN = "small_data"  # no grid
+SLOW = ("caltech101", "flowers102", "tf_flowers", "seeds")
 FILES = [*sorted((EXPERIMENTS / "paper").glob("*.yaml")), *sorted((CONFIG_DIR / "experiment").glob("*.yaml"))]
 FILES = [path for path in FILES if path.stem != ONE_RUN]
 
@@ -33,11 +34,8 @@ def jobs():
     """All experiments with each of their partitions; one block per layer gives many cells."""
     for path in FILES:
         for partition in axes(path).get("partition", ["segment"]):
-            marks = (
-                [pytest.mark.slow]
-                if partition == "layer" or path.stem in ("caltech101", "flowers102", "seeds") or partition == "window"
-                else []
-            )
+            slow = partition in ("layer", "window") or path.stem in SLOW
+            marks = [pytest.mark.slow] if slow else []
             yield pytest.param(path, partition, marks=marks, id=f"{path.parent.name}/{path.stem}-{partition}")
 
 

@@ -91,8 +91,7 @@ def without_dropout(stub):
 
 RECIPES = {
     "plain": Recipe(),
-    "clipped": Recipe(clip_norm=0.1),
-    "batch statistics": Recipe(norm="train"),
+    "clipped, batch statistics": Recipe(clip_norm=0.1, norm="train"),
     "early stopping": Recipe(patience=0),
     "scheduled": Recipe(
         scheduler=Schedule(partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5), interval="step")
@@ -113,7 +112,9 @@ def test_graphs_change_no_number(stub, recipe):
 POLICIES = {"gradual": Gradual(every=1), "lp_ft": LPFT(head_epochs=1), "cyclic": Cyclic(every=1)}
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(
+    "policy", [pytest.param(name, marks=[] if name == "cyclic" else [pytest.mark.slow]) for name in POLICIES]
+)
 def test_policies_record_anew_what_changes(stub, policy):
     recipe = Recipe(policies=POLICIES)
     plain = make(without_dropout(stub), recipe, policy=policy)

@@ -31,7 +31,7 @@ def counted(monkeypatch):
     return count
 
 
-@pytest.mark.parametrize("gigabytes", [1, 0, 1e-9])
+@pytest.mark.parametrize("gigabytes", [1, 0, pytest.param(1e-9, marks=pytest.mark.slow)])
 def test_records_are_the_same_with_and_without_a_cache(small, tmp_path, counted, gigabytes):
     quiet = Console(quiet=True)
     run(small("block=[head,2]", *LATE[1:], "cache.activations_gb=1", f"results_dir={tmp_path / 'cached'}"), quiet)
