@@ -41,6 +41,7 @@ def only(cells: Cells, scope: str) -> tuple[int, float]:
 RULES: Mapping[str, Callable[[Cells], tuple[int, float]]] = {
     "exhaustive": lambda cells: (cells.chosen, 1.0),
     "halving, loss, from 1": lambda cells: halved(cells, Halving()),
+    "halving, select_by, from 1": lambda cells: halved(cells, Halving(judge="select_by")),
     "halving, select_by, from 4": lambda cells: halved(cells, SMALL_DATA),
     "always the last block": lambda cells: only(cells, cells.blocks[-1]),
     "head": lambda cells: only(cells, "head"),
