@@ -112,6 +112,22 @@ def test_a_search_resumes_in_the_middle_of_a_rung(exhaustive, tmp_path, monkeypa
     assert {key: cell[:2] for key, cell in resumed.items()} == {key: cell[:2] for key, cell in whole.items()}
 
 
+@pytest.mark.parametrize("first", ["halving", "exhaustive"])
+def test_another_search_does_not_go_on_from_its_checkpoint(exhaustive, halved, tmp_path, monkeypatch, stop_at, first):
+    second = {"halving": "exhaustive", "exhaustive": "halving"}[first]
+    options = [*SMALL, *SWEEP, f"results_dir={tmp_path}"]
+    stop_at(12)
+    with pytest.raises(Interrupted):
+        run(quick_config([*options, f"search={first}"]), Console(quiet=True))
+    monkeypatch.undo()
+    assert list(tmp_path.rglob("*.ckpt"))
+    run(quick_config([*options, f"search={second}"]), Console(quiet=True))
+    found, expected = cells(tmp_path), exhaustive if second == "exhaustive" else cells(halved)
+    assert {key: cell[:2] for key, cell in found.items()} == {key: cell[:2] for key, cell in expected.items()}
+    # what an exhaustive sweep has finished, no search will train
+    assert bool(list(tmp_path.rglob("*.ckpt"))) == (first == "exhaustive")
+
+
 def test_tables_and_frames_tell_pruned_from_finished(halved, console):
     records = records_of(halved)
     pruned = {r.cell.scope for r in records} - {r.cell.scope for r in records if r.status == "finished"}

@@ -66,6 +66,18 @@ def test_stopped_at_any_step_it_ends_as_if_it_had_not_been(step, small, console,
     assert "resuming from the checkpoint" in console.export_text()
 
 
+@pytest.mark.parametrize("step", [3, 6])
+def test_worker_processes_go_on_with_the_right_epoch(small, console, stop_at, unbroken, monkeypatch, step):
+    overrides = ("block=head", "trainer.max_epochs=3", "data.num_workers=1")
+    expected = unbroken(small, console, *overrides)
+    stop_at(step)
+    with pytest.raises(Interrupted):
+        run(cfg := small(*overrides), console)
+    monkeypatch.undo()
+    run(cfg, console)
+    assert results(cfg.results_dir) == expected
+
+
 @pytest.mark.slow
 def test_stopped_again_and_again(small, console, stop_at, unbroken, monkeypatch):
     overrides = (BLOCKS, "early_stopping.patience=1", "trainer.max_epochs=4", "optimizer=sgd", "data.num_workers=1")

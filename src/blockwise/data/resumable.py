@@ -29,13 +29,13 @@ class ResumableDataModule(L.LightningDataModule):
         """Return the number of batches per split, without decoding images."""
 
     def state_dict(self) -> dict[str, int]:
-        """Return the epoch and its number of completed batches."""
+        """Return where training goes on: the epoch, and the number of its batches that are done."""
         assert self.trainer is not None
         done = self.trainer.fit_loop.epoch_loop.batch_idx + 1
-        return {
-            "epoch": self.trainer.current_epoch,
-            "batch": done if done < self.trainer.num_training_batches else 0,
-        }
+        if done < self.trainer.num_training_batches:
+            return {"epoch": self.trainer.current_epoch, "batch": done}
+        # Worker processes load the first batches before Lightning sets the epoch
+        return {"epoch": self.trainer.current_epoch + 1, "batch": 0}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Resume from the epoch and batch in `state_dict`."""

@@ -199,7 +199,7 @@ class CellRuns:
         counts = self.data.class_counts()
         loss = self.recipe.loss if counts is None else with_class_counts(self.recipe.loss, counts)
         module = self.module(cells, replace(self.recipe, loss=loss))
-        checkpoints = Checkpoints(self.store.checkpoints(self.settings))
+        checkpoints = Checkpoints(self.store.checkpoints(self.settings), self.searched)
         checkpoint = broadcast(checkpoints.find(cells))
         if checkpoint:
             self.console.print("resuming from the checkpoint of an interrupted run")
@@ -216,14 +216,18 @@ class CellRuns:
             _check_outcome(module)
             if rank() == 0:
                 records = recorder.save(self.store, module)
-                checkpoints.drop(self._recorded_keys())
+                checkpoints.drop(*self._recorded_keys())
                 if self.loggers:
                     tracking.finish(module, records, {policy: self.sweep(policy) for policy in self._policies()})
 
-    def _recorded_keys(self) -> set[str]:
-        """Return the keys of all recorded cells of this sweep and seed, including those trained by other runs."""
+    def _recorded_keys(self) -> tuple[set[str], set[str]]:
+        """Return the keys of the cells of this sweep and seed that have ended, and that this search stopped."""
         recorded = [sweep for policy in self._policies() if (sweep := self.sweep(policy))]
-        return {checkpoint_key(r) for sweep in recorded for r in sweep.records}
+        records = [record for sweep in recorded for record in sweep.records]
+        pruned = [record for record in records if record.status == "pruned"]
+        own = [record for record in pruned if _search_of(record) == self.searched]
+        ended = [record for record in records if record.status != "pruned"]
+        return {checkpoint_key(record) for record in ended}, {checkpoint_key(record) for record in own}
 
     def _policies(self) -> set[str]:
         """Return the names of all policies of cells; `head` is always static."""

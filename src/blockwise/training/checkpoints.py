@@ -7,7 +7,8 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from time import monotonic
 from types import FrameType
@@ -31,31 +32,46 @@ class Checkpoints:
 
     Args:
         folder: The folder of the checkpoints.
+        search: Name and settings of the search that stops cells; None if all train to their end. Which cells a search
+            has stopped depends on the search and on the other cells, so it resumes from checkpoints of its own.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, search: Mapping[str, Any] | None = None) -> None:
         self.folder = folder
+        self.search = search
+        self.own = folder / settings_hash(search) if search else folder
 
     def path(self, cells: Iterable[Cell]) -> Path:
         """Return the path of the checkpoint of these cells."""
-        return self.folder / f"{settings_hash({'cells': sorted(cell.saved_key for cell in cells)})}.ckpt"
+        return self.own / f"{settings_hash({'cells': sorted(cell.saved_key for cell in cells)})}.ckpt"
 
     def find(self, cells: Iterable[Cell]) -> Path | None:
-        """Return the checkpoint with the most batches of those that hold all of these cells; None if there is none."""
+        """Return the checkpoint with the most batches of those that hold these cells; None if there is none.
+
+        It may hold other cells as well, unless cells compete in a search.
+        """
         wanted = {cell.saved_key for cell in cells}
-        candidates = [(step, path) for path, keys, step in self._all() if wanted <= keys]
+        checkpoints = [one for one in self._all() if one[0].parent == self.own]
+        candidates = [
+            (step, path) for path, keys, step in checkpoints if (wanted == keys if self.search else wanted <= keys)
+        ]
         return max(candidates)[1] if candidates else None
 
-    def drop(self, recorded: set[str]) -> None:
-        """Delete the checkpoints all of whose cells are recorded, given by their keys."""
+    def drop(self, finished: AbstractSet[str], pruned: AbstractSet[str] = frozenset()) -> None:
+        """Delete the checkpoints that no run will need: all of their cells are recorded.
+
+        Args:
+            finished: Keys of the cells that have finished or diverged.
+            pruned: Keys of the cells that this search has stopped; other searches may train them further.
+        """
         for path, keys, _ in self._all():
-            if keys <= recorded:
+            if keys <= (finished | pruned if path.parent == self.own else finished):
                 path.unlink(missing_ok=True)
 
     def _all(self) -> list[tuple[Path, set[str], int]]:
-        """Return path, cell keys and number of batches of each checkpoint that can be read."""
+        """Return path, cell keys and number of batches of each checkpoint of any search that can be read."""
         checkpoints = []
-        for path in sorted(self.folder.glob("*.ckpt")):
+        for path in sorted(self.folder.rglob("*.ckpt")):
             try:
                 content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
                 checkpoints.append((path, set(content["cells"]), int(content["global_step"])))
