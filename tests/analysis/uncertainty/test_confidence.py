@@ -37,6 +37,18 @@ def test_nine_of_ten_sets_contain_the_best_block(images, spread, seeds):
     assert 0.83 <= np.mean(found) <= 1.0
 
 
+@pytest.mark.parametrize("worse", [1, 3])
+def test_blocks_that_are_far_worse_make_the_others_no_more_different(worse):
+    random = np.random.default_rng(worse)
+    scopes, found = [str(block) for block in range(BLOCKS)], []
+    for _ in range(100):
+        accuracies = np.clip(0.9 + 0.01 * random.normal(size=BLOCKS), 0.05, 0.99)
+        accuracies[BLOCKS - worse :] -= 0.25
+        sure = from_scores(scopes, [classify(random, accuracies, 100).astype(float)], draws=2000)
+        found.append(str(accuracies.argmax()) in sure.scopes)
+    assert np.mean(found) >= 0.85
+
+
 def made_up(folder, accuracies, images=200, seeds=1):
     random = np.random.default_rng(0)
     drawn = [classify(random, accuracies, images) for _ in range(seeds)]

@@ -8,7 +8,9 @@ the best one.
    accuracy after model selection"). With several seeds, the variance over seeds is added.
 2. **Shrinkage.** The true scores of the blocks have a normal distribution of unknown spread (Efron & Morris, 1975,
    "Data analysis using Stein's estimator"). The spread is integrated out: scores that differ no more than by noise are
-   taken for nearly equal. On demand, the true scores are smooth over depth.
+   taken for nearly equal. Blocks that are clearly not the best do not count for the spread: a single block that is far
+   worse would make it wide, and the differences between the others would pass for real. On demand, the true scores are
+   smooth over depth; then all blocks count, since bad neighbours tell against a block.
 3. **Probability.** The probability that a block is the best one is its share of draws from this posterior distribution.
    The set is the smallest one whose probabilities add up to the level.
 
@@ -28,6 +30,8 @@ from blockwise.analysis.uncertainty.posterior import DRAWS, posterior, smooth_po
 from blockwise.analysis.uncertainty.scores import covariance, image_scores
 
 LEVEL = 0.9
+# a block is clearly not the best if it is less likely to be than this part of an equal share
+NEGLIGIBLE = 0.05
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Confidence:
 
     Attributes:
         probability: Probability of each single block, by scope; highest first.
-        shrunk: The expected validation score of each block relative to the mean of all, by scope.
+        shrunk: The expected validation score of each block that is not clearly worse, relative to their mean, by scope.
         level: The probability of the set of blocks that may be the best.
         smooth: Whether the true scores were taken for a smooth function of depth.
     """
@@ -102,10 +106,18 @@ def from_scores(
         draws: Number of draws from the posterior distribution.
         smooth: Take the true scores for a smooth function of depth.
     """
-    draw = smooth_posterior if smooth else posterior
-    drawn = draw(np.mean([one.mean(0) for one in scores], axis=0), covariance(scores), draws)
-    shares = np.bincount(drawn.argmax(1), minlength=len(scopes)) / draws
-    order, expected = np.argsort(-shares, kind="stable"), drawn.mean(0)
-    return Confidence(
-        {scopes[i]: float(shares[i]) for i in order}, {scopes[i]: float(expected[i]) for i in order}, level, smooth
-    )
+    left = np.arange(len(scopes))
+    while True:
+        own = [one[:, left] for one in scores]
+        means, noise = np.mean([one.mean(0) for one in own], axis=0), covariance(own)
+        drawn = (smooth_posterior if smooth else posterior)(means, noise, draws)
+        shares = np.bincount(drawn.argmax(1), minlength=len(left)) / draws
+        likely = shares >= NEGLIGIBLE / len(left)
+        if smooth or likely.all():
+            break
+        left = left[likely]
+    probability = np.zeros(len(scopes))
+    probability[left] = shares
+    order = np.argsort(-probability, kind="stable")
+    shrunk = dict(zip((scopes[i] for i in left), map(float, drawn.mean(0)), strict=True))
+    return Confidence({scopes[i]: float(probability[i]) for i in order}, shrunk, level, smooth)
