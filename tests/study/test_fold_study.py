@@ -38,6 +38,13 @@ def test_a_cell_alone_has_the_record_of_a_cell_among_others(small, console, tmp_
     assert alone.files == among["2"].files
 
 
+def test_a_fold_that_has_a_single_image_of_a_batch_skips_it(small, console):
+    """80 images in batches of 26 leave a last batch of two, one of each fold."""
+    options = ["data.folds=2", "data.batch_size=26", "block=full", "freeze.norm=train", "trainer.max_epochs=1"]
+    (record,) = run(small(*options), console)
+    assert record.status == "finished"
+
+
 @pytest.mark.slow
 def test_a_search_over_folds_leaves_its_survivors_as_they_are(small, console, tmp_path):
     options = [*FOLDS, "data.folds=2", "block=all", "trainer.max_epochs=3"]

@@ -227,6 +227,10 @@ class Unfinished:
         (["search=first_epoch", "trainer.max_epochs=1"], "search=first_epoch stops cells after the first epoch, but"),
         (["search=halving", "search.kep=2"], "there is no setting search.kep"),
         (["search=luck"], "search=luck is unknown: choose from exhaustive, first_epoch, greedy, halving"),
+        (
+            ["search=topdown", "search.patience=1", "search.then=top3"],
+            "block=top3 needs 3 blocks that train to their end, but",
+        ),
         (["search=halving", "search.then=top3"], "block=top3 needs 3 blocks that train to their end: set search.keep"),
         (["search=halving", "search.then=top9"], "block=top9"),
         (["search=halving", "search.then=7"], "block=7 is out of range"),

@@ -239,6 +239,8 @@ class Record:
             raise ValueError(f"best_epoch {self.best_epoch} is none of the {self.epochs} epochs")
         if self.status == "finished" and (self.metrics.val is None or self.metrics.test is None):
             raise ValueError("a finished cell must have val and test metrics")
+        if self.metrics.val is not None and self.select_by not in self.metrics.val:
+            raise ValueError(f"val metrics must have {self.select_by}, by which it was selected")
 
     def __getitem__(self, key: str) -> Any:
         """Return the value of a key of `record.json`, as plain data.

@@ -16,7 +16,7 @@ from blockwise.errors import InputError
 from blockwise.io.targets import instantiate
 from blockwise.ranking import SCORES, Sample, check_score
 from blockwise.results.record import STATIC, Score
-from blockwise.search import SEARCH_NAMES, Candidate, Exhaustive, FirstEpoch, Ranked, Search
+from blockwise.search import SEARCH_NAMES, Candidate, Exhaustive, FirstEpoch, Ranked, Search, TopDown
 from blockwise.study.data import StudyData
 from blockwise.study.settings import describe
 
@@ -136,6 +136,11 @@ def check_top(search: Search, top: int) -> None:
     keep = getattr(search, "keep", None)
     if keep is not None and keep < top:
         raise InputError(f"block=top{top} needs {top} blocks that train to their end: set search.keep={top} or more")
+    if isinstance(search, TopDown) and search.patience + 1 < top:
+        raise InputError(
+            f"block=top{top} needs {top} blocks that train to their end, but search.patience={search.patience} may end "
+            f"after {search.patience + 1}: set search.patience={top - 1} or more"
+        )
 
 
 @dataclass

@@ -94,14 +94,18 @@ def broadcast(value: T) -> T:
     return box[0]
 
 
-def batch_fraction(images: int, device: torch.device) -> float | None:
-    """Return the fraction of a batch that this process has, given its number of images; None if no process has any."""
+def batch_fraction(images: int, device: torch.device, least: int = 1) -> float | None:
+    """Return the fraction of a batch that this process has, given its number of images.
+
+    Returns:
+        None if all processes together have fewer than `least`.
+    """
     total = images
     if is_distributed():
         summed = torch.tensor(images, device=device)
         distributed.all_reduce(summed)
         total = int(summed)
-    return images / total if total else None
+    return images / total if total >= least else None
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:

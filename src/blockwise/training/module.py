@@ -207,13 +207,20 @@ class BlockwiseModule(L.LightningModule):
         # each cell draws the same random numbers whether it trains alone or beside others
         seed = derive_seed(self._seed, self.current_epoch, batch_idx, rank())
         parts = [None, *self._parts(images, *folds, held_out=False)]
-        fractions = [batch_fraction(len(labels if part is None else part.rows), labels.device) for part in parts]
+        # norms that use batch statistics need two images, which a fold may not have left of a small last batch
+        least = 2 if self.recipe.norm == "train" else 1
+        fractions = [
+            batch_fraction(len(labels), labels.device)
+            if part is None
+            else batch_fraction(len(part.rows), labels.device, least)
+            for part in parts
+        ]
         works: dict[Key, Training] = {}
         for index in self._active():
             for number, (step, fraction) in enumerate(zip(self._steps[index], fractions, strict=True)):
                 if fraction:
                     works[index, number] = Training(step, seed, fraction, parts[number])
-                elif fraction is not None:  # other processes have such images
+                elif fraction is not None:  # other processes have images
                     step.update()
         first, activations = self._entry(batch_idx, images, works)
         for (index, number), logits in self._run("train", first, activations, labels, works):

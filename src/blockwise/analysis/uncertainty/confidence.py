@@ -119,5 +119,5 @@ def from_scores(
     probability = np.zeros(len(scopes))
     probability[left] = shares
     order = np.argsort(-probability, kind="stable")
-    shrunk = dict(zip((scopes[i] for i in left), map(float, drawn.mean(0)), strict=True))
+    shrunk = dict(zip((scopes[int(i)] for i in left), map(float, drawn.mean(0)), strict=True))
     return Confidence({scopes[i]: float(probability[i]) for i in order}, shrunk, level, smooth)
