@@ -82,6 +82,21 @@ def test_searches_are_replayed_on_the_evidence(monkeypatch):
         assert cells.scope[halving.chosen(cells.score)] in cells.blocks
 
 
+def test_no_rule_beats_knowing_the_truth(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS.parent))
+    luck = importlib.import_module("experiments.selection.luck")
+    importlib.import_module("experiments.selection.folds")
+    sweeps = luck.read([EXPERIMENTS / "evidence" / "results" / "flowers36-6.npz"])
+    splits = [cells for cells in sweeps if cells.model == "mobilenet_v1"]
+    found = luck.regrets_of(splits)
+    assert {len(pairs) for pairs in found.values()} == {len(splits)}
+    assert all(mean == 0 for _, mean in found["best in the mean"])
+    assert all(mean >= 0 for name in found if name not in ("head alone", "full") for _, mean in found[name])
+    # over its own splits, no single block is better than the one that is best in their mean
+    best = sum(same for same, _ in found["best in the mean"])
+    assert best <= min(sum(same for same, _ in found[name]) for name in ("always the last block", "a block at random"))
+
+
 @pytest.mark.parametrize("name", ["caltech101", "flowers102"])
 def test_the_papers_grid_is_fifteen_backbones_and_three_seeds(name):
     path = EXPERIMENTS / "paper" / f"{name}.yaml"
