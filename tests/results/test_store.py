@@ -188,6 +188,15 @@ def test_impossible_values_are_refused_by_name(path, value, field):
         Record.from_json(json.dumps(changed(FULL, path, value)))
 
 
+def test_a_record_has_the_metric_that_selected_it():
+    selected = changed(FULL, ("settings", "select_by"), "probability")
+    Record.from_json(json.dumps(changed(selected, ("metrics", "val", "probability"), 0.5)))
+    for split in ("train", "val", "test"):
+        selected["metrics"][split].pop("probability", None)
+    with pytest.raises(InputError, match="val metrics must have probability, by which it was selected"):
+        Record.from_json(json.dumps(selected))
+
+
 def test_a_record_copied_over_that_of_another_cell_is_named(tmp_path, capsys):
     store = ResultStore(tmp_path)
     other = replace(WHOLE, settings={**SETTINGS, "seed": 4}, seed=4)
