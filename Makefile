@@ -22,7 +22,7 @@ help: ## list these targets
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@ .venv/.demo
 
-demo: .venv/.demo ## train every block of EfficientNet-Lite0 and both baselines on digits (two minutes)
+demo: .venv/.demo ## train every block of EfficientNet-Lite0 and both baselines on digits (two to three minutes)
 	$(BIN)/python train.py model=efficientnet_lite0 data=digits block=all
 
 table-flowers102: ## reproduce the paper's table for Oxford Flowers 102: fifteen backbones

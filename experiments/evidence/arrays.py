@@ -15,7 +15,7 @@ RESULTS = Path(__file__).parent / "results"
 # the sweeps of the evidence; the others are about the number of images, and about folds
 EVIDENCE = ("digits-40", "flowers5-40", "flowers36-6", "caltech101-6")
 # columns of a history, as in `sweeps.py`
-TRAIN_LOSS, TRAIN_TOP1, VAL_LOSS, VAL_TOP1, VAL_PROBABILITY = range(5)
+TRAIN_LOSS, TRAIN_TOP1, VAL_LOSS, VAL_TOP1 = range(4)
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from blockwise.search import Halving
 
 # as `experiment=small_data` has it
 SMALL_DATA = Halving(min_epochs=4, judge="select_by")
-# seconds of a run over those of one split, all cells to their end: README.md, "What do folds cost?"
 ONE_SPLIT = "one split, accuracy"
+# seconds of a run over those of one split, all cells to their end: README.md, "What do folds cost?"
 SECONDS = {"": 1.0, "2": 84 / 31, "5": 154 / 31}
 
 

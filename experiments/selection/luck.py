@@ -27,7 +27,8 @@ def main() -> None:
     for data, networks in found.items():
         if networks:
             show(data, networks)
-    one_split = [own for data, networks in found.items() if data.count("-") == 1 for own in networks]
+    networks = [own for networks in found.values() for own in networks]
+    one_split = [own for own in networks if not own[0].folds and own[0].select_by == "top1"]
     show("all without folds, by accuracy", one_split)
 
 

@@ -105,7 +105,7 @@ def main() -> None:
     names = sorted({cells.data for cells in sweeps})
     for name in names:
         show(name, [cells for cells in sweeps if cells.data == name])
-    show("all without folds", [cells for cells in sweeps if "folds" not in cells.data])
+    show("all without folds", [cells for cells in sweeps if not cells.folds])
 
 
 def show(name: str, sweeps: Sequence[Cells]) -> None:

@@ -9,12 +9,12 @@ from typing import Literal, Protocol
 import numpy as np
 
 from blockwise.errors import InputError
-from blockwise.results.record import Metrics, Score, selection_score
+from blockwise.results.record import SELECTIONS, Metrics, Score, selection_score
 
 # What a cell is judged by while it trains: the metric of `select_by`, a validation metric, or the sum of the training
 # losses of all epochs so far (Ru et al., 2021, "Speedy Performance Estimation for Neural Architecture Search").
 Judge = Literal["select_by", "top1", "macro_f1", "loss", "probability", "train_loss"]
-JUDGES = ("select_by", "top1", "macro_f1", "loss", "probability", "train_loss")
+JUDGES = ("select_by", *SELECTIONS, "train_loss")
 
 
 @dataclass(frozen=True)

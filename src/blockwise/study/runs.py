@@ -111,9 +111,11 @@ class CellRuns:
     def is_recorded(self, cell: Cell) -> bool:
         """Return whether a cell has a record that need not be replaced: a cell stopped by another search goes on."""
         record = self.store.find(self.cell_settings(cell))
-        if record is None or record.status != "pruned":
-            return record is not None
-        return self.searched is not None and _search_of(record) == self.searched
+        return record is not None and (record.status != "pruned" or self._stopped(record))
+
+    def _stopped(self, record: Record) -> bool:
+        """Return whether this search has stopped the cell of a record."""
+        return record.status == "pruned" and self.searched is not None and _search_of(record) == self.searched
 
     @cached_property
     def searched(self) -> dict[str, Any] | None:
@@ -224,10 +226,8 @@ class CellRuns:
         """Return the keys of the cells of this sweep and seed that have ended, and that this search stopped."""
         recorded = [sweep for policy in self._policies() if (sweep := self.sweep(policy))]
         records = [record for sweep in recorded for record in sweep.records]
-        pruned = [record for record in records if record.status == "pruned"]
-        own = [record for record in pruned if _search_of(record) == self.searched]
-        ended = [record for record in records if record.status != "pruned"]
-        return {checkpoint_key(record) for record in ended}, {checkpoint_key(record) for record in own}
+        ended = {checkpoint_key(record) for record in records if record.status != "pruned"}
+        return ended, {checkpoint_key(record) for record in records if self._stopped(record)}
 
     def _policies(self) -> set[str]:
         """Return the names of all policies of cells; `head` is always static."""

@@ -15,7 +15,7 @@ from blockwise.backbone.stages import StagedBackbone
 from blockwise.errors import InputError
 from blockwise.io.targets import instantiate
 from blockwise.ranking import SCORES, Sample, check_score
-from blockwise.results.record import STATIC, Score
+from blockwise.results.record import SELECTIONS, STATIC, Score
 from blockwise.search import SEARCH_NAMES, Candidate, Exhaustive, FirstEpoch, Ranked, Search, TopDown
 from blockwise.study.data import StudyData
 from blockwise.study.settings import describe
@@ -188,7 +188,7 @@ def expected_share(
 
 def _made_up(scope: str, rate: float, flops: int, random: np.random.Generator) -> Candidate:
     score = float(random.random())
-    val = {"top1": score, "macro_f1": score, "loss": -score, "probability": score}
+    val = {**dict.fromkeys(SELECTIONS, score), "loss": -score}
     nothing = np.zeros(0)
     history = [{"train": val, "val": val}]
     return Candidate(f"{scope}@{rate:g}", scope, STATIC, rate, flops, history, 0, "top1", nothing > 0, nothing)

@@ -51,10 +51,8 @@ class Checkpoints:
         It may hold other cells as well, unless cells compete in a search.
         """
         wanted = {cell.saved_key for cell in cells}
-        checkpoints = [one for one in self._all() if one[0].parent == self.own]
-        candidates = [
-            (step, path) for path, keys, step in checkpoints if (wanted == keys if self.search else wanted <= keys)
-        ]
+        found = _read(self.own.glob("*.ckpt"))
+        candidates = [(step, path) for path, keys, step in found if (wanted == keys if self.search else wanted <= keys)]
         return max(candidates)[1] if candidates else None
 
     def drop(self, finished: AbstractSet[str], pruned: AbstractSet[str] = frozenset()) -> None:
@@ -64,20 +62,21 @@ class Checkpoints:
             finished: Keys of the cells that have finished or diverged.
             pruned: Keys of the cells that this search has stopped; other searches may train them further.
         """
-        for path, keys, _ in self._all():
+        for path, keys, _ in _read(self.folder.rglob("*.ckpt")):
             if keys <= (finished | pruned if path.parent == self.own else finished):
                 path.unlink(missing_ok=True)
 
-    def _all(self) -> list[tuple[Path, set[str], int]]:
-        """Return path, cell keys and number of batches of each checkpoint of any search that can be read."""
-        checkpoints = []
-        for path in sorted(self.folder.rglob("*.ckpt")):
-            try:
-                content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-                checkpoints.append((path, set(content["cells"]), int(content["global_step"])))
-            except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError):
-                continue  # damaged: training starts from the beginning
-        return checkpoints
+
+def _read(paths: Iterable[Path]) -> list[tuple[Path, set[str], int]]:
+    """Return path, cell keys and number of batches of each checkpoint that can be read."""
+    checkpoints = []
+    for path in sorted(paths):
+        try:
+            content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            checkpoints.append((path, set(content["cells"]), int(content["global_step"])))
+        except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError):
+            continue  # damaged: training starts from the beginning
+    return checkpoints
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -206,15 +206,14 @@ class BlockwiseModule(L.LightningModule):
         self._outputs["train"].add_labels(labels if labels.ndim == 1 else labels.argmax(1))
         # each cell draws the same random numbers whether it trains alone or beside others
         seed = derive_seed(self._seed, self.current_epoch, batch_idx, rank())
-        parts = [None, *self._parts(images, *folds, held_out=False)]
+        of_folds = self._parts(images, *folds, held_out=False)
         # norms that use batch statistics need two images, which a fold may not have left of a small last batch
         least = 2 if self.recipe.norm == "train" else 1
         fractions = [
-            batch_fraction(len(labels), labels.device)
-            if part is None
-            else batch_fraction(len(part.rows), labels.device, least)
-            for part in parts
+            batch_fraction(len(labels), labels.device),
+            *(batch_fraction(len(part.rows), labels.device, least) for part in of_folds),
         ]
+        parts = [None, *of_folds]
         works: dict[Key, Training] = {}
         for index in self._active():
             for number, (step, fraction) in enumerate(zip(self._steps[index], fractions, strict=True)):
