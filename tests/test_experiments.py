@@ -69,9 +69,9 @@ def test_few_images_are_all_used_by_folds_and_a_search(tmp_path, console):
 
 def test_searches_are_replayed_on_the_evidence(monkeypatch):
     monkeypatch.syspath_prepend(str(EXPERIMENTS.parent))
-    for name in ("collected", "early", "edges", "rebuild", "scores", "search", "sets", "sweeps", "watch"):
+    for name in ("analysis.early", "collected", "edges", "rebuild", "scores", "sets", "sweeps", "watch"):
         importlib.import_module(f"experiments.evidence.{name}")
-    evidence = importlib.import_module("experiments.evidence.search")
+    evidence = importlib.import_module("experiments.evidence.analysis.search")
     for cells in evidence.read_evidence([EXPERIMENTS / "evidence" / "results" / "flowers36-6.npz"])[:1]:
         scopes = ["head", *cells.blocks, "full"]
         exhaustive = evidence.Replay(cells, Exhaustive(), scopes)
@@ -80,6 +80,22 @@ def test_searches_are_replayed_on_the_evidence(monkeypatch):
         halving = evidence.Replay(cells, Halving(), scopes)
         assert halving.cost(scopes) < 0.5
         assert cells.scope[halving.chosen(cells.score)] in cells.blocks
+
+
+def test_gains_by_block_are_those_of_the_cells_that_validation_chooses(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXPERIMENTS.parent))
+    blocks = importlib.import_module("experiments.evidence.analysis.blocks")
+    (cells, *_) = blocks.read_evidence([EXPERIMENTS / "evidence" / "results" / "flowers36-6.npz"])
+    assert blocks.over("head", *cells.blocks)(cells) == pytest.approx(
+        100 * (cells.test[cells.chosen] - cells.test[cells.of("head")])
+    )
+    assert blocks.over("head", "head")(cells) == 0
+    alone = cells.with_rates([0.0005])
+    assert sorted(alone.scope) == sorted({*cells.scope})
+    (full,) = cells.test[(cells.scope == "full") & (abs(cells.lr - 0.0005) < 1e-9)]
+    assert blocks.accuracy("full")(alone) == 100 * full
+    # a scope that diverged has no accuracy and no gain
+    assert blocks.accuracy("full")(alone.with_rates([1.0])) is None
 
 
 def test_no_rule_beats_knowing_the_truth(monkeypatch):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -96,7 +96,21 @@ class Cells:
     @cached_property
     def chosen(self) -> int:
         """The block that is chosen; of equals, the one nearest to the head."""
-        return max(self.at_best_rates, key=lambda cell: (self.score[cell], int(self.scope[cell])))
+        found = self.best(self.blocks)
+        assert found is not None  # some block trains to its end in every sweep
+        return found
+
+    def best(self, scopes: Sequence[str]) -> int | None:
+        """Return the cell of some scopes that validation chooses; of equals, the last one; None if all diverged."""
+        own = [self.of(scope) for scope in scopes if scope in self.scope]
+        return max(reversed(own), key=self.score.__getitem__, default=None)
+
+    def with_rates(self, rates: Sequence[float]) -> Cells:
+        """Return the sweep as it would be with some of its rates alone."""
+        keep = np.isclose(self.lr[:, None], rates).any(1)
+        so_far = None if self.so_far is None else self.so_far[:, keep]
+        arrays = ("scope", "lr", "seconds", "best_epoch", "test", "history", "correct", "test_correct", "likelihood")
+        return replace(self, so_far=so_far, **{name: getattr(self, name)[keep] for name in arrays})
 
     def regret(self, cell: int) -> float:
         """Return how far the test accuracy of a cell is below that of the best block, in points."""

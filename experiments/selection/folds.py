@@ -12,8 +12,8 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from statistics import fmean
 
+from experiments.evidence.analysis.search import Replay
 from experiments.evidence.arrays import Cells, read
-from experiments.evidence.search import Replay
 
 from blockwise.analysis.summary import SELECTED
 from blockwise.search import Halving

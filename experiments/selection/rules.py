@@ -14,8 +14,8 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
+from experiments.evidence.analysis.search import Replay
 from experiments.evidence.arrays import VAL_LOSS, VAL_TOP1, Cells, read
-from experiments.evidence.search import Replay
 
 from blockwise.analysis.uncertainty.confidence import Confidence, from_scores
 from blockwise.search import Halving

@@ -1,6 +1,6 @@
 """How early is the order of blocks known? Rank correlation and regret after each epoch, against the end.
 
-python -m experiments.evidence.early
+python -m experiments.evidence.analysis.early
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What would each search have found, and at what cost? Replays searches on the histories of exhaustive sweeps.
 
-    python -m experiments.evidence.search
+    python -m experiments.evidence.analysis.search
 
 A search sees what it would have seen, epoch by epoch, and its survivors are those of the exhaustive sweep. Costs are
 seconds of cells, in proportion to the epochs that they trained, as a share of the exhaustive sweep's, and as a multiple
