@@ -59,7 +59,7 @@ def test_the_keys_of_the_contract_are_there():
         (["optimizer=adam"], r"optimizer=adam is unknown.*Did you mean 'adamw'"),
         (["optimizer.lrr=1"], r"there is no setting optimizer.lrr. Did you mean 'optimizer.lr'\?"),
         (["modle=vgg16"], r"there is no setting modle. Did you mean 'model'\?"),
-        (["block=range(0,12)"], r"block=range\(0,12\) has several values: add -m"),
+        (["block=range(0,12)"], r"block=range\(0,12\) has several values: add -m to .* list, block=\[\.\.\.\]$"),
         (["block=1,2"], "has several values: add -m"),
         (["logger=[csv,bogus]"], "logger=bogus is unknown: choose from csv, none, tensorboard, wandb"),
         (["partition=layer", "partition.num_blocks=4"], "partition.num_blocks here: it belongs to another config of"),

@@ -208,6 +208,11 @@ def test_a_plan_tells_what_a_search_is_expected_to_cost(small, console):
     assert "search=ranked: about" in console.export_text()
 
 
+def test_a_search_that_keeps_every_block_says_so(small, console):
+    Study.from_config(small("search=first_epoch", "search.keep=2", "block=[0,1]", "trainer.max_epochs=2"), console)
+    assert "search.keep=2 leaves out none of the 2 blocks" in console.export_text()
+
+
 class Confused(Halving):
     def stop(self, candidates, epoch, max_epochs):
         return {"99@1"}

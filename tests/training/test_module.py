@@ -13,6 +13,7 @@ from blockwise.backbone.stages import stage_backbone
 from blockwise.data import BlockwiseDataModule
 from blockwise.data.sources.digits import Digits
 from blockwise.partition import SegmentPartitioner
+from blockwise.search import FirstEpoch
 from blockwise.training.cells import Cell
 from blockwise.training.module import BlockwiseModule
 from blockwise.training.scopes import parse_scopes
@@ -60,6 +61,21 @@ def test_training_lowers_the_loss_of_every_cell(module, data, tmp_path):
     ).fit(module, datamodule=data)
     for progress in module.progress:
         assert progress.history[-1]["train"]["loss"] < progress.history[0]["train"]["loss"] - 0.05
+
+
+def test_cells_that_a_search_has_stopped_take_no_memory_and_no_room_in_checkpoints(module, data, tmp_path):
+    module.search = FirstEpoch(keep=1)
+    used = trainer(tmp_path)
+    used.fit(module, datamodule=data)
+    used.save_checkpoint(tmp_path / "all.ckpt")
+    saved = torch.load(tmp_path / "all.ckpt", weights_only=True)
+    kept = {"head", "full"}
+    for cell, progress, optimizer in zip(module.cells, module.progress, saved["optimizer_states"], strict=True):
+        goes_on = progress.status == "running"
+        kept |= {cell.scope.name} if goes_on else set()
+        of_training = saved["cells"][cell.key]["trained"], optimizer["state"], progress.best_state
+        assert [len(found) > 0 for found in of_training] == [goes_on] * 3
+    assert len(kept) == 3  # one of three blocks
 
 
 def test_metrics_reach_a_logger(module, data, tmp_path):

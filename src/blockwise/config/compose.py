@@ -88,10 +88,10 @@ def _unknown_setting(key: str) -> str:
 
 def _several_values(override: str) -> str:
     key, _, value = override.partition("=")
-    return (
-        f"{override} has several values: add -m to sweep over them, or write a list, {key}=[...]; a comma inside one "
-        f"value needs quotes: '{key}=\"{value}\"'"
-    )
+    sentence = f"{override} has several values: add -m to sweep over them, or write a list, {key}=[...]"
+    if re.match(r"\w+\(", value):  # such as range(0,12)
+        return sentence
+    return f"{sentence}; a comma inside one value needs quotes: '{key}=\"{value}\"'"
 
 
 def settings() -> tuple[str, ...]:

@@ -87,6 +87,7 @@ class Study(CellRuns):
                 "after another: choose search=exhaustive, topdown, ranked or greedy"
             )
         check_epochs(self.search, epochs)
+        self._tell_what_is_kept()
         top_scopes = [scope for scope in self.scopes if scope.top is not None]
         if not top_scopes:
             return
@@ -99,6 +100,12 @@ class Study(CellRuns):
                     f"block={scope.name} needs {scope.top} single blocks to choose from, but this sweep has "
                     f"{len(single)}: train more single blocks first, or in the same run: 'block=[all,{scope.name}]'"
                 )
+
+    def _tell_what_is_kept(self) -> None:
+        blocks = sum(scope.name.isdigit() for scope in self.scopes)
+        keep = getattr(self.search, "keep", None)
+        if isinstance(keep, int) and keep >= blocks > 0:
+            self.console.print(f"search.keep={keep} leaves out none of the {blocks} blocks", highlight=False)
 
     def _tell_what_stays(self, scope: Scope, name: str, policy: Policy, epochs: int) -> None:
         reached = {block for phase in phases(policy, scope.blocks, epochs) for block in phase.blocks}

@@ -329,6 +329,7 @@ class BlockwiseModule(L.LightningModule):
             for logger in self.loggers:
                 logger.log_metrics(row, step=self.current_epoch)
         self._stop_cells(self.current_epoch + 1)
+        self._free_stopped_cells()
         if not self._active():
             self.trainer.should_stop = True
 
@@ -337,6 +338,15 @@ class BlockwiseModule(L.LightningModule):
         if epochs < self._max_epochs() and stops_cells(self.search):
             partition, select_by = self.backbone.partition, self.recipe.select_by
             stop_cells(self.search, partition, self.cells, self._phases, self.progress, select_by, epochs)
+
+    def _free_stopped_cells(self) -> None:
+        """Free what nothing reads any more: the optimizers' states of stopped cells, and the weights of pruned ones."""
+        for steps, progress in zip(self._steps, self.progress, strict=True):
+            if not progress.active:
+                for step in steps:
+                    step.optimizer.state.clear()
+            if progress.status == "pruned":
+                progress.best_state = {}
 
     def on_train_start(self) -> None:
         """Set training mode, restore the schedules; stop at once if all cells in the checkpoint have stopped early."""
@@ -379,12 +389,12 @@ class BlockwiseModule(L.LightningModule):
         checkpoint["seconds"] = self.clock.seconds
         checkpoint["cells"] = {
             cell.saved_key: {
-                **self._steps[index][0].state(),
-                "progress": vars(self.progress[index]),
+                **self._steps[index][0].state(goes_on=progress.active),
+                "progress": vars(progress),
                 "logits": logits[index],
-                "folds": [step.state() for step in self._steps[index][1:]],
+                "folds": [step.state(goes_on=progress.active) for step in self._steps[index][1:]],
             }
-            for index, cell in enumerate(self.cells)
+            for index, (cell, progress) in enumerate(zip(self.cells, self.progress, strict=True))
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -48,6 +48,13 @@ def test_intervals_contain_the_truth(tmp_path, seeds):
     assert sum(covered) >= 0.87 * 60  # 95 % less three standard errors
 
 
+def test_an_interval_of_two_seeds_ends_where_accuracies_do(tmp_path):
+    right = {"3": [np.ones(40, bool), np.zeros(40, bool)], "head": [np.zeros(40, bool), np.ones(40, bool)]}
+    sweep = sweep_of(tmp_path, right, split="test")
+    found = gain(sweep.row("3"), sweep.row("head"))
+    assert (found.low, found.difference, found.high) == (-1, 0, 1)
+
+
 def test_without_predictions_there_is_no_gain(tmp_path):
     sweep = sweep_of(tmp_path, {"3": [np.ones(9, bool)], "head": [np.ones(9, bool)]}, split="val")
     assert gain(sweep.row("3"), sweep.row("head")) is None

@@ -61,7 +61,8 @@ def gain(row: Row, baseline: Row) -> Gain | None:
         # for two rows, the variance of their difference is twice that of the interaction
         between = float(np.sqrt(2 * seed_variance(scores) / len(scores)))
         means = means + between * random.standard_t(len(scores) - 1, RESAMPLES)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    # with two seeds, Student's t may reach beyond what accuracies can differ by
+    low, high = np.clip(np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]), -1, 1)
     p = min(1.0, (2 if len(scores) > 1 else 1) * median(mcnemar(one[:, 0] > 0, one[:, 1] > 0) for one in scores))
     return Gain(
         float(counts @ values / images),

@@ -76,10 +76,15 @@ class CellStep:
         self.scaler.update()
         self.optimizer.zero_grad()
 
-    def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps, besides the state of the optimizer."""
+    def state(self, *, goes_on: bool = True) -> dict[str, Any]:
+        """Return what a checkpoint keeps, besides the state of the optimizer.
+
+        Args:
+            goes_on: Whether the cell still trains; otherwise its weights are left out.
+        """
         schedule = {} if self.scheduler is None else {"scheduler": self.scheduler.state_dict()}
-        return {"trained": self.network.trained_state(), "scaler": self.scaler.state_dict(), **schedule}
+        trained = self.network.trained_state() if goes_on else {}
+        return {"trained": trained, "scaler": self.scaler.state_dict(), **schedule}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore the scaler and the schedule from what `state` returned."""
