@@ -14,8 +14,8 @@ from blockwise.search import Candidate
 RESULTS = Path(__file__).parent / "results"
 # the sweeps of the evidence; the others are about the number of images, and about folds
 EVIDENCE = ("digits-40", "flowers5-40", "flowers36-6", "caltech101-6")
-# columns of a history, as in `sweeps.py`
-TRAIN_LOSS, TRAIN_TOP1, VAL_LOSS, VAL_TOP1 = range(4)
+# columns of a history, as in `sweeps.py`; the first sweeps have no probability
+TRAIN_LOSS, TRAIN_TOP1, VAL_LOSS, VAL_TOP1, PROBABILITY = range(5)
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Cells:
         seconds: Seconds that each cell took, its share of the common time included.
         best_epoch: Epoch with the best validation accuracy, counted from 0.
         test: Test accuracy of each cell.
-        history: Metrics of each epoch, shape (cells, epochs, 5); the first sweeps have no probability.
+        history: Metrics of each epoch, shape (cells, epochs, 4 or 5).
         correct: Whether a cell classifies a validation image correctly, shape (cells, images).
         so_far: The same after each epoch but the last, at the best epoch so far, shape (epochs - 1, cells, images).
         test_correct: Whether a cell classifies a test image correctly, shape (cells, images).

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
-from experiments.evidence.arrays import Cells, read_evidence
+from experiments.evidence.arrays import PROBABILITY, Cells, read_evidence
 from experiments.evidence.rebuild import network_of
 
 from blockwise.backbone.flops import cell_flops
@@ -43,7 +43,19 @@ SEARCHES: Mapping[str, Search] = {
     },
     **{f"topdown, patience {patience}": TopDown(patience=patience) for patience in (1, 2, 3)},
 }
-BASELINES = ("head", "full")
+# for sweeps that kept the probability of the true class after each epoch
+BY_PROBABILITY: Mapping[str, Search] = {
+    "exhaustive": SEARCHES["exhaustive"],
+    **{
+        f"halving, factor 2, from {first}, {judge}": Halving(factor=2, min_epochs=first, judge=judge)
+        for first in (1, 2, 3)
+        for judge in ("select_by", "loss", "probability")
+    },
+    **{
+        f"first_epoch, keep 3, {judge}": FirstEpoch(keep=3, judge=judge)
+        for judge in ("select_by", "loss", "probability")
+    },
+}
 
 
 class Replay:
@@ -104,20 +116,23 @@ def flops_of(model: str) -> dict[str, int]:
 
 
 def main() -> None:
-    """Print a table per data set and one of all."""
+    """Print a table per data set, one of all, and one of the sweeps that kept the probability of the true class."""
     sweeps = read_evidence([Path(word) for word in sys.argv[1:]])
     for name in (*sorted({cells.data for cells in sweeps}), "all"):
-        show(name, [cells for cells in sweeps if name in ("all", cells.data)])
+        show(name, [cells for cells in sweeps if name in ("all", cells.data)], SEARCHES)
+    kept = [cells for cells in sweeps if cells.history.shape[2] > PROBABILITY]
+    if kept:
+        show("those that kept the probability of the true class", kept, BY_PROBABILITY)
 
 
-def show(name: str, sweeps: Sequence[Cells]) -> None:
+def show(name: str, sweeps: Sequence[Cells], searches: Mapping[str, Search]) -> None:
     """Print regret and cost of each search."""
     print(f"\n{name}: {len(sweeps)} sweeps\n")
     print(
         "| search | regret to exhaustive | worst | share of seconds: blocks | with head and full | in fits of `full` |"
     )
     print("| --- | --- | --- | --- | --- | --- |")
-    for search_name, search in SEARCHES.items():
+    for search_name, search in searches.items():
         regrets, blocks, everything, fits = [], [], [], []
         for cells in sweeps:
             scopes = ["head", *cells.blocks, "full"]
