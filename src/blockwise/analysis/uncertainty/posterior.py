@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 DRAWS = 10_000
-# standard deviations of the true scores that are considered, in units of their noise
-SPREADS = np.geomspace(0.01, 30, 40)
+# standard deviations of the true scores that are considered, in units of their noise; smaller ones would all mean that
+# blocks are equal, and count several times
+SPREADS = np.geomspace(0.05, 30, 40)
 # distances over which blocks are alike that are considered, as shares of the depth
 LENGTHS = (0.05, 0.1, 0.2, 0.4, 0.8)
 
