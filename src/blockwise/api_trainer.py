@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from blockwise.config.checks import check_epochs_of
 from blockwise.data.resumable import ResumableDataModule
 from blockwise.errors import InputError
 from blockwise.study.runs import TrainerFactory
@@ -23,6 +24,7 @@ def trainer_factory(options: Mapping[str, Any], data: L.LightningDataModule) -> 
             the batches cannot be shared.
     """
     settings = dict(options)
+    check_epochs_of(settings)
     if count_processes(settings.get("devices")) > 1:
         if not launched():
             raise InputError(

@@ -217,3 +217,9 @@ def test_tables_and_claims_tell_policies_apart(together, small, console):
     assert list(between["treatment"]) == ["full", "best block"]
     assert set(between["first"]) == {"lp_ft"}
     assert set(between["pairs"]) == {1}
+
+
+def test_blocks_that_begin_later_train_with_momentum(small, console):
+    run(small("policy=gradual", "optimizer=sgd", "optimizer.lr=[0.01]", "block=full", "trainer.max_epochs=3"), console)
+    (record,) = read_records(small().results_dir)
+    assert record.status == "finished"

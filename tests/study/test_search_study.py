@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from blockwise import load_backbone, make_partition, read_records, train_scopes
 from blockwise.errors import InputError, Interrupted
+from blockwise.results import ResultStore
 from blockwise.results import read_records as records_of
 from blockwise.search import Exhaustive, FirstEpoch, Greedy, Halving, Racing, Ranked, TopDown
 from blockwise.study.run import run
@@ -89,8 +90,10 @@ def test_the_same_search_again_trains_nothing_and_an_exhaustive_one_trains_the_r
     assert not trained
     before = cells(tmp_path)
     run(quick_config([*options, "search=halving", "search.factor=3", "block=[0,1]"]), Console(quiet=True))
-    assert {cell.scope.name for cell in trained[0]} <= {"0", "1"}  # stopped by another search: they begin again
-    assert all(before[cell.scope.name, cell.lr][0]["status"] == "pruned" for cell in trained[0])
+    # one was stopped by another search: all that compete begin again, and what was finished stays so
+    assert {cell.scope.name for cell in trained[0]} == {"0", "1"}
+    finished = {key for key, cell in before.items() if cell[0]["status"] == "finished"}
+    assert finished <= {key for key, cell in cells(tmp_path).items() if cell[0]["status"] == "finished"}
     trained.clear()
     run(quick_config(options), Console(quiet=True))
     assert trained
@@ -126,6 +129,36 @@ def test_another_search_does_not_go_on_from_its_checkpoint(exhaustive, halved, t
     assert {key: cell[:2] for key, cell in found.items()} == {key: cell[:2] for key, cell in expected.items()}
     # what an exhaustive sweep has finished, no search will train
     assert bool(list(tmp_path.rglob("*.ckpt"))) == (first == "exhaustive")
+
+
+SLOW = [pytest.param(written, marks=pytest.mark.slow) for written in (1, 7)]
+
+
+@pytest.mark.parametrize("written", [3, *SLOW])
+def test_a_full_disk_while_records_are_written_changes_nothing(halved, tmp_path, monkeypatch, console, written):
+    cfg = quick_config([*SMALL, *SWEEP, "search=halving", f"results_dir={tmp_path}", "checkpoint.every_minutes=0"])
+    save, left = ResultStore.save, iter([None] * written)
+
+    def until_full(*arguments):
+        next(left)  # a StopIteration ends the run
+        return save(*arguments)
+
+    monkeypatch.setattr(ResultStore, "save", until_full)
+    with pytest.raises(StopIteration):
+        run(cfg, Console(quiet=True))
+    monkeypatch.undo()
+    run(cfg, console)
+    assert "resuming from the checkpoint" in console.export_text()
+    found, expected = cells(tmp_path), cells(halved)
+    assert {key: cell[:2] for key, cell in found.items()} == {key: cell[:2] for key, cell in expected.items()}
+
+
+def test_a_search_has_the_same_outcome_beside_finished_records(exhaustive, halved, tmp_path):
+    options = [*SMALL, *SWEEP, f"results_dir={tmp_path}"]
+    run(quick_config([*options, "block=0"]), Console(quiet=True))
+    run(quick_config([*options, "search=halving"]), Console(quiet=True))
+    for key, cell in cells(tmp_path).items():
+        assert cell[:2] == (exhaustive[key] if key[0] == "0" else cells(halved)[key])[:2]
 
 
 def test_tables_and_frames_tell_pruned_from_finished(halved, console):

@@ -12,7 +12,7 @@ from blockwise.study.run import run
 from blockwise.training.cells import Cell
 from blockwise.training.checkpoints import Checkpoints
 from blockwise.training.module import BlockwiseModule
-from blockwise.training.scopes import parse_scopes
+from blockwise.training.scopes import Scope, parse_scopes
 
 BLOCKS = "block=[head,0,2,full]"
 STEPS = 2 * (4 + 2)  # two epochs of 50 images to train and 30 to validate, 16 at a time
@@ -76,6 +76,27 @@ def test_worker_processes_go_on_with_the_right_epoch(small, console, stop_at, un
     monkeypatch.undo()
     run(cfg, console)
     assert results(cfg.results_dir) == expected
+
+
+@pytest.mark.parametrize("step", [8, pytest.param(2, marks=pytest.mark.slow)])
+def test_what_trains_after_a_resumed_fit_begins_with_its_first_batch(
+    step, small, console, stop_at, unbroken, monkeypatch
+):
+    overrides = ("block=[0,1,top2]", "data.augment=none")
+    expected = unbroken(small, console, *overrides)
+    stop_at(step)
+    with pytest.raises(Interrupted):
+        run(cfg := small(*overrides), console)
+    monkeypatch.undo()
+    run(cfg, console)
+    assert results(cfg.results_dir) == expected
+
+
+def test_names_in_checkpoints_tell_rates_and_best_blocks_apart():
+    cells = [Cell(Scope("top2", blocks, 2), 0.001) for blocks in ((0, 1), (0, 2))]
+    cells += [Cell(Scope("head", ()), rate) for rate in (0.001, 0.0010000001)]
+    assert len({cell.saved_key for cell in cells}) == 4
+    assert cells[2].key == "head@0.001"
 
 
 @pytest.mark.slow

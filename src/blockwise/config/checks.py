@@ -37,6 +37,14 @@ LEAST_CROP = 0.1
 LARGEST_IMAGE = 10_000
 # beyond this, processes only wait for one another
 MOST_WORKERS = max(32, 4 * (os.cpu_count() or 1))
+# settings of Lightning's trainer with which epochs are whole and each is validated; the default comes first
+WHOLE_EPOCHS: Mapping[str, tuple[Any, ...]] = {
+    "check_val_every_n_epoch": (1,),
+    "val_check_interval": (None, 1.0),
+    "num_sanity_val_steps": (0,),
+    "max_steps": (-1,),
+    "min_steps": (None,),
+}
 # names become parts of paths
 LONGEST_NAME = 100
 NAME = re.compile(r"[\w][\w.+-]*", re.ASCII)
@@ -99,6 +107,7 @@ def _check_together(cfg: Mapping[str, Any]) -> None:
     if trainer.get("gradient_clip_val"):
         value = trainer["gradient_clip_val"]
         raise InputError(f"trainer.gradient_clip_val={value} does not reach the cells: use optimizer.clip_norm={value}")
+    check_epochs_of(trainer)
     if trainer.get("overfit_batches"):
         raise InputError("trainer.overfit_batches does not fit our batches: use data.train_per_class")
     if trainer.get("accumulate_grad_batches", 1) != 1:
@@ -108,6 +117,23 @@ def _check_together(cfg: Mapping[str, Any]) -> None:
         )
     if trainer["devices"] != 1 and not isinstance(trainer["devices"], list) and trainer.get("strategy") is None:
         raise InputError(f"trainer.devices={trainer['devices']}: to train one run on several devices, use trainer=ddp")
+
+
+def check_epochs_of(trainer: Mapping[str, Any]) -> None:
+    """Check that a trainer validates at the end of every epoch, and that epochs alone say how long it trains.
+
+    Args:
+        trainer: Arguments of Lightning's trainer.
+
+    Raises:
+        InputError: It does not.
+    """
+    for key, values in WHOLE_EPOCHS.items():
+        if (value := trainer.get(key, values[0])) not in values:
+            raise InputError(
+                f"trainer.{key}={value} does not fit: cells train for trainer.max_epochs and are validated after each "
+                "epoch; leave it out"
+            )
 
 
 def as_list(value: Any) -> list[Any]:

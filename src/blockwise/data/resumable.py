@@ -13,7 +13,8 @@ class ResumableDataModule(L.LightningDataModule):
     """A data module whose batches depend only on seed and epoch.
 
     Attributes:
-        resume_at: Epoch and number of the first batch, if training resumes from a checkpoint.
+        resume_at: Epoch and number of the first batch, if training resumes from a checkpoint. It stays until
+            `start_over`: a fit that follows another one begins with the first batch.
     """
 
     def __init__(self) -> None:
@@ -40,6 +41,10 @@ class ResumableDataModule(L.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Resume from the epoch and batch in `state_dict`."""
         self.resume_at = (state_dict["epoch"], state_dict["batch"])
+
+    def start_over(self) -> None:
+        """Forget where an earlier fit resumed."""
+        self.resume_at = (0, 0)
 
     def part(self) -> tuple[int, int]:
         """Return the rank of this process, and the number of processes."""

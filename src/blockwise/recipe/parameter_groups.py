@@ -66,6 +66,7 @@ def parameter_groups(
     block_lr: float | None = None,
     layer_decay: float | None = None,
     no_decay: bool = False,
+    apart: bool = False,
 ) -> list[dict[str, Any]]:
     """Return the parameter groups of a cell, the head's first.
 
@@ -77,13 +78,15 @@ def parameter_groups(
         layer_decay: Factor by which the rate falls per block away from the head, if there are several blocks (Clark et
             al., 2020, "ELECTRA", appendix A; Bao et al., 2022, "BEiT", section 3.2).
         no_decay: Exclude norms and biases from weight decay: everything with a single dimension.
+        apart: Give each block a group of its own, since blocks may begin to train in different epochs: PyTorch's fused
+            SGD fails if some tensors of a group have momentum and others do not yet.
     """
     base = lr if block_lr is None else block_lr
     groups: list[dict[str, Any]] = [{"params": list(head), "lr": lr}]
-    if layer_decay is None or len(blocks) < 2:
-        groups.append({"params": [p for block in blocks for p in block.parameters], "lr": base})
-    else:
-        groups += [{"params": b.parameters, "lr": base * layer_decay**b.height} for b in blocks]
+    decay = 1.0 if layer_decay is None or len(blocks) < 2 else layer_decay
+    groups += [{"params": block.parameters, "lr": base * decay**block.height} for block in blocks]
+    if decay == 1.0 and not apart:
+        groups[1:] = [{"params": [p for block in blocks for p in block.parameters], "lr": base}]
     groups = [group for group in groups if group["params"]]
     return [part for group in groups for part in _by_dimensions(group)] if no_decay else groups
 

@@ -113,6 +113,14 @@ class CellRuns:
         record = self.store.find(self.cell_settings(cell))
         return record is not None and (record.status != "pruned" or self._stopped(record))
 
+    def missing(self, cells: list[Cell]) -> list[Cell]:
+        """Return the cells that a run would train: those without a record.
+
+        Which cells a search stops depends on all of them, so all train again if one has no record.
+        """
+        missing = [cell for cell in cells if not self.is_recorded(cell)]
+        return cells if missing and stops_cells(self.search) else missing
+
     def _stopped(self, record: Record) -> bool:
         """Return whether this search has stopped the cell of a record."""
         return record.status == "pruned" and self.searched is not None and _search_of(record) == self.searched
@@ -132,7 +140,7 @@ class CellRuns:
 
     def train_cells(self, cells: list[Cell], *, retrain: bool) -> dict[str, Record]:
         """Train the cells without a record, and return the records of all, by the cells' names."""
-        missing = [cell for cell in cells if retrain or not self.is_recorded(cell)]
+        missing = cells if retrain else self.missing(cells)
         if cells:
             self.console.print(self.headline(len(cells), len(cells) - len(missing)), highlight=False)
         report_cells(cell.key for cell in missing)
@@ -148,21 +156,20 @@ class CellRuns:
         while cells:
             candidates = cells if first else []
             with claim([self.store.lock(self.cell_settings(cell)) for cell in candidates]) as claimed:
+                taken = [cell for cell, locked in zip(candidates, claimed, strict=True) if not locked]
+                free = [cell for cell in candidates if cell not in taken]
+                if taken and stops_cells(self.search):  # the cells of a search compete: all of them, or none
+                    free = []
                 # another process may just have recorded a cell and released its lock
-                mine = broadcast(
-                    [
-                        cell
-                        for cell, locked in zip(candidates, claimed, strict=True)
-                        if locked and (retrain or not self.is_recorded(cell))
-                    ]
-                )
+                mine = broadcast(free if retrain else self.missing(free))
                 if mine:
                     self._train_side_by_side(mine)
-            cells = broadcast([cell for cell in cells if cell not in mine and (retrain or not self.is_recorded(cell))])
+            left = [cell for cell in cells if cell not in mine]
+            cells = broadcast(left if retrain else self.missing(left))
             if cells:
                 self.console.print(f"waiting for another process, which is training {len(cells)} of these cells")
                 if first:
-                    wait(self.store.lock(self.cell_settings(cells[0])))
+                    wait(self.store.lock(self.cell_settings(taken[0] if taken else cells[0])))
 
     def _train_side_by_side(self, cells: list[Cell]) -> None:
         """Train cells side by side; if the memory of the GPU runs out, one half of them after the other.
@@ -205,6 +212,7 @@ class CellRuns:
         checkpoint = broadcast(checkpoints.find(cells))
         if checkpoint:
             self.console.print("resuming from the checkpoint of an interrupted run")
+        self.data.start_over()
         every = None if self.checkpoint_minutes is None else 60 * self.checkpoint_minutes
         saving = CheckpointCallback(checkpoints.path(cells), every, between_batches=self.data.ours)
         recorder = Recorder(self.backbone, self.data.entry, self.data.classes, self.cell_settings, self.searched)
@@ -262,7 +270,8 @@ def _search_of(record: Record) -> dict[str, Any]:
 def checkpoint_key(record: Record) -> str:
     """Return the name of a recorded cell in checkpoints."""
     policy = {"policy": record.settings["policy"]} if "policy" in record.settings else {}
-    return saved_key(cell_key(record.cell.scope, record.lr, record.policy), settings_hash(policy) if policy else "")
+    key = cell_key(record.cell.scope, record.lr, record.policy)
+    return saved_key(key, record.cell.blocks, settings_hash(policy) if policy else "")
 
 
 def call(trainer: L.Trainer, entry: Callable[..., Any], module: BlockwiseModule, **options: Any) -> None:

@@ -277,6 +277,9 @@ class Study(CellRuns):
     def plan(self) -> tuple[list[CellPlan], Costs]:
         """Print and return the cells that `train` would train and their estimated cost, timed on steps with noise."""
         partition, cells = self.staged.partition, self.cells()
+        # the best blocks are not known before the others have trained
+        parts = [[cell for cell in cells if (cell.scope.top is None) == single] for single in (True, False)]
+        to_train = {cell for part in parts for cell in self.missing(part)}
         head = new_head(self.staged, len(self.data.classes), self.backbone.head)
         width = sum(parameter.numel() for parameter in head.parameters())
         plans = [
@@ -285,7 +288,7 @@ class Study(CellRuns):
                 cell,
                 self._phases(cell),
                 partition,
-                recorded=self.is_recorded(cell),
+                recorded=cell not in to_train,
                 # each image is in the training images of all networks of a cell but one
                 networks=self.data.folds or 1,
                 trainable=width + num_trainable(cell.scope, partition, self.backbone.network),

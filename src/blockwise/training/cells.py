@@ -52,17 +52,20 @@ class Cell:
     @property
     def saved_key(self) -> str:
         """The cell's name in checkpoints."""
-        return saved_key(self.key, self.policy_hash)
+        return saved_key(self.key, self.scope.blocks, self.policy_hash)
 
 
-def saved_key(key: str, policy_hash: str) -> str:
-    """Return the name of a cell in checkpoints, which tells apart policies with other settings."""
+def saved_key(key: str, blocks: Sequence[int], policy_hash: str) -> str:
+    """Return the name of a cell in checkpoints: it tells apart policies with other settings, and other best blocks."""
+    if key.startswith("top"):
+        key = f"{key}[{'+'.join(map(str, blocks))}]"
     return f"{key}-{policy_hash}" if policy_hash else key
 
 
 def cell_key(scope: str, lr: float, policy: str = STATIC) -> str:
     """Return the name of the cell of a scope, a learning rate and a policy."""
-    return f"{scope}@{lr:g}" + ("" if policy == STATIC else f"@{policy}")
+    rate = f"{lr:g}" if float(f"{lr:g}") == lr else repr(lr)
+    return f"{scope}@{rate}" + ("" if policy == STATIC else f"@{policy}")
 
 
 def cell_names(cells: Sequence[Cell]) -> list[str]:

@@ -18,7 +18,7 @@ from blockwise.data.datamodule import Batch
 from blockwise.data.pixels.on_device import to_device
 from blockwise.fast.fusion import fusion_for
 from blockwise.fast.gpu.graphs import CudaGraphs, Graphs
-from blockwise.policies import Phase, phases
+from blockwise.policies import STATIC, Phase, phases
 from blockwise.recipe.metrics import predictions
 from blockwise.recipe.parameter_groups import OptimizerFactory, parameter_groups
 from blockwise.recipe.recipe import Recipe
@@ -195,6 +195,7 @@ class BlockwiseModule(L.LightningModule):
             block_lr=recipe.block_lr,
             layer_decay=recipe.layer_decay,
             no_decay=recipe.no_decay,
+            apart=cell.policy != STATIC,
         )
         return self._make_optimizer(groups)
 

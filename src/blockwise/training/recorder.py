@@ -74,9 +74,16 @@ class Recorder:
         return {"search": {**self.search, "cells": len(module.cells), "pruned": pruned, "seconds": seconds}}
 
     def save(self, store: ResultStore, module: BlockwiseModule) -> list[Record]:
-        """Write the record, history, predictions and weights of every cell, and return the records."""
+        """Write the record, history, predictions and weights of every cell, and return the records.
+
+        A cell that a search has stopped keeps the record of an earlier run that trained it to its end.
+        """
         saved = []
         for record, progress in zip(self.records(module), module.progress, strict=True):
+            earlier = store.find(record.settings) if record.status == "pruned" else None
+            if earlier is not None and earlier.status != "pruned":
+                saved.append(earlier)
+                continue
             kept = to_bytes(progress.predictions, self.classes) if record.status == "finished" else b""
             weights = {} if record.status == "pruned" else progress.best_state
             saved.append(store.save(record, progress.history, weights, kept))
