@@ -185,6 +185,7 @@ def test_a_loss_a_schedule_and_a_transform_from_outside(small, console, tmp_path
         ("+trainer.overfit_batches=1", "use data.train_per_class"),
         ("+trainer.check_val_every_n_epoch=3", "trainer.check_val_every_n_epoch=3 does not fit: cells train for"),
         ("+trainer.val_check_interval=0.5", "trainer.val_check_interval=0.5 does not fit"),
+        ("+trainer.val_check_interval=1", "trainer.val_check_interval=1 does not fit"),
         ("trainer.num_sanity_val_steps=2", "trainer.num_sanity_val_steps=2 does not fit"),
         ("+trainer.max_steps=3", "trainer.max_steps=3 does not fit"),
         ("+model.options.drop_path_rate=nan", "must be a finite number"),

@@ -129,7 +129,9 @@ def check_epochs_of(trainer: Mapping[str, Any]) -> None:
         InputError: It does not.
     """
     for key, values in WHOLE_EPOCHS.items():
-        if (value := trainer.get(key, values[0])) not in values:
+        value = trainer.get(key, values[0])
+        # to Lightning, a val_check_interval of 1.0 is an epoch, and of 1 a batch
+        if not any(value == known and type(value) is type(known) for known in values):
             raise InputError(
                 f"trainer.{key}={value} does not fit: cells train for trainer.max_epochs and are validated after each "
                 "epoch; leave it out"
