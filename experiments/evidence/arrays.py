@@ -100,10 +100,14 @@ class Cells:
         assert found is not None  # some block trains to its end in every sweep
         return found
 
-    def best(self, scopes: Sequence[str]) -> int | None:
-        """Return the cell of some scopes that validation chooses; of equals, the last one; None if all diverged."""
-        own = [self.of(scope) for scope in scopes if scope in self.scope]
-        return max(reversed(own), key=self.score.__getitem__, default=None)
+    def best(self, scopes: Sequence[str], score: np.ndarray | None = None) -> int | None:
+        """Return the cell of some scopes with the highest score, by default that of `score`; None if all diverged.
+
+        Of equals, it is that of the last scope.
+        """
+        values = self.score if score is None else score
+        own = [self.of(scope, values) for scope in scopes if scope in self.scope]
+        return max(reversed(own), key=values.__getitem__, default=None)
 
     def with_rates(self, rates: Sequence[float]) -> Cells:
         """Return the sweep as it would be with some of its rates alone."""
@@ -154,6 +158,19 @@ def read(paths: Iterable[Path] = ()) -> Iterator[Cells]:
 def read_evidence(paths: Iterable[Path] = ()) -> list[Cells]:
     """Return the sweeps of the evidence."""
     return [cells for cells in read(paths) if cells.data in EVIDENCE]
+
+
+def on(data: str, sweeps: Iterable[Cells]) -> list[Cells]:
+    """Return the sweeps on a data set, or all."""
+    return [cells for cells in sweeps if data in ("all", cells.data)]
+
+
+def pairs(sweeps: Iterable[Cells]) -> dict[tuple[str, str], list[Cells]]:
+    """Return the sweeps of each pair of data set and network."""
+    found: dict[tuple[str, str], list[Cells]] = {}
+    for cells in sweeps:
+        found.setdefault((cells.data, cells.model), []).append(cells)
+    return found
 
 
 def _cells(data: str, key: str, part: dict[str, np.ndarray]) -> Cells:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 import numpy as np
-from experiments.evidence.arrays import Cells, read
+from experiments.evidence.arrays import Cells, pairs, read
 from experiments.selection.rules import RULES
 
 # what each image of a split adds to a cell's score
@@ -24,14 +24,9 @@ POOLED = {"accuracy, all splits": "correct", "probability, all splits": "probabi
 
 def main() -> None:
     """Print a table per file with several splits, and one of all without folds."""
-    splits: dict[str, dict[str, list[Cells]]] = defaultdict(lambda: defaultdict(list))
-    for cells in read():
-        splits[cells.data][cells.model].append(cells)
-    found = {data: [own for own in models.values() if len(own) > 1] for data, models in splits.items()}
-    for data, networks in found.items():
-        if networks:
-            show(data, networks)
-    networks = [own for networks in found.values() for own in networks]
+    networks = [own for own in pairs(read()).values() if len(own) > 1]
+    for data in dict.fromkeys(own[0].data for own in networks):
+        show(data, [own for own in networks if own[0].data == data])
     one_split = [own for own in networks if not own[0].folds and own[0].select_by == "top1"]
     show("all without folds, by accuracy", one_split)
 
@@ -40,12 +35,12 @@ def show(name: str, networks: Sequence[Sequence[Cells]]) -> None:
     """Print the regrets of each rule, over the splits of some networks."""
     regrets: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for own in networks:
-        for rule, pairs in regrets_of(own).items():
-            regrets[rule] += pairs
+        for rule, of_rule in regrets_of(own).items():
+            regrets[rule] += of_rule
     print(f"\n{name}: {len(networks)} networks, {sum(map(len, networks))} sweeps\n")
     print("| rule | regret in the same run | regret in the mean over splits |\n| --- | --- | --- |")
-    for rule, pairs in regrets.items():
-        same, mean = zip(*pairs, strict=True)
+    for rule, of_rule in regrets.items():
+        same, mean = zip(*of_rule, strict=True)
         print(f"| {rule} | {fmean(same):.2f} | {fmean(mean):.2f} |")
 
 

@@ -23,7 +23,9 @@ from blockwise.search import Halving
 
 def best(cells: Cells, score: np.ndarray) -> int:
     """Return the cell of the block with the highest score; on a tie, the one nearest to the head."""
-    return max((cells.of(block, score) for block in cells.blocks), key=lambda c: (score[c], int(cells.scope[c])))
+    found = cells.best(cells.blocks, score)
+    assert found is not None  # blocks are those of cells that did not diverge
+    return found
 
 
 def at_rates(cells: Cells, of: str) -> list[int]:

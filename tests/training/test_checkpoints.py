@@ -66,30 +66,33 @@ def test_stopped_at_any_step_it_ends_as_if_it_had_not_been(step, small, console,
     assert "resuming from the checkpoint" in console.export_text()
 
 
+@pytest.fixture
+def resumed(small, console, stop_at, monkeypatch):
+    """Stop a run at a step, give the same command again, and return its results."""
+
+    def get(step, *overrides):
+        stop_at(step)
+        with pytest.raises(Interrupted):
+            run(cfg := small(*overrides), console)
+        monkeypatch.undo()
+        run(cfg, console)
+        return results(cfg.results_dir)
+
+    return get
+
+
 @pytest.mark.parametrize("step", [3, 6])
-def test_worker_processes_go_on_with_the_right_epoch(small, console, stop_at, unbroken, monkeypatch, step):
+def test_worker_processes_go_on_with_the_right_epoch(small, console, unbroken, resumed, step):
     overrides = ("block=head", "trainer.max_epochs=3", "data.num_workers=1")
     expected = unbroken(small, console, *overrides)
-    stop_at(step)
-    with pytest.raises(Interrupted):
-        run(cfg := small(*overrides), console)
-    monkeypatch.undo()
-    run(cfg, console)
-    assert results(cfg.results_dir) == expected
+    assert resumed(step, *overrides) == expected
 
 
 @pytest.mark.parametrize("step", [8, pytest.param(2, marks=pytest.mark.slow)])
-def test_what_trains_after_a_resumed_fit_begins_with_its_first_batch(
-    step, small, console, stop_at, unbroken, monkeypatch
-):
+def test_what_trains_after_a_resumed_fit_begins_with_its_first_batch(small, console, unbroken, resumed, step):
     overrides = ("block=[0,1,top2]", "data.augment=none")
     expected = unbroken(small, console, *overrides)
-    stop_at(step)
-    with pytest.raises(Interrupted):
-        run(cfg := small(*overrides), console)
-    monkeypatch.undo()
-    run(cfg, console)
-    assert results(cfg.results_dir) == expected
+    assert resumed(step, *overrides) == expected
 
 
 def test_names_in_checkpoints_tell_rates_and_best_blocks_apart():

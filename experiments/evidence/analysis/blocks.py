@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean, stdev
 
 import numpy as np
-from experiments.evidence.arrays import EVIDENCE, RESULTS, Cells, read_evidence
+from experiments.evidence.arrays import EVIDENCE, RESULTS, Cells, on, pairs, read_evidence
 from matplotlib.figure import Figure
 
 from blockwise.analysis.statistics import interval
@@ -114,19 +114,6 @@ def draw(sweeps: Sequence[Cells]) -> Figure:
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
     return figure
-
-
-def on(data: str, sweeps: Iterable[Cells]) -> list[Cells]:
-    """Return the sweeps on a data set, or all."""
-    return [cells for cells in sweeps if data in ("all", cells.data)]
-
-
-def pairs(sweeps: Iterable[Cells]) -> dict[tuple[str, str], list[Cells]]:
-    """Return the sweeps of each pair of data set and network."""
-    found: dict[tuple[str, str], list[Cells]] = {}
-    for cells in sweeps:
-        found.setdefault((cells.data, cells.model), []).append(cells)
-    return found
 
 
 def accuracy(*scopes: str) -> Value:

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
-from experiments.evidence.arrays import TRAIN_LOSS, VAL_LOSS, VAL_TOP1, Cells, read_evidence
+from experiments.evidence.arrays import TRAIN_LOSS, VAL_LOSS, VAL_TOP1, Cells, on, read_evidence
 from scipy.stats import kendalltau
 
 # what is known of each cell after a number of epochs, shape (cells,); higher is better
@@ -27,7 +27,7 @@ def main() -> None:
     """Print a table per data set and one of all."""
     sweeps = read_evidence([Path(word) for word in sys.argv[1:]])
     for name in (*sorted({cells.data for cells in sweeps}), "all"):
-        show(name, [cells for cells in sweeps if name in ("all", cells.data)])
+        show(name, on(name, sweeps))
 
 
 def show(name: str, sweeps: Sequence[Cells]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
-from experiments.evidence.arrays import PROBABILITY, Cells, read_evidence
+from experiments.evidence.arrays import PROBABILITY, Cells, on, read_evidence
 from experiments.evidence.rebuild import network_of
 
 from blockwise.backbone.flops import cell_flops
@@ -119,7 +119,7 @@ def main() -> None:
     """Print a table per data set, one of all, and one of the sweeps that kept the probability of the true class."""
     sweeps = read_evidence([Path(word) for word in sys.argv[1:]])
     for name in (*sorted({cells.data for cells in sweeps}), "all"):
-        show(name, [cells for cells in sweeps if name in ("all", cells.data)], SEARCHES)
+        show(name, on(name, sweeps), SEARCHES)
     kept = [cells for cells in sweeps if cells.history.shape[2] > PROBABILITY]
     if kept:
         show("those that kept the probability of the true class", kept, BY_PROBABILITY)

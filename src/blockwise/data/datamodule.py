@@ -142,7 +142,7 @@ class BlockwiseDataModule(ResumableDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Decode all images, unless `decode` has been called already; copy them to the GPU if there is one."""
-        del stage
+        super().setup(stage)
         self.decode()
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
         if device.type == "cuda" and self._bytes() <= self._gpu_bytes and not self.on_demand:

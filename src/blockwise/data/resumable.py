@@ -13,8 +13,7 @@ class ResumableDataModule(L.LightningDataModule):
     """A data module whose batches depend only on seed and epoch.
 
     Attributes:
-        resume_at: Epoch and number of the first batch, if training resumes from a checkpoint. It stays until
-            `start_over`: a fit that follows another one begins with the first batch.
+        resume_at: Epoch and number of the first batch, if training resumes from a checkpoint.
     """
 
     def __init__(self) -> None:
@@ -29,6 +28,11 @@ class ResumableDataModule(L.LightningDataModule):
     def batches(self) -> dict[str, int]:
         """Return the number of batches per split, without decoding images."""
 
+    def setup(self, stage: str | None = None) -> None:
+        """Forget where an earlier fit resumed; Lightning restores the state from a checkpoint after this."""
+        del stage
+        self.resume_at = (0, 0)
+
     def state_dict(self) -> dict[str, int]:
         """Return where training goes on: the epoch, and the number of its batches that are done."""
         assert self.trainer is not None
@@ -41,10 +45,6 @@ class ResumableDataModule(L.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Resume from the epoch and batch in `state_dict`."""
         self.resume_at = (state_dict["epoch"], state_dict["batch"])
-
-    def start_over(self) -> None:
-        """Forget where an earlier fit resumed."""
-        self.resume_at = (0, 0)
 
     def part(self) -> tuple[int, int]:
         """Return the rank of this process, and the number of processes."""

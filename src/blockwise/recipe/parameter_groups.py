@@ -84,9 +84,10 @@ def parameter_groups(
     base = lr if block_lr is None else block_lr
     groups: list[dict[str, Any]] = [{"params": list(head), "lr": lr}]
     decay = 1.0 if layer_decay is None or len(blocks) < 2 else layer_decay
-    groups += [{"params": block.parameters, "lr": base * decay**block.height} for block in blocks]
     if decay == 1.0 and not apart:
-        groups[1:] = [{"params": [p for block in blocks for p in block.parameters], "lr": base}]
+        groups.append({"params": [p for block in blocks for p in block.parameters], "lr": base})
+    else:
+        groups += [{"params": block.parameters, "lr": base * decay**block.height} for block in blocks]
     groups = [group for group in groups if group["params"]]
     return [part for group in groups for part in _by_dimensions(group)] if no_decay else groups
 

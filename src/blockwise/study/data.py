@@ -44,11 +44,6 @@ class StudyData:
         """Whether batches depend only on seed and epoch, so that training can resume within an epoch."""
         return isinstance(self.module, ResumableDataModule)
 
-    def start_over(self) -> None:
-        """Let the next fit begin with the first batch, also if an earlier one has resumed within an epoch."""
-        if isinstance(self.module, ResumableDataModule):
-            self.module.start_over()
-
     @property
     def folds(self) -> int | None:
         """Number of folds; None if there is one split."""

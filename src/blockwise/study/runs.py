@@ -212,7 +212,6 @@ class CellRuns:
         checkpoint = broadcast(checkpoints.find(cells))
         if checkpoint:
             self.console.print("resuming from the checkpoint of an interrupted run")
-        self.data.start_over()
         every = None if self.checkpoint_minutes is None else 60 * self.checkpoint_minutes
         saving = CheckpointCallback(checkpoints.path(cells), every, between_batches=self.data.ours)
         recorder = Recorder(self.backbone, self.data.entry, self.data.classes, self.cell_settings, self.searched)
