@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import blockwise
 from blockwise import (
     BlockwiseDataModule,
+    api_trainer,
     fine_tuned,
     load_backbone,
     make_partition,
@@ -23,6 +24,7 @@ from blockwise import (
     run_study,
     train_scopes,
 )
+from blockwise.data.loaders import LoaderDataModule
 from blockwise.data.sources.digits import Digits
 from blockwise.errors import InputError
 from blockwise.results import read_predictions
@@ -123,7 +125,7 @@ def test_what_was_trained_is_a_plain_network(backbone, loaders, tmp_path, scope)
         early = replace(early, backbone=replace(early.backbone, weights=None))
         with pytest.raises(InputError, match="was trained on a network other than test_efficientnet"):
             fine_tuned(other, early)
-    with pytest.raises(InputError, match="int is no record: give one, a row of read_records, or a cell's folder"):
+    with pytest.raises(InputError, match="int is not a record: give one, a row of read_records, or a cell's folder"):
         fine_tuned(backbone, 3)
     with pytest.raises(InputError, match="contains no record"):
         fine_tuned(backbone, Path(record.folder).parent)
@@ -177,6 +179,12 @@ IMAGES, LABELS = torch.randn(20, 3, 32, 32), torch.arange(20) % 10
         ({"classes": TEN[:5]}, "train labels must be between 0 and 4"),
         ({"optimizer": "adam"}, "cannot be called with parameter groups"),
         ({"accelerator": "bogus"}, "Lightning's trainer refuses its settings"),
+        ({"devices": "auto"}, "devices=auto must be a number of devices"),
+        ({"devices": -1}, "devices=-1 must be a number of devices"),
+        ({"strategy": "ddp"}, "strategy=ddp cannot train cells side by side"),
+        ({"precision": "bf16-true"}, "precision=bf16-true is unknown: choose 32-true or bf16-mixed or 16-mixed"),
+        ({"gradient_clip_val": 1.0}, "use optimizer.clip_norm=1.0"),
+        ({"max_time": "00:00:01:00"}, "trainer.max_time=00:00:01:00 does not fit"),
         ({"data": None}, "data must be a LightningDataModule, or a mapping of DataLoaders"),
         ({"data": {"test": None}}, "data lacks test"),
         ({"data": {"val": of([])}}, r"data\['val'\] yields no batch"),
@@ -194,6 +202,11 @@ def test_what_cannot_be_right_is_refused_before_anything_trains(backbone, loader
     with pytest.raises(InputError, match=message):
         train_scopes(backbone, make_partition(backbone, num_blocks=3), 1, results_dir=tmp_path, **options)
     assert not list(tmp_path.rglob("record.json"))
+
+
+def test_the_default_is_one_device(loaders):
+    factory = api_trainer.trainer_factory({"accelerator": "cpu"}, LoaderDataModule(loaders, seed=0))
+    assert factory.args[0]["devices"] == 1
 
 
 @pytest.mark.slow

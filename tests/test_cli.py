@@ -12,8 +12,10 @@ from conftest import SMALL
 from processes import blockwise, started
 
 from blockwise import __version__
-from blockwise.cli import main
-from blockwise.config.compose import CONFIG_DIR, defaults, groups
+from blockwise.cli import _show, main
+from blockwise.config.compose import CONFIG_DIR, defaults, groups, plain
+from blockwise.results.finished import recall_finished
+from blockwise.study.run import run
 
 TRAIN = [sys.executable, "-m", "blockwise", "train"]
 RESULTS = Path(__file__).parent / "fixtures" / "results_before"
@@ -198,6 +200,18 @@ def test_a_run_without_anything_left_to_train_does_not_wait_for_torch(tmp_path):
         )
         table = first.stdout[first.stdout.index("test_resnet on digits, partition unit  ") :]
         assert done.stdout.endswith(table)
+
+
+@pytest.mark.parametrize("policy", ["lp_ft", "[static,lp_ft]"])
+def test_the_same_command_again_shows_the_same_tables(small, console, capsys, monkeypatch, policy):
+    monkeypatch.setenv("COLUMNS", str(console.width))
+    cfg = small("block=[head,2]", f"policy={policy}", "trainer.max_epochs=4")
+    run(cfg, console)
+    _show(recall_finished(plain(cfg)))
+    first, (headline, *again) = console.export_text(), capsys.readouterr().out.splitlines()
+    assert headline.endswith("of them already recorded")
+    assert again
+    assert first.endswith("\n".join(again) + "\n")
 
 
 def test_tables_do_not_wait_for_torch():

@@ -252,7 +252,7 @@ def train_scopes(
         InputError: A scope does not exist in the partition, a setting is invalid, or the data lacks a split or has
             batches of the wrong shape.
     """
-    with silenced_libraries(), freed_memory_kept(), torch.random.fork_rng(devices=[]):
+    with silenced_libraries(), freed_memory_kept(), torch.random.fork_rng(devices=_seeded_devices()):
         rates, names = api_checks.check_rates(lr), api_checks.check_classes(classes)
         max_epochs = api_checks.check("trainer.max_epochs", "max_epochs", max_epochs)
         patience = api_checks.check("early_stopping.patience", "patience", patience)
@@ -337,7 +337,7 @@ def run_study(*overrides: str) -> pd.DataFrame:
     """
     from blockwise.analysis.frame import records_frame
 
-    with silenced_libraries(), freed_memory_kept(), torch.random.fork_rng(devices=[]):
+    with silenced_libraries(), freed_memory_kept(), torch.random.fork_rng(devices=_seeded_devices()):
         return records_frame(run(compose_config(list(overrides)), Console()))
 
 
@@ -359,6 +359,11 @@ def plot_accuracy_by_block(folder: str | Path = "results") -> Figure:
         InputError: There are no records.
     """
     return accuracy_by_block([sweep for sweep in sweeps(results.read_records(folder)) if sweep.rows])
+
+
+def _seeded_devices() -> list[int]:
+    """Return the GPUs that this process uses already: what is drawn on them next must not depend on the training."""
+    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
 
 
 def _data_module(data: Data, num_classes: int, size: int, seed: int) -> L.LightningDataModule:

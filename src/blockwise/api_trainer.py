@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from blockwise.config.checks import check_epochs_of
+from blockwise.config.checks import CHECKS, PRECISIONS, check_trainer
 from blockwise.data.resumable import ResumableDataModule
 from blockwise.errors import InputError
 from blockwise.study.runs import TrainerFactory
@@ -20,12 +20,12 @@ def trainer_factory(options: Mapping[str, Any], data: L.LightningDataModule) -> 
     """Return a function that makes trainers with the user's options; with several devices, join the process group.
 
     Raises:
-        InputError: Lightning refuses an option. Or, with several devices, the script was not started with torchrun or
-            the batches cannot be shared.
+        InputError: Lightning or blockwise refuses an option. Or, with several devices, the script was not started with
+            torchrun or the batches cannot be shared.
     """
-    settings = dict(options)
-    check_epochs_of(settings)
-    if count_processes(settings.get("devices")) > 1:
+    settings = {"devices": 1, **options}  # to Lightning, the default is all GPUs
+    _check(settings)
+    if count_processes(settings["devices"]) > 1:
         if not launched():
             raise InputError(
                 f"devices={settings['devices']} needs one process per device: start your script with "
@@ -39,12 +39,21 @@ def trainer_factory(options: Mapping[str, Any], data: L.LightningDataModule) -> 
     return factory
 
 
+def _check(settings: Mapping[str, Any]) -> None:
+    CHECKS["trainer.devices"]("devices", settings["devices"])
+    CHECKS["trainer.precision"]("precision", settings.get("precision") or PRECISIONS[0])
+    strategy = settings.get("strategy", "auto")
+    if strategy not in (None, "auto") and not isinstance(strategy, SideBySideStrategy):
+        raise InputError(f"strategy={strategy} cannot train cells side by side: leave it out")
+    check_trainer(settings)
+
+
 def _make_trainer(settings: Mapping[str, Any], **options: Any) -> L.Trainer:
     """Return a new trainer; callbacks and plugins are added to the user's, other options override the user's."""
     merged = {**settings, **options}
     for key in ("callbacks", "plugins"):
         merged[key] = [*_as_list(settings.get(key)), *_as_list(options.get(key))]
-    if count_processes(merged.get("devices")) > 1 and "strategy" not in merged:
+    if count_processes(merged["devices"]) > 1 and merged.get("strategy") in (None, "auto"):
         merged["strategy"] = SideBySideStrategy()  # each trainer needs its own
     try:
         return L.Trainer(**merged)

@@ -1,4 +1,4 @@
-"""The command line: `train`, `inspect`, `table`, `report`, `claims`, `sync`, `dashboard`."""
+"""The command line: `train` and the other commands of `blockwise`."""
 
 from __future__ import annotations
 
@@ -226,14 +226,15 @@ def _show(finished: Finished) -> None:
 
     console = Console(markup=False)
     console.print(finished.headline, highlight=False)
-    first = finished.records[0]
-    folder, key = Path(first.folder or "").parents[1], sweep_hash(first.settings)
-    for sweep in sweeps(find_records(folder)):
-        if sweep.key == key:
-            print_table(console, sweep_table(sweep))
-    picture = folder / f"accuracy-by-block-{key}.png"
-    if picture.is_file():
-        console.print(f"Accuracy by block: {picture}", soft_wrap=True, highlight=False)
+    folder = Path(finished.records[0].folder or "").parents[1]
+    recorded = {sweep.key: sweep for sweep in sweeps(find_records(folder))}
+    # a table per policy, as after training; the record of `head` has none, and belongs to the sweeps of all
+    own = [record for record in finished.records if record.cell.scope != "head"] or finished.records
+    for key in dict.fromkeys(sweep_hash(record.settings) for record in own):
+        print_table(console, sweep_table(recorded[key]))
+        picture = folder / f"accuracy-by-block-{key}.png"
+        if picture.is_file():
+            console.print(f"Accuracy by block: {picture}", soft_wrap=True, highlight=False)
 
 
 def _config_options(job: HydraConf) -> list[str]:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from grids import grid, peaked
+from grids import grid, peaked, record
 from made_up import sweep_of
 from rich.console import Console
 
@@ -46,6 +46,16 @@ def test_smooth_scores_are_announced(tmp_path):
     assert sentence not in printed(sweep)
     with pytest.raises(SystemExit):
         main(["table", str(tmp_path), "--smooth", "--backbones"])
+
+
+def test_rates_at_the_edge_are_named():
+    def swept(*rates_of_head):
+        heads = [record("head", 0.5 + number / 10, lr=rate) for number, rate in enumerate(rates_of_head)]
+        return printed(sweeps([*heads, *(record("0", 0.9 - rate, lr=rate) for rate in (0.1, 0.2))])[0])
+
+    assert "best at the lowest or highest rate that was tried: head, 0; try further rates" in swept(0.1, 0.2)
+    assert "highest rate that was tried: 0; try" in swept(0.1)
+    assert "highest rate that was tried: 0; try" in swept(0.1, 0.3, 0.2)
 
 
 def test_gains_on_test_have_an_interval(tmp_path):

@@ -143,8 +143,8 @@ def test_what_ends_in_an_image_is_taken(elements):
         ({"_target_": "no_such_package.Blur"}, r"there is no no_such_package.Blur \(.*no_such_package"),
         ({"_target_": f"{V2}.GaussianBlur"}, r"GaussianBlur refuses its options \(.*kernel_size"),
         ({"_target_": f"{V2}.ColorJitter", "brightness": -1}, r"ColorJitter refuses its options \(.*negative"),
-        ({"_target_": "torch.Generator"}, "torch.Generator is no transform"),
-        (["crop"], "list is no transform"),
+        ({"_target_": "torch.Generator"}, "torch.Generator is not a transform"),
+        (["crop"], "list is not a transform"),
         (
             v2.ToDtype(torch.float32),
             r"ToDtype returns torch.float32 of shape \(3, 20, 20\), but must return uint8 images",

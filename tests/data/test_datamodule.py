@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
@@ -269,6 +270,24 @@ def test_images_that_fit_nowhere_are_decoded_as_they_are_read(tmp_path, monkeypa
 def batches_of(data):
     loaders = (data.train_dataloader(), data.val_dataloader(), data.test_dataloader())
     return [data.on_after_batch_transfer(batch, 0) for loader in loaders for batch in loader]
+
+
+def test_images_from_functions_are_cached_however_large_they_are(tmp_path, monkeypatch):
+    files = Files(tmp_path)
+    files.samples = [replace(sample, image=sample.image.read_bytes) for sample in files.samples]
+    monkeypatch.setattr(on_demand, "MOST_IN_MEMORY", 0)
+    data = module(files, skip_broken=True, cache=PixelCache(tmp_path / "cache", ROOM))
+    assert (data.notice(), data.on_demand) == (None, False)
+    assert data.train_dataloader().num_workers == 0
+    assert len([*(tmp_path / "cache").glob("*.npy")]) == 2  # the split with the broken image is not complete
+
+
+def test_with_folds_joined_images_take_their_room_once(tmp_path):
+    files = Files(tmp_path)
+    files.samples[5] = files.samples[6]
+    for room, on_demand_ in ((ROOM, False), (ROOM - 1, True)):
+        data = BlockwiseDataModule(files, SPEC, batch_size=8, folds=2, cache=PixelCache(tmp_path / "cache", room))
+        assert data.on_demand is on_demand_
 
 
 def test_images_that_fit_nowhere_are_checked_before_training(tmp_path):

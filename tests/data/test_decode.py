@@ -230,6 +230,6 @@ def test_only_images_in_regular_files_are_read(tmp_path, monkeypatch):
     samples = [Sample(path.name, 0, path) for path in sorted(tmp_path.iterdir())]
     _, broken = decode_all(samples, 8, "bilinear", lambda: None)
     reasons = {sample.name: broken[index] for index, sample in enumerate(samples)}
-    assert "this is no JPEG, PNG, GIF, PPM, BMP, TIFF or WEBP" in reasons.pop("script.jpg")
+    assert "this is not a JPEG, PNG, GIF, PPM, BMP, TIFF or WEBP file" in reasons.pop("script.jpg")
     assert all("not a regular file" in reason for reason in reasons.values()), reasons
     assert len(fingerprint(samples)) == 16

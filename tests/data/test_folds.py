@@ -93,5 +93,5 @@ def test_a_data_module_joins_and_divides():
 
 @pytest.mark.parametrize("key", ["mixup", "cutmix"])
 def test_mixed_images_would_cross_folds(key):
-    with pytest.raises(InputError, match=f"data.folds=2 does not go with data.{key}"):
+    with pytest.raises(InputError, match=f"data.folds=2 cannot be combined with data.{key}"):
         BlockwiseDataModule(Digits(train_per_class=8, val_per_class=2), SPEC, folds=2, **{key: 0.3})

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from blockwise import fine_tuned, load_backbone
 from blockwise.analysis.frame import records_frame
 from blockwise.cli import main
 from blockwise.errors import InputError
-from blockwise.exports.base import base_of
+from blockwise.exports.base import base_of, config_of
 from blockwise.exports.choose import choose
 from blockwise.exports.folder import read_export
 from blockwise.exports.images import read_images
@@ -159,6 +160,7 @@ def test_predict_prints_tables_json_and_csv_and_names_broken_images(exported, tm
     folder = tmp_path / "images"
     folder.mkdir()
     photograph(folder, "b.png"), photograph(folder, "a.png", 1)
+    (folder / "._a.png").write_bytes(b"macOS leaves these")
     main(["predict", str(exported), str(folder), "--json", "--top", "3"])
     found = json.loads(capsys.readouterr().out)
     assert [Path(one["image"]).name for one in found] == ["a.png", "b.png"]
@@ -271,7 +273,7 @@ def test_all_images_of_a_folder_can_be_measured(exported, tmp_path, capsys):
     assert "6 test images, 1 more cannot be read" in " ".join(capsys.readouterr().out.split())
     (tmp_path / "new" / "cat").mkdir()
     photograph(tmp_path / "new" / "cat")
-    for folder, sentence in (("new", "no classes of .*: cat; its classes are 0, 1"), ("none", "none is no folder")):
+    for folder, sentence in (("new", "no classes of .*: cat; its classes are 0, 1"), ("none", "none is not a folder")):
         with pytest.raises(InputError, match=sentence):
             evaluate(exported, images=tmp_path / folder)
     with pytest.raises(SystemExit):
@@ -283,10 +285,19 @@ def test_a_record_is_given_as_its_row_or_its_folder(records, tmp_path):
     row = records_frame([choose(records)]).iloc[0]
     for number, given in enumerate((row, row.folder)):
         assert export(given, tmp_path / str(number), format="delta").record.cell.scope == choose(records).cell.scope
-    with pytest.raises(InputError, match="int is no record: give one, a row of read_records, or a cell's folder"):
+    with pytest.raises(InputError, match="int is not a record: give one, a row of read_records, or a cell's folder"):
         export(3, tmp_path / "none")
     with pytest.raises(InputError, match="export block=3 has no effect: it takes model.checkpoint"):
         export(row, tmp_path / "none", overrides=["block=3"])
+
+
+def test_an_export_among_the_records_is_no_record(records, tmp_path):
+    results = tmp_path / "results"
+    shutil.copytree(Path(records[0].folder).parents[4], results)
+    before = [record.cell for record in read_records(results)]
+    exported = export(choose(records), results / "exported").folder
+    assert [record.cell for record in read_records(results)] == before
+    assert read_records(exported)[0].cell == choose(records).cell
 
 
 def test_scopes_have_several_names(records):
@@ -304,8 +315,34 @@ def test_wrong_choices_are_named(records):
         with pytest.raises(InputError, match=sentence):
             choose(records, **options)
     other = [replace(r, backbone=replace(r.backbone, name="other")) for r in records]
-    with pytest.raises(InputError, match="2 sweeps fit"):
+    with pytest.raises(InputError, match=r"2 sweeps fit \(.*; .*\): give the folder of one, or choose with --model"):
         choose([*records, *other])
+    other = [replace(r, settings={**r.settings, "folds": 3}, folder=f"{r.folder}-folds") for r in records]
+    with pytest.raises(
+        InputError, match="2 sweeps fit .*settings differ: give the folder of one cell, such as"
+    ) as told:
+        choose([*records, *other])
+    folders = str(told.value).rpartition("such as ")[2].split(", ")
+    assert [choose([r for r in (*records, *other) if r.folder == folder]).folder for folder in folders] == folders
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "data.source._target_=builtins.print",
+        "+data.source={_target_:builtins.print}",
+        "data.augment=[{_target_:builtins.print}]",
+        "data.augment=[${oc.decode:'{_tar${oc.env:NONE,get}_:builtins.print}'}]",
+        "hydra.searchpath=[file:///tmp]",
+    ],
+)
+def test_a_strangers_record_runs_no_code(records, word):
+    trained = choose(records)
+    words = f"{trained.provenance['command']} {shlex.quote(word)}"
+    given = replace(trained, provenance={**trained.provenance, "command": words})
+    assert config_of(given) == config_of(trained)
+    named = "data.source._target_=builtins.print"
+    assert config_of(given, [named]).data.source._target_ == "builtins.print"
 
 
 @pytest.mark.slow
@@ -325,8 +362,8 @@ def test_an_export_can_be_trained_again_and_exported(exported, tmp_path):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda f: (f / "README.md").unlink(), "is no export: it has no README.md"),
-        (lambda f: (f / "README.md").write_text("# mine"), "is no export of blockwise"),
+        (lambda f: (f / "README.md").unlink(), "is not an export: it has no README.md"),
+        (lambda f: (f / "README.md").write_text("# mine"), "is not an export of blockwise"),
         (lambda f: (f / "model.safetensors").write_bytes(b"0"), "model.safetensors has changed since it was exported"),
         (lambda f: (f / "config.json").unlink(), "config.json cannot be read"),
         (lambda f: edit(f, "schema: 1", "schema: 2"), "has schema 2, but this version reads 1"),
@@ -411,12 +448,12 @@ def test_bad_input_is_one_sentence(records, exported, tmp_path):
     for call, sentence in (
         (lambda: predict(exported, [tmp_path / "empty"]), "has no images"),
         (lambda: predict(exported, []), "there are no images"),
-        (lambda: predict(exported, [Image.new("RGB", (8, 8))]), "Image is no file: give files"),
+        (lambda: predict(exported, [Image.new("RGB", (8, 8))]), "Image is not a file: give files"),
         (lambda: check_repository("no name"), "--push-to-hub no name: the hub has no such names"),
         (lambda: predict(exported, [tmp_path / "nowhere.jpg"]), "nowhere.jpg does not exist"),
         (lambda: predict(exported, [photograph(tmp_path)], top=0), "--top 0 must be an integer of at least 1"),
         (lambda: fine_tuned(base_of(choose(records)), exported), "is a whole network: load it with timm"),
-        (lambda: predict(tmp_path, [photograph(tmp_path)]), "is no export"),
+        (lambda: predict(tmp_path, [photograph(tmp_path)]), "is not an export"),
         (lambda: export(choose(records), tmp_path / "x", format="tf"), "--format tf is unknown: choose timm, onnx"),
         (lambda: export(replace(choose(records), status="pruned"), tmp_path / "x"), "has the status pruned"),
         (lambda: export(choose(records), tmp_path / "x", backbone=other), "whose tensors differ"),

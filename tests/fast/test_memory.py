@@ -3,6 +3,8 @@ import sys
 
 import pytest
 
+from blockwise.fast import memory
+
 PROGRAM = """
 import os, resource, torch
 from blockwise.fast.memory import freed_memory_kept
@@ -35,3 +37,13 @@ def test_freed_memory_is_used_again_and_returned_behind_the_context():
     assert kept < 0.5 * default
     assert inside > 5e7
     assert behind < 2e7
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a file of Linux")
+def test_the_peak_of_an_earlier_run_is_not_that_of_the_next():
+    before = memory.peak_memory_bytes()
+    earlier = bytearray(2**28)
+    assert memory.peak_memory_bytes() > before + 2**27
+    del earlier
+    memory.reset_peak_memory()
+    assert memory.peak_memory_bytes() < before + 2**27

@@ -42,6 +42,14 @@ def test_focal_of_two_classes_is_torchvisions(batch):
     assert Focal(gamma=2)(pair, labels) == pytest.approx(float(expected), rel=1e-5)
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_focal_has_a_gradient_where_a_class_is_certain(gamma):
+    logits = torch.tensor([[200.0, 0.0, -200.0], [0.0, 1.0, 2.0]], requires_grad=True)
+    Focal(gamma=gamma)(logits, torch.tensor([0, 1])).backward()
+    assert logits.grad.isfinite().all()
+    assert logits.grad[1].abs().sum() > 0
+
+
 def test_focal_without_gamma_is_cross_entropy_also_of_mixed_labels(batch):
     logits, labels = batch
     assert Focal(gamma=0)(logits, labels) == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-6)

@@ -90,6 +90,12 @@ def test_a_judge_sees_its_own_metric(judge):
     assert going_on(FirstEpoch(keep=1, judge=judge), cells) == ["1@0.1"]
 
 
+def test_training_loss_does_not_favour_a_cell_that_stopped_early():
+    cells = [cell("0", train=0.5), cell("1", train=0.4)]
+    early, late = (replace(c, history=count * list(c.history)) for c, count in zip(cells, (2, 4), strict=True))
+    assert going_on(FirstEpoch(keep=1, judge="train_loss"), [early, late], epoch=1) == ["1@0.1"]
+
+
 def test_ties_are_broken_by_loss_then_the_block_next_to_the_head():
     cells = [cell("0", 0.5, loss=0.4), cell("1", 0.5, loss=0.5), cell("2", 0.5, loss=0.5)]
     assert going_on(FirstEpoch(keep=1), cells) == ["0@0.1"]

@@ -5,44 +5,49 @@ import pytest
 import torch
 from conftest import SMALL, quick_config
 from omegaconf import open_dict
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from blockwise.config.compose import plain
-from blockwise.errors import InputError
+from blockwise.errors import InputError, Interrupted
 from blockwise.results.finished import run_key
 from blockwise.study.run import run
 from blockwise.study.study import Study
 
 
 class Labels(Dataset):
-    """Images whose pixels tell their index; notes the order in which they are drawn."""
+    """Images whose pixels tell their index."""
 
-    def __init__(self, classes, size, drawn):
-        self.classes, self.size, self.drawn = classes, size, drawn
+    def __init__(self, classes, size):
+        self.classes, self.size = classes, size
 
     def __len__(self):
         return 24
 
     def __getitem__(self, index):
-        self.drawn.append(index)
         return torch.full((3, self.size, self.size), index / 24), index % self.classes
 
 
 class Module(L.LightningDataModule):
-    """A data module as people write them."""
+    """A data module as people write them; it notes the order in which the images arrive."""
 
     drawn = ()
 
-    def __init__(self, size=32, number=2, batch_size=8, *, shuffle=True, root=None):
+    def __init__(self, size=32, number=2, batch_size=8, *, shuffle=True, workers=0, root=None):
         super().__init__()
         self.save_hyperparameters()
         Module.drawn = []
 
     def setup(self, stage=None):
-        self.data = Labels(self.hparams.number, self.hparams.size, Module.drawn)
+        self.data = Labels(self.hparams.number, self.hparams.size)
 
     def train_dataloader(self):
-        return DataLoader(self.data, self.hparams.batch_size, shuffle=self.hparams.shuffle)
+        options = {"shuffle": self.hparams.shuffle, "num_workers": self.hparams.workers}
+        return DataLoader(self.data, self.hparams.batch_size, **options)
+
+    def on_before_batch_transfer(self, batch, dataloader_idx):
+        if self.trainer is not None and self.trainer.training:
+            Module.drawn += [round(24 * image.flatten()[0].item()) for image in batch[0]]
+        return batch
 
     def val_dataloader(self):
         return DataLoader(TensorDataset(*self._rest()), 8)
@@ -64,6 +69,20 @@ class WithoutTest(L.LightningDataModule):
         return None
 
     val_dataloader = train_dataloader
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter([(torch.zeros(3, 32, 32), 0)] * 16)
+
+
+class Endless(Module):
+    """Its training images have no length."""
+
+    num_classes = 2
+
+    def train_dataloader(self):
+        return DataLoader(Stream(), 8)
 
 
 class NoData:
@@ -93,18 +112,33 @@ def test_cells_train_and_are_found_again(compose, console):
 
 
 @pytest.mark.slow
-def test_the_order_of_images_depends_on_seed_and_epoch(compose, console):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_order_of_images_depends_on_seed_and_epoch(compose, console, workers):
     orders = {}
     for seed in (0, 1):
         for scopes in ("head", "[head,1]"):
-            torch.rand(seed + 3)  # what was drawn before does not matter
-            run(compose(Module, "data.num_classes=2", f"block={scopes}", f"seed={seed}"), console)
+            torch.manual_seed(0)  # what was drawn before does not matter
+            own = ["data.num_classes=2", f"block={scopes}", f"seed={seed}", f"+data.source.workers={workers}"]
+            run(compose(Module, *own), console)
             orders[seed, scopes] = Module.drawn[:24], Module.drawn[24:]
     assert orders[0, "head"] == orders[0, "[head,1]"]
-    assert orders[0, "head"] != orders[1, "head"]
+    assert orders[0, "head"][0] != orders[1, "head"][0]
     first, second = orders[0, "head"]
     assert sorted(first) == sorted(second) == list(range(24))
     assert first != second
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_resumed_epoch_has_the_order_of_an_unbroken_run(compose, console, stop_at, monkeypatch, tmp_path, workers):
+    overrides = ["data.num_classes=2", "block=head", "trainer.max_epochs=3", f"+data.source.workers={workers}"]
+    run(compose(Module, *overrides, f"results_dir={tmp_path / 'unbroken'}"), console)
+    unbroken = Module.drawn
+    stop_at(4)  # the last step of the first epoch
+    with pytest.raises(Interrupted):
+        run(compose(Module, *overrides), console)
+    monkeypatch.undo()
+    run(compose(Module, *overrides), console)
+    assert Module.drawn == unbroken[24:]
 
 
 def settings(cfg, console):
@@ -156,6 +190,8 @@ def test_a_plan_needs_no_training(compose, console):
         (Module, ["data.num_classes=1"], "data.num_classes=1 must be an integer of at least 2"),
         (Module, ["data.classes=[a]"], "data.num_classes=1 must be at least 2"),
         (Named, ["data.num_classes=3"], r"has 2 names for 3 classes"),
+        (Endless, [], "loaders need a length"),
+        (Endless, ["scheduler=cosine"], "loaders need a length"),
         (Module, ["data.num_classes=2", "+data.source.size=16"], r"train images must be .* \(batch, 3, 32, 32\), not"),
         (Module, ["data.num_classes=2", "+data.source.number=3"], "labels must be between 0 and 1 for 2 classes"),
     ],

@@ -79,9 +79,9 @@ def test_a_plan_counts_the_networks_of_all_folds(small, console):
         (["data.folds=1"], "data.folds=1 must be an integer of at least 2, or null"),
         (["data.folds=20"], "data.folds=20 is too many: class '0' has 8 images"),
         (["data.groups=x"], "data.groups says which images share a fold: set data.folds as well"),
-        (["data.folds=2", "data.groups=("], "data.groups=( is no regular expression"),
+        (["data.folds=2", "data.groups=("], "data.groups=( is not a regular expression"),
         (["data.folds=2", "data.groups=nothing"], "data.groups=nothing does not fit the image"),
-        (["data.folds=2", "data.mixup=0.2"], "data.folds=2 does not go with data.mixup"),
+        (["data.folds=2", "data.mixup=0.2"], "data.folds=2 cannot be combined with data.mixup"),
     ],
 )
 def test_folds_that_cannot_be(small, console, options, sentence):

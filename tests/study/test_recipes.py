@@ -188,6 +188,8 @@ def test_a_loss_a_schedule_and_a_transform_from_outside(small, console, tmp_path
         ("+trainer.val_check_interval=1", "trainer.val_check_interval=1 does not fit"),
         ("trainer.num_sanity_val_steps=2", "trainer.num_sanity_val_steps=2 does not fit"),
         ("+trainer.max_steps=3", "trainer.max_steps=3 does not fit"),
+        ("+trainer.max_time=00:00:01:00", "trainer.max_time=00:00:01:00 does not fit"),
+        ("+trainer.fast_dev_run=true", "trainer.fast_dev_run=True does not fit"),
         ("+model.options.drop_path_rate=nan", "must be a finite number"),
     ],
 )

@@ -277,6 +277,18 @@ def test_a_cell_that_diverges_is_recorded_and_disturbs_no_other(small, console, 
     assert [r["metrics"] for r in calm] == [r["metrics"] for r in records if r["status"] == "finished"]
 
 
+def test_a_cell_without_a_number_for_a_test_image_is_recorded_as_diverged(small, console, monkeypatch, tmp_path):
+    evaluate = BlockwiseModule._run
+
+    def overflowing(self, kind, *given):
+        for (cell, network), logits in evaluate(self, kind, *given):
+            yield (cell, network), logits * math.nan if (kind, cell) == ("test", 0) else logits
+
+    monkeypatch.setattr(BlockwiseModule, "_run", overflowing)
+    head, last = run(small("block=[head,2]", f"results_dir={tmp_path / 'among'}"), console)
+    assert (head["status"], head["metrics"]["test"], last["status"]) == ("diverged", None, "finished")
+
+
 def test_all_diverged_still_leaves_a_table(small, console):
     (record,) = run(small("block=head", "optimizer.lr=1e30", "optimizer=sgd"), console)
     assert record["status"] == "diverged"

@@ -274,7 +274,7 @@ class Unfinished:
         (["search=halving", "search.then=7"], "block=7 is out of range"),
         (["search=halving", "sweeper.cells_per_job=2"], "sweeper.cells_per_job=2 divides a sweep between jobs"),
         (["search._target_=blockwise.search.Nothing"], "search: there is no blockwise.search.Nothing"),
-        (["search._target_=collections.OrderedDict"], "is no search: it needs the methods rounds and stop"),
+        (["search._target_=collections.OrderedDict"], "is not a search: it needs the methods rounds and stop"),
     ],
 )
 def test_wrong_settings_are_named_before_training(options, sentence, monkeypatch, tmp_path):

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import timm
 import torch
@@ -153,6 +157,16 @@ def test_a_module_made_in_python_is_described_as_before():
 def test_transforms_of_python_are_told_apart_by_their_options(one, other):
     hashes = [settings_hash(described(augment=[transform])) for transform in (one, other, one)]
     assert hashes[0] == hashes[2] != hashes[1]
+
+
+def test_a_function_has_the_same_hash_in_every_process():
+    code = "from blockwise.study.settings import describe; print(describe(lambda x: x in {'a', 'b', 'c', 'd'}))"
+
+    def described_by(seed):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True).stdout
+
+    assert described_by("1") == described_by("2") != b""
 
 
 def test_a_finished_run_with_a_transform_of_torchvision_is_recalled(small):

@@ -161,6 +161,11 @@ class Sweep:
         return next(iter(self.single_blocks), None)
 
 
+def best_seed(records: Iterable[Record]) -> Record:
+    """Return the best record by validation; on a tie, that of the smallest seed."""
+    return max(records, key=lambda record: (record.selection_score, -record.seed))
+
+
 def by_policy(sweeps: Iterable[Sweep]) -> dict[str, list[Sweep]]:
     """Group sweeps by policy, `static` first; claims and statistics are about one policy."""
     groups: dict[str, list[Sweep]] = {}

@@ -106,6 +106,7 @@ def _caption(sweep: Sweep, sure: Confidence | None) -> str:
     lines = [
         f"{data.classes} classes, {data.image_size} px; {data.train:,} images to train, {data.val:,} to "
         f"validate, {data.test:,} to test; top-1 accuracy in %"
+        + (", ± its standard deviation over seeds" if len(sweep.seeds) > 1 else "")
     ]
     if (joint := _best_set(sweep)) is not None:
         lines.append(f"best set of blocks by validation: {joint.scope}, test accuracy {percent(joint, 'test')}")
@@ -118,7 +119,15 @@ def _caption(sweep: Sweep, sure: Confidence | None) -> str:
             lines.append(_how_sure(best, sure))
         if sure is not None and sure.smooth:
             lines.append(f"if neighbouring blocks are alike, block {sure.expected_best} is expected to be the best")
+    if at_edge := [row.scope for row in (sweep.row("head"), best, sweep.row("full")) if row and _at_edge(sweep, row)]:
+        lines.append(f"best at the lowest or highest rate that was tried: {', '.join(at_edge)}; try further rates")
     return "\n".join(lines)
+
+
+def _at_edge(sweep: Sweep, row: Row) -> bool:
+    """Return whether a scope is best at the lowest or the highest of several rates."""
+    rates = {record.lr for record in sweep.records if record.cell.scope == row.scope}
+    return len(rates) > 1 and row.lr in (min(rates), max(rates))
 
 
 def _best_set(sweep: Sweep) -> Row | None:

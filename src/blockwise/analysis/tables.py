@@ -23,7 +23,7 @@ from blockwise.analysis.statistics import (
     policy_tests,
     quarter_shares,
 )
-from blockwise.analysis.summary import SELECTED, Row, Sweep, by_policy
+from blockwise.analysis.summary import SELECTED, Row, Sweep, best_seed, by_policy
 from blockwise.analysis.uncertainty import confidence, gain
 from blockwise.io.names import file_name, markdown, printable, spreadsheet
 from blockwise.results.record import STATIC, Record
@@ -220,8 +220,8 @@ def tests_table(sweeps: Sequence[Sweep]) -> ReportTable:
     ]
     note = (
         "Wilcoxon's signed-rank test, two-sided, on mean test accuracies of each backbone and data set, with Holm's "
-        f"correction for the {len(comparisons(sweeps))} tests of a policy. Effect: matched-pairs rank-biserial "
-        "correlation, -1 to 1. Δ in points."
+        "correction for the tests of a policy that have enough pairs. Effect: matched-pairs rank-biserial correlation, "
+        "-1 to 1. Δ in points."
     )
     return _table("tests", "Paired tests across backbones and data sets", note, lines)
 
@@ -280,7 +280,7 @@ def export_table(sweeps: Sequence[Sweep]) -> ReportTable | None:
     for sweep in (sweep for sweep in sweeps if sweep.best is not None):
         best = sweep.best
         assert best is not None
-        record = max(best.records, key=lambda record: (record.selection_score, -record.seed))
+        record = best_seed(best.records)
         model: Any = record.settings.get("model", {})
         of_timm = model.get("source", "timm") == "timm" and model.get("head", "linear") == "linear"
         command = f"blockwise export {shlex.quote(record.folder or 'results')} -o {_export_folder(sweep, sweeps)}"

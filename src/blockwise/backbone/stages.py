@@ -117,7 +117,7 @@ class StagedBackbone(nn.Module):
         grow = frozenset(name for name, length in sizes[0].items() if length != sizes[1][name])
         if odd := [name for name in grow if (sizes[0][name], sizes[1][name]) != (len(images), 1)]:
             raise InputError(
-                f"data.folds does not go with this network: {odd[0]}, which one block hands to the next, does not have "
+                f"data.folds cannot be combined with this network: {odd[0]}, which blocks pass on, does not have "
                 "one row per image"
             )
         return grow

@@ -44,6 +44,8 @@ WHOLE_EPOCHS: Mapping[str, tuple[Any, ...]] = {
     "num_sanity_val_steps": (0,),
     "max_steps": (-1,),
     "min_steps": (None,),
+    "max_time": (None,),
+    "fast_dev_run": (False,),
 }
 # names become parts of paths
 LONGEST_NAME = 100
@@ -104,10 +106,26 @@ def _check_together(cfg: Mapping[str, Any]) -> None:
         )
     if cfg["data"].get("groups") is not None and cfg["data"].get("folds") is None:
         raise InputError("data.groups says which images share a fold: set data.folds as well, such as data.folds=5")
+    check_trainer(trainer)
+    batch_size, devices = cfg["data"].get("batch_size"), trainer["devices"]
+    if batch_size is not None and isinstance(devices, int) and batch_size < devices:
+        raise InputError(f"data.batch_size={batch_size} is less than trainer.devices={devices}, which share each batch")
+    if trainer["devices"] != 1 and not isinstance(trainer["devices"], list) and trainer.get("strategy") is None:
+        raise InputError(f"trainer.devices={trainer['devices']}: to train one run on several devices, use trainer=ddp")
+
+
+def check_trainer(trainer: Mapping[str, Any]) -> None:
+    """Check that a trainer can train cells side by side, for whole epochs, each of which is validated.
+
+    Args:
+        trainer: Arguments of Lightning's trainer.
+
+    Raises:
+        InputError: It cannot, or does not.
+    """
     if trainer.get("gradient_clip_val"):
         value = trainer["gradient_clip_val"]
         raise InputError(f"trainer.gradient_clip_val={value} does not reach the cells: use optimizer.clip_norm={value}")
-    check_epochs_of(trainer)
     if trainer.get("overfit_batches"):
         raise InputError("trainer.overfit_batches does not fit our batches: use data.train_per_class")
     if trainer.get("accumulate_grad_batches", 1) != 1:
@@ -115,19 +133,6 @@ def _check_together(cfg: Mapping[str, Any]) -> None:
             f"trainer.accumulate_grad_batches={trainer['accumulate_grad_batches']} does not reach the cells: use a "
             "larger data.batch_size"
         )
-    if trainer["devices"] != 1 and not isinstance(trainer["devices"], list) and trainer.get("strategy") is None:
-        raise InputError(f"trainer.devices={trainer['devices']}: to train one run on several devices, use trainer=ddp")
-
-
-def check_epochs_of(trainer: Mapping[str, Any]) -> None:
-    """Check that a trainer validates at the end of every epoch, and that epochs alone say how long it trains.
-
-    Args:
-        trainer: Arguments of Lightning's trainer.
-
-    Raises:
-        InputError: It does not.
-    """
     for key, values in WHOLE_EPOCHS.items():
         value = trainer.get(key, values[0])
         # to Lightning, a val_check_interval of 1.0 is an epoch, and of 1 a batch
@@ -247,7 +252,7 @@ def _text(key: str, value: Any, *, optional: bool = False) -> None:
 
 def _folders(key: str, value: Any) -> None:
     if value == []:
-        raise InputError(f"{key}=[] is no folder: give one or more")
+        raise InputError(f"{key}=[] is not a folder: give one or more")
     for folder in value if isinstance(value, list) else [value]:
         _text(key, folder)
 
@@ -272,7 +277,7 @@ def _expression(key: str, value: Any) -> None:
     try:
         re.compile(value or "")
     except re.error as error:
-        raise InputError(f"{key}={value} is no regular expression ({error})") from error
+        raise InputError(f"{key}={value} is not a regular expression ({error})") from error
 
 
 def _version(key: str, value: Any) -> None:

@@ -219,7 +219,7 @@ def _make(element: Element, size: int) -> Transform:
         return NAMED[element](size)
     transform = instantiate("data.augment", element) if isinstance(element, Mapping) else element
     if not callable(transform):
-        raise InputError(f"data.augment: {_label(element)} is no transform: it cannot be called with an image")
+        raise InputError(f"data.augment: {_label(element)} is not a transform: it cannot be called with an image")
     return transform
 
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -131,7 +130,9 @@ class BlockwiseDataModule(ResumableDataModule):
             )
         for key, alpha in (("mixup", self.mixup), ("cutmix", self.cutmix)):
             if alpha and self.folds:
-                raise InputError(f"data.folds={self.folds} does not go with data.{key}: images are mixed across folds")
+                raise InputError(
+                    f"data.folds={self.folds} cannot be combined with data.{key}: images are mixed across folds"
+                )
             if not 0 <= alpha < math.inf:
                 raise InputError(f"data.{key}={alpha} must be a number of at least 0")
         if self.sampler not in SAMPLERS:
@@ -147,6 +148,7 @@ class BlockwiseDataModule(ResumableDataModule):
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
         if device.type == "cuda" and self._bytes() <= self._gpu_bytes and not self.on_demand:
             splits = {split: images.pixels for split, images in self._decoded.items()}
+            self._on_gpu = None  # those of a run that ended with an error: memory may be scarce
             different = {id(pixels): pixels for pixels in splits.values()}  # folds train and validate on the same
             self._on_gpu, places = copy_to_device(list(different.values()), device)
             place_of = dict(zip(different, places, strict=True))
@@ -168,9 +170,7 @@ class BlockwiseDataModule(ResumableDataModule):
         """
         if self._decoded:
             return
-        splits = [split for split in SPLITS if split != "val" or self.folds is None]
-        parts: dict[str, Sequence[Sample]] = {split: getattr(self.splits, split) for split in splits}
-        side = self.images.resized
+        parts, side = self._parts(), self.images.resized
         report = begin(sum(len(part) for part in parts.values()))
         broken: list[tuple[str, str]] = []
         for split, samples in parts.items():
@@ -187,6 +187,11 @@ class BlockwiseDataModule(ResumableDataModule):
         if lost := [name for label, name in enumerate(self.splits.classes) if label not in trained]:
             raise InputError(f"these classes have no readable training images: {', '.join(lost)}")
 
+    def _parts(self) -> dict[str, Sequence[Sample]]:
+        """Return the images of each split; with folds, those to train validate as well, and count once."""
+        splits = [split for split in SPLITS if split != "val" or self.folds is None]
+        return {split: getattr(self.splits, split) for split in splits}
+
     def _decode(self, samples: Sequence[Sample], side: int, report: Callable[[], None]) -> Decoded:
         options = (side, self.images.interpolation, report)
         if not self.on_demand:
@@ -201,13 +206,18 @@ class BlockwiseDataModule(ResumableDataModule):
     @property
     def on_demand(self) -> bool:
         """Whether images are decoded each time they are read, since their pixels fit neither the cache nor memory."""
-        if self.cache is None or any(not isinstance(sample.image, Path) for sample in self.splits.train):
+        if self.cache is None or self._given:
             return not fit_in_memory(self._bytes())
         return self._bytes() > self.cache.max_bytes
 
+    @property
+    def _given(self) -> bool:
+        """Whether the source gives pixels, which no cache keeps, instead of files."""
+        return any(isinstance(sample.image, np.ndarray) for sample in self.splits.train)
+
     def _bytes(self) -> int:
         """Return the size of all decoded images."""
-        return 3 * self.images.resized**2 * sum(len(getattr(self.splits, split)) for split in SPLITS)
+        return 3 * self.images.resized**2 * sum(map(len, self._parts().values()))
 
     def _workers(self) -> int:
         """Return the number of processes that decode on demand."""
@@ -215,7 +225,7 @@ class BlockwiseDataModule(ResumableDataModule):
 
     def notice(self) -> str | None:
         """Return what will be slow about these images, and which setting avoids it; None if nothing will be."""
-        if self._decoded or not self.on_demand:
+        if self._decoded or not self.on_demand or self._given:
             return None
         size = f"{self._bytes() / 1e9:.3g} GB"
         if self.cache is None:
@@ -248,8 +258,7 @@ class BlockwiseDataModule(ResumableDataModule):
     @property
     def turned(self) -> int:
         """Number of images that decoding makes upright, as their EXIF orientation says."""
-        samples = (sample for split in SPLITS for sample in getattr(self.splits, split))
-        return sum(sample.orientation != 1 for sample in samples)
+        return sum(sample.orientation != 1 for samples in self._parts().values() for sample in samples)
 
     @property
     def mixed(self) -> bool:
@@ -282,8 +291,8 @@ class BlockwiseDataModule(ResumableDataModule):
         )
         return self._loader("train", batches)
 
-    def train_positions(self, epoch: int) -> list[Sequence[int]] | None:
-        """Return the positions of the images of each training batch, of this process, in an epoch.
+    def train_positions(self, epoch: int) -> tuple[int, list[Sequence[int]]] | None:
+        """Return the number of training images, and the positions of those of each batch of this process in an epoch.
 
         Returns:
             None if a training image is not the same in every epoch, because it is augmented or mixed, or if the images
@@ -296,7 +305,7 @@ class BlockwiseDataModule(ResumableDataModule):
         assert isinstance(batches, ShuffledBatches)
         batches.resume_at = (epoch, 0)
         batches.set_epoch(epoch)
-        return [draw.positions for draw in batches]
+        return len(self._decoded["train"]), [draw.positions for draw in batches]
 
     def val_dataloader(self) -> DataLoader[Drawn]:
         """Return the validation batches."""

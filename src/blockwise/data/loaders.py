@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from blockwise.data.resumable import SPLITS, ResumableDataModule
 from blockwise.errors import InputError
 
 Batch = tuple[Tensor, Tensor]
+NO_LENGTH = "loaders need a length: give iterable data sets a __len__"
 
 
 class LoaderDataModule(ResumableDataModule):
@@ -104,6 +106,10 @@ class FirstBatchCheck(L.Callback):
         self._expected = num_classes, size
         self.counts: dict[str, int] = {}
 
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Check that the number of batches is known."""
+        check_lengths(trainer)
+
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Check the first training batch."""
         self._check("train", trainer.train_dataloader, batch, batch_idx)
@@ -127,10 +133,19 @@ class SeededEpochs(L.Callback):
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
+        self._begins = True
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Note that the next epoch is the first of this fit."""
+        self._begins = True
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Seed the generator, from which the batches of this epoch are drawn next."""
         torch.default_generator.manual_seed(derive_seed(self.seed, trainer.current_epoch))
+        if self._begins:
+            # Lightning has begun the batches of the first epoch before this hook, those of later ones it has not
+            iter(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]
+            self._begins = False
 
 
 def check_data(data: Any) -> None:
@@ -147,6 +162,29 @@ def check_data(data: Any) -> None:
         raise InputError("data must be a LightningDataModule, or a mapping of DataLoaders: train, val and test")
     if missing:
         raise InputError(f"data lacks {', '.join(missing)}: train, val and test are required")
+
+
+def check_lengths(trainer: L.Trainer) -> None:
+    """Check that the loaders of a trainer have a length, which schedules and the progress display need.
+
+    Raises:
+        InputError: One has none.
+    """
+    batches = [trainer.num_training_batches, *trainer.num_val_batches]
+    if any(math.isinf(number) for number in batches):
+        raise InputError(NO_LENGTH)
+
+
+def count_batches(loader: Any) -> int:
+    """Return the number of batches of a loader.
+
+    Raises:
+        InputError: It has no length.
+    """
+    try:
+        return len(loader)
+    except TypeError as error:
+        raise InputError(NO_LENGTH) from error
 
 
 def check_loaders(data: Mapping[str, Any], num_classes: int, size: int) -> None:

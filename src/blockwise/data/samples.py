@@ -267,7 +267,7 @@ def samples_in(
     samples = []
     for label, entry in enumerate(classes):
         # paths compare by their parts, but slowly: there may be 100,000
-        files = sorted(_images_in(entry, folder), key=lambda file: file.parts)
+        files = sorted(images_in(entry, folder), key=lambda file: file.parts)
         if not files:
             raise InputError(
                 f"{entry} contains no images: every folder in {folder} must be a class and contain images "
@@ -292,9 +292,16 @@ def _check_links(folder: Path, classes: Sequence[Path]) -> None:
             raise InputError(f"{other} and {entry} are the same folder: remove one of the links")
 
 
-def _images_in(folder: Path, data_set: Path) -> Iterator[Path]:
+def images_in(folder: Path, data_set: Path | None = None) -> Iterator[Path]:
+    """Yield the images in a folder and its subfolders, hidden ones left out, in any order.
+
+    Args:
+        folder: The folder.
+        data_set: The folder of the data set that it belongs to, if it is another one.
+    """
     # a link to one of these would yield the same images again, or all files of the disk
-    seen = {str(parent) for parent in (data_set.resolve(), *data_set.resolve().parents)}
+    outside = (folder.resolve() if data_set is None else data_set.resolve() / folder.name).parents
+    seen = {str(parent) for parent in outside}
     for parent, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
         if real in seen:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,12 +19,15 @@ from blockwise.results.record import Record
 
 # what `train.py` takes besides settings
 FLAGS = ("-m", "--multirun")
+# in a setting, these name code, find configs, or could compose such a name; a variable of the environment cannot
+NAMES_CODE = re.compile(r"_target_|^[+~]*hydra\b|\$(?!\{oc\.env:\w+\})")
 
 
 def config_of(record: Record, overrides: Sequence[str] = ()) -> DictConfig:
     """Return the config that trained a cell, from the command in its record, with further settings.
 
-    A cell that was trained from Python has no settings in its command; then it is the config of its model.
+    A cell that was trained from Python has no settings in its command; then it is the config of its model. A record may
+    be a stranger's: settings that name code, such as `data.source._target_`, count only among the further ones.
 
     Raises:
         InputError: The command cannot be composed any more, or a setting is invalid.
@@ -35,7 +39,7 @@ def config_of(record: Record, overrides: Sequence[str] = ()) -> DictConfig:
         words = []
     new = {word.partition("=")[0].lstrip("+") for word in overrides}
     given = [word for word in words[1:] if "=" in word and not word.startswith("-")]
-    given = [word for word in given if word.partition("=")[0].lstrip("+") not in new]
+    given = [word for word in given if word.partition("=")[0].lstrip("+") not in new and not NAMES_CODE.search(word)]
     if not given or set(FLAGS) & set(words):
         return _of_model(record, overrides)
     try:

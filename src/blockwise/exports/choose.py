@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # pandas is optional
     import pandas as pd
 
-from blockwise.analysis.summary import Sweep, sweeps
+from blockwise.analysis.summary import Sweep, best_seed, sweeps
 from blockwise.errors import InputError, did_you_mean
 from blockwise.results.record import Record
 from blockwise.results.store import read_record
@@ -67,7 +67,7 @@ def as_record(given: Record | pd.Series | str | Path) -> Record:
         return given
     folder = given if isinstance(given, (str, Path)) else getattr(given, "folder", None)
     if not isinstance(folder, (str, Path)):
-        raise InputError(f"{type(given).__name__} is no record: give one, a row of read_records, or a cell's folder")
+        raise InputError(f"{type(given).__name__} is not a record: give one, a row of read_records, or a cell's folder")
     try:
         return read_record(Path(folder).expanduser() / "record.json")
     except OSError as error:
@@ -83,11 +83,6 @@ def _canonical(scope: str, sweep: Sweep) -> str:
     return found.name
 
 
-def best_seed(records: Sequence[Record]) -> Record:
-    """Return the best record by validation; on a tie, that of the smallest seed."""
-    return max(records, key=lambda record: (record.selection_score, -record.seed))
-
-
 def choose_sweep(
     records: Sequence[Record], *, model: str | None = None, data: str | None = None, policy: str | None = None
 ) -> Sweep:
@@ -98,11 +93,18 @@ def choose_sweep(
     """
     found = _only(_only(_only(sweeps(records), "backbone", model), "data", data), "policy", policy)
     if len(found) > 1:
-        titles = "; ".join(sorted({sweep.title for sweep in found}))
-        raise InputError(
-            f"{len(found)} sweeps fit ({titles}): give the folder of one, or choose with --model, --data, --policy"
-        )
+        raise InputError(f"{len(found)} sweeps fit {_how_to_choose(found)}")
     return found[0]
+
+
+def _how_to_choose(found: Sequence[Sweep]) -> str:
+    """Return the titles of sweeps and how to choose one; those with the same title are in the same folder."""
+    titles = sorted({sweep.title for sweep in found})
+    if len(titles) == len(found):
+        return f"({'; '.join(titles)}): give the folder of one, or choose with --model, --data, --policy"
+    best = [best_seed(sweep.best.records if sweep.best else sweep.records) for sweep in found]
+    folders = ", ".join(str(record.folder) for record in best)
+    return f"({'; '.join(titles)}), and their settings differ: give the folder of one cell, such as {folders}"
 
 
 def _only(found: list[Sweep], what: str, name: str | None) -> list[Sweep]:

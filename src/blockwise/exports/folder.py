@@ -158,11 +158,11 @@ def _header(path: Path) -> dict[str, Any]:
         text = (path / CARD).read_text(encoding="utf-8", errors="replace")
         header = yaml.safe_load(FRONT.match(text)[1])[KEY]  # type: ignore[index]
     except OSError as error:
-        raise InputError(f"{path} is no export: it has no {CARD} ({error.strerror})") from error
+        raise InputError(f"{path} is not an export: it has no {CARD} ({error.strerror})") from error
     except (KeyError, TypeError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(f"{path} is no export of blockwise: {CARD} has no metadata of it") from error
+        raise InputError(f"{path} is not an export of blockwise: {CARD} has no metadata of it") from error
     if not isinstance(header, dict):
-        raise InputError(f"{path} is no export of blockwise: {CARD} has no metadata of it")
+        raise InputError(f"{path} is not an export of blockwise: {CARD} has no metadata of it")
     return header
 
 

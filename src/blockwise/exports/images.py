@@ -11,7 +11,7 @@ from torch import Tensor
 from blockwise.backbone.makers.base import ImageSpec
 from blockwise.data.datamodule import normalise
 from blockwise.data.decode import decode_all
-from blockwise.data.samples import IMAGE_SUFFIXES, Sample
+from blockwise.data.samples import IMAGE_SUFFIXES, Sample, images_in
 from blockwise.errors import InputError
 
 
@@ -26,14 +26,10 @@ def find_images(places: str | Path | Sequence[str | Path]) -> Iterator[Path]:
         raise InputError("there are no images: give files, or folders of images")
     for place in given:
         if not isinstance(place, (str, Path)):
-            raise InputError(f"{type(place).__name__} is no file: give files, or folders of images")
+            raise InputError(f"{type(place).__name__} is not a file: give files, or folders of images")
         path = Path(place).expanduser()
         if path.is_dir():
-            inside = sorted(
-                file
-                for file in path.rglob("*")
-                if file.suffix.lower() in IMAGE_SUFFIXES and (file.is_file() or file.is_symlink())
-            )
+            inside = sorted(images_in(path))
             if not inside:
                 raise InputError(f"{path} has no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
             yield from inside

@@ -7,7 +7,8 @@ import platform
 import resource
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,8 +56,17 @@ def _libc_function(name: str) -> Any:
         return None
 
 
+def reset_peak_memory() -> None:
+    """Measure the peak memory from now on: of a GPU, and on Linux of this process."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # man 5 proc: it resets the peak alone
+
+
 def peak_memory_bytes() -> int:
-    """Return the peak memory so far in bytes, of the GPU if one is used, else of this process."""
+    """Return the peak memory in bytes since `reset_peak_memory`, of the GPU if one is used, else of this process."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_reserved()  # CUDA graphs keep memory that counts as free between replays
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -53,9 +53,9 @@ def _read(path: Path) -> str:
     except OSError as error:
         raise InputError(f"data.classes={path} cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"data.classes={path} is no text in UTF-8") from error
+        raise InputError(f"data.classes={path} is not text in UTF-8") from error
     if "\0" in text:
-        raise InputError(f"data.classes={path} is no text in UTF-8")
+        raise InputError(f"data.classes={path} is not text in UTF-8")
     return text
 
 
@@ -63,7 +63,7 @@ def _parse_json(path: Path, text: str) -> dict[str, Any] | list[Any]:
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"data.classes={path} is no JSON ({error})") from error
+        raise InputError(f"data.classes={path} is not JSON ({error})") from error
     if not isinstance(content, (dict, list)):
         raise InputError(f"data.classes={path} is neither a list of names nor a dictionary from classes to names")
     return content

@@ -69,7 +69,7 @@ def download(url: str, path: Path, checksum: str | None = None) -> None:
 def _check_checksum(checksum: str) -> None:
     name, _, digits = checksum.rpartition(":")
     if name not in LENGTHS or not re.fullmatch(f"[0-9a-f]{{{LENGTHS[name]}}}", digits):
-        raise InputError(f"the checksum {checksum} is none: write {' or '.join(LENGTHS)}, a colon, and the hash")
+        raise InputError(f"the checksum {checksum} is not valid: write {' or '.join(LENGTHS)}, a colon, and the hash")
 
 
 def unpack(archive: Path, folder: Path) -> None:

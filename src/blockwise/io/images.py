@@ -32,7 +32,7 @@ def open_image(file: BinaryIO) -> Image.Image:
     try:
         return Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
-        raise ValueError(f"this is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}") from None
+        raise ValueError(f"this is not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file") from None
 
 
 def orientation(file: BinaryIO) -> int:

@@ -71,7 +71,10 @@ class Focal:
     def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the mean loss, a scalar, of logits, shape (batch, classes)."""
         log_p = logits.log_softmax(1)
-        losses = -((1 - log_p.exp()) ** self.gamma) * log_p
+        others = 1 - log_p.exp()
+        if 0 < self.gamma < 1:  # where it is 0, the power has no gradient
+            others = others.clamp_min(torch.finfo(others.dtype).tiny)
+        losses = -(others**self.gamma) * log_p
         if (weights := _tensor(self.class_weights, logits)) is not None:
             losses = losses * weights
         if labels.ndim == 1:

@@ -30,7 +30,7 @@ def check_optimizer(make: OptimizerFactory) -> None:
     parameters = [nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))]
     optimizer = make([{"params": parameters, "lr": 1e-3}])
     if not isinstance(optimizer, Optimizer):
-        raise InputError(f"optimizer: {type(optimizer).__name__} is no optimizer of PyTorch")
+        raise InputError(f"optimizer: {type(optimizer).__name__} is not an optimizer of PyTorch")
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if isinstance(optimizer, torch.optim.LBFGS) or (closure is not None and closure.default is inspect.Parameter.empty):
         raise InputError(

@@ -204,7 +204,7 @@ class Record:
         best_epoch: The epoch with the best validation score (see `select_by`), counted from 0.
         epochs: Number of epochs trained.
         seconds: The cell's own time plus its share of the time that all cells spent together.
-        peak_memory_bytes: Peak memory of the process, or of its GPU.
+        peak_memory_bytes: Peak memory of the process, or of its GPU, while the cell and those beside it trained.
         files: SHA-256 of the other files in the folder, by name; empty in records of earlier versions.
         provenance: Commit, versions and command; and the search, if there was one, with what it cost.
         folder: The folder of the record; not part of the file.

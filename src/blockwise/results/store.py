@@ -31,6 +31,8 @@ if TYPE_CHECKING:  # reading records must not import torch
 
 HISTORY = "history.csv"
 WEIGHTS = "weights.safetensors"
+# the file that an export has and the folder of a cell has not
+CARD = "README.md"
 # the folder of a cell
 CELL = re.compile(r"seed\d+-[0-9a-f]{10}", re.ASCII)
 PER_CELL = ("scope", "blocks", "lr", "seed")
@@ -153,6 +155,8 @@ def find_records(folder: Path) -> list[Record]:
     """Return the records in a folder and its subfolders; damaged ones are skipped and reported on stderr."""
     records = []
     for path in sorted(folder.rglob("record.json")):
+        if path.parent != folder and (path.parent / CARD).is_file():
+            continue  # an export has a copy of its cell's record
         try:
             records.append(read_record(path))
         except InputError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal, Protocol
 
 import numpy as np
@@ -11,8 +12,8 @@ import numpy as np
 from blockwise.errors import InputError
 from blockwise.results.record import SELECTIONS, Metrics, Score, selection_score
 
-# What a cell is judged by while it trains: the metric of `select_by`, a validation metric, or the sum of the training
-# losses of all epochs so far (Ru et al., 2021, "Speedy Performance Estimation for Neural Architecture Search").
+# What a cell is judged by while it trains: the metric of `select_by`, a validation metric, or the training loss over
+# all epochs so far (its sum in Ru et al., 2021, "Speedy Performance Estimation for Neural Architecture Search").
 Judge = Literal["select_by", "top1", "macro_f1", "loss", "probability", "train_loss"]
 JUDGES = ("select_by", *SELECTIONS, "train_loss")
 
@@ -53,7 +54,8 @@ class Candidate:
     def merit(self, judge: Judge) -> Score:
         """Return how good the cell is so far: higher is better."""
         if judge == "train_loss":
-            return -sum(epoch["train"]["loss"] for epoch in self.history), 0.0
+            # the mean orders cells of equal length as the sum does, and does not favour those that stopped early
+            return -fmean(epoch["train"]["loss"] for epoch in self.history), 0.0
         by = self.select_by if judge == "select_by" else judge
         return max(selection_score(epoch["val"], by) for epoch in self.history)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from blockwise.data import BlockwiseDataModule
 from blockwise.data.batches import derive_seed
-from blockwise.data.loaders import FirstBatchCheck, LoaderDataModule, SeededEpochs
+from blockwise.data.loaders import FirstBatchCheck, LoaderDataModule, SeededEpochs, count_batches
 from blockwise.data.resumable import SPLITS, ResumableDataModule
 from blockwise.errors import InputError
 from blockwise.io.class_names import read_class_names
@@ -113,10 +113,14 @@ class StudyData:
         """Return the number of batches per split, without decoding images."""
         if isinstance(self.module, ResumableDataModule):
             return self.module.batches()
-        return {split: len(loader) for split, loader in self._loaders().items()}
+        return {split: count_batches(loader) for split, loader in self._loaders().items()}
 
-    def train_positions(self, epoch: int) -> list[Sequence[int]] | None:
-        """Return the positions of the images of each training batch in an epoch; None if they change or are unknown."""
+    def train_positions(self, epoch: int) -> tuple[int, list[Sequence[int]]] | None:
+        """Return the number of training images, and the positions of those of each batch in an epoch.
+
+        Returns:
+            None if the images change from epoch to epoch, or are unknown.
+        """
         return self.module.train_positions(epoch) if isinstance(self.module, BlockwiseDataModule) else None
 
     def first_images(self, most: int) -> tuple[Tensor, Tensor]:

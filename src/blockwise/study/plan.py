@@ -21,7 +21,7 @@ from blockwise.analysis.sweep_table import print_table
 from blockwise.backbone.flops import mean_flops
 from blockwise.backbone.partition import Partition
 from blockwise.backbone.stages import bytes_of
-from blockwise.fast.memory import peak_memory_bytes
+from blockwise.fast.memory import peak_memory_bytes, reset_peak_memory
 from blockwise.policies import Phase
 from blockwise.study.worker import PLAN, report_plan
 from blockwise.training.cells import Cell
@@ -81,6 +81,7 @@ def measure(
         epochs: Number of epochs of a whole run.
     """
     folds = len(module.of_folds[0])
+    reset_peak_memory()
     trainer.fit(module, _noise(STEPS, size, batch_size, folds), _noise(1, size, batch_size, folds))
     (watch,) = (callback for callback in trainer.callbacks if isinstance(callback, Stopwatch))  # type: ignore[attr-defined]
     epoch = batches["train"] * watch.step + batches["val"] * watch.evaluation

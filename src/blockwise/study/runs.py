@@ -18,7 +18,7 @@ from blockwise.analysis.summary import Sweep, sweeps
 from blockwise.backbone.load import Backbone
 from blockwise.backbone.stages import StagedBackbone
 from blockwise.errors import InputError
-from blockwise.fast.memory import allow_tf32
+from blockwise.fast.memory import allow_tf32, reset_peak_memory
 from blockwise.policies import STATIC, Static
 from blockwise.recipe.losses import with_class_counts
 from blockwise.recipe.parameter_groups import OptimizerFactory
@@ -63,7 +63,8 @@ class CellRuns:
         recipe: The training recipe.
         search: Says which scopes train in which order, and which cells stop early.
         checkpoint_minutes: Minutes between checkpoints; None saves only when interrupted.
-        keep_bytes: Size of the cache of the frozen stages' output on validation images, in bytes.
+        keep_bytes: Size of the cache of the frozen stages' output, in bytes: one for validation images, and one for
+            training images that are the same in every epoch.
         cells_at_once: Number of cells that train at once on a GPU, as CUDA graphs; 0 trains without graphs.
         tf32: Multiply float32 numbers in TF32 on a GPU.
         console: Console for messages to the user.
@@ -204,6 +205,7 @@ class CellRuns:
             self._train_side_by_side(part)
 
     def _train_together(self, cells: list[Cell]) -> None:
+        reset_peak_memory()
         self.data.prepare(self.console)
         counts = self.data.class_counts()
         loss = self.recipe.loss if counts is None else with_class_counts(self.recipe.loss, counts)
@@ -240,8 +242,8 @@ class CellRuns:
         """Return the names of all policies of cells; `head` is always static."""
         return {STATIC, *self.recipe.policies}
 
-    def module(self, cells: list[Cell], recipe: Recipe) -> BlockwiseModule:
-        """Return a module that trains cells."""
+    def module(self, cells: list[Cell], recipe: Recipe, *, noise: bool = False) -> BlockwiseModule:
+        """Return a module that trains cells, on the images of the study or on noise."""
         return BlockwiseModule(
             self.staged,
             cells,
@@ -251,7 +253,7 @@ class CellRuns:
             head=self.backbone.head,
             seed=self.settings["seed"],
             keep_bytes=self.keep_bytes,
-            positions=self.data.train_positions,
+            positions=(lambda _epoch: None) if noise else self.data.train_positions,
             folds=self.data.folds,
             search=self.search,
             lanes=self.cells_at_once,

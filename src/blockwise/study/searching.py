@@ -63,6 +63,8 @@ def rank_blocks(
     Raises:
         InputError: The score does not fit the network.
     """
+    if device.type == "mps":  # scores are computed in double precision, which Apple's GPUs lack
+        device = torch.device("cpu")
     images, labels = data.first_images(IMAGES)
     sample = Sample(backbone.to(device), images.to(device), labels.to(device), num_classes=len(data.classes))
     try:
@@ -100,7 +102,7 @@ def check_search(search: Any) -> None:
     """
     for method in ("rounds", "stop"):
         if isinstance(search, type) or not callable(getattr(search, method, None)):
-            raise InputError(f"search={search!r} is no search: it needs the methods rounds and stop")
+            raise InputError(f"search={search!r} is not a search: it needs the methods rounds and stop")
     if isinstance(search, Ranked):
         check_score(search.score)
 

@@ -330,7 +330,7 @@ class Study(CellRuns):
         # the most expensive epoch of every policy; schedules need the real number of steps
         recipe = replace(self.recipe, scheduler=None, policies={})
         costs = measure(
-            self.module([replace(cell, policy=STATIC) for cell in side_by_side], recipe),
+            self.module([replace(cell, policy=STATIC) for cell in side_by_side], recipe, noise=True),
             trainer,
             self.data.image_size,
             self.data.batch_size(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from blockwise.backbone.load import HeadKind
 from blockwise.backbone.stages import Activations, StagedBackbone
 from blockwise.data.batches import derive_seed
 from blockwise.data.datamodule import Batch
+from blockwise.data.loaders import check_lengths
 from blockwise.data.pixels.on_device import to_device
 from blockwise.fast.fusion import fusion_for
 from blockwise.fast.gpu.graphs import CudaGraphs, Graphs
@@ -34,6 +36,8 @@ from blockwise.training.step.graphed import GraphedBatches, Key
 from blockwise.training.step.image_cache import ImageCache
 from blockwise.training.step.side_by_side import Evaluation, Part, Training, run
 
+# the number of training images, and the positions of those of each batch
+Positions = tuple[int, list[Sequence[int]]]
 # Lightning's mixed precisions
 HALF: dict[Any, torch.dtype] = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -55,8 +59,9 @@ class BlockwiseModule(L.LightningModule):
         seed: Seed of the head's initial weights and of dropout.
         keep_bytes: Size of the cache of the frozen stages' output on validation images, in bytes; 0 caches nothing. The
             validation batches must be the same in every epoch.
-        positions: Returns the positions of the images of each training batch in an epoch, so that the frozen stages'
-            output is cached for them too, up to the same size; None if the images change from epoch to epoch.
+        positions: Returns the number of training images and the positions of those of each batch in an epoch, so that
+            the frozen stages' output is cached for them too, up to the same size; None if the images change from epoch
+            to epoch.
         folds: Number of folds; each cell then has a network per fold, which is validated on the images that it does not
             train on, and one that trains on all images, which is tested and stored. None has one network per cell.
         search: Says which cells stop before the last epoch.
@@ -84,7 +89,7 @@ class BlockwiseModule(L.LightningModule):
         head: HeadKind = "linear",
         seed: int = 0,
         keep_bytes: int = 0,
-        positions: Callable[[int], list[Sequence[int]] | None] = lambda _epoch: None,
+        positions: Callable[[int], Positions | None] = lambda _epoch: None,
         folds: int | None = None,
         search: Search | None = None,
         lanes: int = 0,
@@ -116,7 +121,7 @@ class BlockwiseModule(L.LightningModule):
         self._cache = ActivationCache(0)
         self._images: ImageCache | None = None
         self._positions_in = positions
-        self._positions: tuple[int, list[Sequence[int]] | None] | None = None
+        self._positions: tuple[int, Positions | None] | None = None
         self._outputs = {split: EpochOutputs(len(self.cells)) for split in ("train", "val", "test")}
         self._phases: list[list[Phase]] = []
         self._epoch: int | None = None
@@ -181,7 +186,9 @@ class BlockwiseModule(L.LightningModule):
         steps = [step for of_cell in self._steps for step in of_cell]
         if self.recipe.scheduler is not None:
             epochs = self._max_epochs()
-            batches = int(self.trainer.estimated_stepping_batches) // epochs
+            total = self.trainer.estimated_stepping_batches
+            check_lengths(self.trainer)
+            batches = int(total) // epochs
             for step in steps:
                 step.scheduler = self.recipe.scheduler(step.optimizer, epochs, batches)
         return [step.optimizer for step in steps]
@@ -232,14 +239,15 @@ class BlockwiseModule(L.LightningModule):
         """Return the boundary from which the cells of a training batch continue, and the activations there."""
         activations = self.backbone.enter(images)
         first = min((work.boundary for work in works.values()), default=0)
-        positions = self._positions_of(self.current_epoch) if first and self._keep_bytes else None
-        if positions is None:
+        known = self._positions_of(self.current_epoch) if first and self._keep_bytes else None
+        if known is None:
             return 0, activations
+        count, positions = known
         if self._images is None:
-            self._images = ImageCache(self._keep_bytes, 1 + max(max(batch) for batch in positions))
+            self._images = ImageCache(self._keep_bytes, count)
         return first, self._images.at(first, positions[batch_idx], self.backbone, activations)
 
-    def _positions_of(self, epoch: int) -> list[Sequence[int]] | None:
+    def _positions_of(self, epoch: int) -> Positions | None:
         if self._positions is None or self._positions[0] != epoch:
             self._positions = epoch, self._positions_in(epoch)
         return self._positions[1]
@@ -372,13 +380,13 @@ class BlockwiseModule(L.LightningModule):
                 self._begin_cell(index, progress.best_epoch or 0)
 
     def on_test_epoch_end(self) -> None:
-        """Store the test metrics and predictions of each cell."""
+        """Store the test metrics and predictions of each cell; one whose outputs are no numbers has diverged."""
         logits, labels = self._outputs["test"].pop(self._active())
         for index, values in logits.items():
             progress = self.progress[index]
             progress.test = self.recipe.metrics(values, labels)
             progress.predictions["test"] = predictions(values, labels)
-            progress.status = "finished"
+            progress.status = "finished" if all(map(math.isfinite, progress.test.values())) else "diverged"
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the cells' trained tensors, their progress, and the outputs of the epoch so far."""

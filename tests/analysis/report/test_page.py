@@ -38,6 +38,7 @@ def test_every_part_is_there_and_as_files(page):
     tables = "claims summary gains quarters tests ranks selection scopes export provenance".split()
     files = {f"{name}.{suffix}" for name in tables for suffix in ("csv", "md", "tex")}
     assert {path.name for path in (page.parent / "tables").iterdir()} == files
+    assert {*tables} <= set(re.findall(r'<h3 id="([^"]+)"', text))
     assert re.findall(r'href="((?:tables|figures)/[^"]+)"', text)
     assert all((page.parent / link).exists() for link in re.findall(r'href="((?:tables|figures)/[^"]+)"', text))
 

@@ -225,7 +225,7 @@ def test_a_hub_that_refuses(offline, monkeypatch, error, message):
 
     monkeypatch.setattr(hub, "check_hub", lambda: None)
     monkeypatch.setattr(hub, "hf_hub_download", refuse)
-    with pytest.raises(InputError, match=f"{HUB} {message}|{HUB} is no network of timm: {message}") as found:
+    with pytest.raises(InputError, match=f"{HUB} {message}|{HUB} is not a network of timm: {message}") as found:
         load_backbone(model(HUB))
     assert "\n" not in str(found.value)
 
@@ -254,8 +254,8 @@ def test_names_are_checked_first(name, message):
     [
         (lambda f: f.rename(f.with_name("gone")), "is not a folder"),
         (lambda f: (f / "config.json").unlink(), "has no config.json"),
-        (lambda f: (f / "config.json").write_text("{"), "is damaged: it is no JSON"),
-        (lambda f: (f / "config.json").write_bytes(b"\xff\xfe"), "is damaged: it is no JSON"),
+        (lambda f: (f / "config.json").write_text("{"), "is damaged: it is not JSON"),
+        (lambda f: (f / "config.json").write_bytes(b"\xff\xfe"), "is damaged: it is not JSON"),
         (lambda f: (f / "config.json").write_text("[]"), "names the architecture None"),
         (lambda f: fill(f, {**CONFIG, "architecture": "test_resnt"}), "Did you mean 'test_resnet'"),
         (lambda f: fill(f, {**CONFIG, "pretrained_cfg": 3}), "is damaged"),

@@ -161,8 +161,8 @@ def test_an_unknown_name_without_a_network_is_one_sentence(library):
         (["train", "validation"], {}, r"has the splits train, validation: choose those .*test: validation"),
         (["one", "two"], {}, "has the splits one, two"),
         (["train"], {"splits": {"train": "all"}}, "has no split all, but train"),
-        (["train"], {"image_column": "label"}, "data.image_column=label is no column of images: image, label"),
-        (["train"], {"label_column": "species"}, "data.label_column=species is no column of labels: image, label"),
+        (["train"], {"image_column": "label"}, "data.image_column=label is not a column of images: image, label"),
+        (["train"], {"label_column": "species"}, "data.label_column=species is not a column of labels: image, label"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(library, saved, names, options, message):

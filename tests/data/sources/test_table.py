@@ -146,9 +146,9 @@ def test_tables_that_are_not_as_they_must_be_are_one_sentence(folder, lines, hea
     ("content", "message"),
     [
         (None, r"labels.csv cannot be read \(No such file or directory\)"),
-        (b"PK\x03\x04\xff\xfe workbook", "is no text in UTF-8: save the table as CSV in UTF-8"),
-        ("path,label\nx,y\n".encode("utf-16"), "is no text in UTF-8"),
-        (b"path,label\n" + b"x" * 200_000, "is no CSV file"),
+        (b"PK\x03\x04\xff\xfe workbook", "is not text in UTF-8: save the table as CSV in UTF-8"),
+        ("path,label\nx,y\n".encode("utf-16"), "is not text in UTF-8"),
+        (b"path,label\n" + b"x" * 200_000, "is not a CSV file"),
     ],
 )
 def test_files_that_are_no_table_are_one_sentence(tmp_path, content, message):

@@ -7,6 +7,7 @@ from rich.console import Console
 from blockwise.backbone.stages import StagedBackbone
 from blockwise.results import read_records
 from blockwise.study.run import run
+from blockwise.study.study import Study
 from blockwise.training.step.image_cache import ImageCache
 
 LATE = ["block=[head,2]", "data.augment=none", "trainer.max_epochs=3"]
@@ -41,6 +42,17 @@ def test_records_are_the_same_with_and_without_a_cache(small, tmp_path, counted,
     assert results(tmp_path / "cached") == results(tmp_path / "other")
     # 50 images of three epochs, in three whole batches and one of two: whole ones are cached, and the first is checked
     assert (counted["images"] > cached) == (gigabytes != 1)
+
+
+def test_images_that_the_first_epoch_does_not_draw_are_cached_as_well(small, tmp_path):
+    settings = [*LATE, "data.sampler=balanced", "trainer.max_epochs=4", "seed=10"]
+    for gigabytes in (0, 1):
+        own = [f"cache.activations_gb={gigabytes}", f"results_dir={tmp_path / str(gigabytes)}"]
+        study = Study.from_config(small(*settings, *own), Console(quiet=True))
+        study.train()
+    count, batches = study.data.train_positions(0)
+    assert max(position for batch in batches for position in batch) < count - 1  # else this tests nothing
+    assert results(tmp_path / "0") == results(tmp_path / "1")
 
 
 def test_augmented_images_are_not_cached(small, tmp_path, monkeypatch):

@@ -95,7 +95,7 @@ def fetch(repository: str, files: Sequence[str], revision: str | None, shown: st
                 raise InputError(f"{shown} cannot be downloaded ({_short(error)}): try again") from error
         except Exception as error:
             raise _refused(shown, error) from error
-    raise InputError(f"{shown} is no network of timm: the repository has no {' or '.join(files)}")
+    raise InputError(f"{shown} is not a network of timm: the repository has no {' or '.join(files)}")
 
 
 def published_hash(repository: str, files: Sequence[str], revision: str) -> str | None:

@@ -91,12 +91,12 @@ def _read(path: Path, name: str, repository: str | None) -> Origin:
     except OSError as error:
         raise InputError(f"the config.json of {name} cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"the config.json of {name} is damaged: it is no JSON") from error
+        raise InputError(f"the config.json of {name} is damaged: it is not JSON") from error
     architecture = content.get("architecture") if isinstance(content, dict) else None
     if not isinstance(architecture, str) or not timm.is_model(architecture):
         known = did_you_mean(architecture, timm.list_models()) if isinstance(architecture, str) else ""
         shown = printable(str(architecture))[:100]
-        raise InputError(f"{name} is no network of timm: its config.json names the architecture {shown}.{known}")
+        raise InputError(f"{name} is not a network of timm: its config.json names the architecture {shown}.{known}")
     try:
         config, _, arguments = load_model_config_from_path(path.parent)
         # it is made from this machine's files, so timm must not look elsewhere

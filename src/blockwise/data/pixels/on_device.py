@@ -50,4 +50,4 @@ def copy_to_device(splits: Sequence[Pixels], device: torch.device) -> tuple[Tens
 def to_device(values: Any, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """Return numbers as a tensor on a device, without waiting for what the device still has to do."""
     tensor = torch.tensor(values, dtype=dtype)
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -165,7 +165,7 @@ class HuggingFace(Source):
                 )
             found.append(fitting[0] if column is None else column)
             if found[-1] not in features or (what == "image" and found[-1] not in fitting):
-                raise InputError(f"data.{what}_column={column} is no column of {what}s: {', '.join(features)}")
+                raise InputError(f"data.{what}_column={column} is not a column of {what}s: {', '.join(features)}")
         return found[0], found[1]
 
     def _labels(self, parts: Mapping[str, Any], column: str) -> tuple[list[str], dict[str, list[int]]]:

@@ -111,7 +111,7 @@ class CsvTable(Source):
                 for entry in reader
             ]
         except csv.Error as error:
-            raise InputError(f"data.file={self.file} is no CSV file ({error})") from error
+            raise InputError(f"data.file={self.file} is not a CSV file ({error})") from error
         if not rows:
             raise InputError(f"data.file={self.file} has no rows: it must have a header, and one row per image")
         return rows
@@ -124,7 +124,7 @@ class CsvTable(Source):
         except UnicodeDecodeError:
             text = "\0"
         if "\0" in text:
-            raise InputError(f"data.file={self.file} is no text in UTF-8: save the table as CSV in UTF-8")
+            raise InputError(f"data.file={self.file} is not text in UTF-8: save the table as CSV in UTF-8")
         return text
 
     def _wanted(self, columns: Sequence[str]) -> list[str]:

@@ -51,7 +51,7 @@ def evaluate(folder: str | Path, overrides: Sequence[str] = (), *, images: str |
         images: Measure all images in this folder, which has one folder per class, instead.
 
     Raises:
-        InputError: The folder is no export, the data cannot be read, it has other classes, or a setting has no effect.
+        InputError: The folder is not an export, the data cannot be read or has other classes, or a setting has no effect.
     """
     exported = read_export(folder)
     overrides = as_words(overrides)
@@ -86,7 +86,7 @@ def _own_data(cfg: Any, exported: Exported) -> BlockwiseDataModule:
 def _labelled(folder: Path, exported: Exported) -> list[Sample]:
     """Return the images in a folder with one folder per class, labelled as an export numbers its classes."""
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder: it must contain one folder of images per class")
+        raise InputError(f"{folder} is not a folder: it must contain one folder of images per class")
     samples, names = samples_in(folder)
     if not samples:
         raise InputError(f"{folder} contains no images: it must contain one folder of images per class")

@@ -11,10 +11,11 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from blockwise.analysis.summary import best_seed
 from blockwise.backbone.makers.base import ImageSpec
 from blockwise.errors import InputError
 from blockwise.exports.base import base_of, config_of
-from blockwise.exports.choose import best_seed, choose_sweep
+from blockwise.exports.choose import choose_sweep
 from blockwise.exports.folder import CONFIG, Exported, read_export
 from blockwise.exports.images import find_images, read_images
 from blockwise.exports.network import class_names, trained_network

@@ -51,7 +51,7 @@ def predict(
         One prediction per image, in the order of the arguments; images that cannot be read have an `error`.
 
     Raises:
-        InputError: The folder is no export, or there are no images.
+        InputError: The folder is not an export, or there are no images.
     """
     if isinstance(top, bool) or not isinstance(top, int) or top < 1:
         raise InputError(f"--top {top} must be an integer of at least 1")

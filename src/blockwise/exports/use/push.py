@@ -30,7 +30,7 @@ def push_to_hub(folder: str | Path, name: str, *, private: bool = False) -> str:
         private: Make a new repository private.
 
     Raises:
-        InputError: The folder is no export, or the hub refuses it.
+        InputError: The folder is not an export, or the hub refuses it.
     """
     from huggingface_hub import HfApi
 

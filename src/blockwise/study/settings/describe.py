@@ -32,7 +32,7 @@ def describe_transform(value: Any) -> Any:
         return str(value)
     if isinstance(value, np.ndarray):
         return hash_tensor(torch.from_numpy(value))
-    # of what is no transform itself, such as a logger, not all attributes matter
+    # of what is not a transform itself, such as a logger, not all attributes matter
     if isinstance(value, partial) or hasattr(value, "__qualname__") or not callable(value):
         return describe(value)
     options = {key: entry for key, entry in getattr(value, "__dict__", {}).items() if key[0] != "_"}
@@ -137,5 +137,11 @@ def hash_tensor(tensor: torch.Tensor) -> str:
 
 def _code(code: types.CodeType) -> list[Any]:
     """Return the bytecode, names and constants of a function, without its file and line numbers."""
-    constants = [_code(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts]
-    return [code.co_code.hex(), code.co_names, constants]
+    return [code.co_code.hex(), code.co_names, [_constant(constant) for constant in code.co_consts]]
+
+
+def _constant(value: Any) -> Any:
+    if isinstance(value, types.CodeType):
+        return _code(value)
+    # the order of a set of texts differs between processes
+    return ["frozenset", *sorted(map(repr, value))] if isinstance(value, frozenset) else repr(value)
