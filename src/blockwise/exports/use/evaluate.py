@@ -51,7 +51,7 @@ def evaluate(folder: str | Path, overrides: Sequence[str] = (), *, images: str |
         images: Measure all images in this folder, which has one folder per class, instead.
 
     Raises:
-        InputError: The folder is not an export, the data cannot be read or has other classes, or a setting does nothing.
+        InputError: The folder is not an export, the data cannot be read or has other classes, a setting does nothing.
     """
     exported = read_export(folder)
     overrides = as_words(overrides)
