@@ -154,7 +154,7 @@ def test_passwords_are_not_shown(tmp_path, capsys):
 
 @pytest.mark.parametrize("checksum", ["crc:12", "md5:00", "sha256:" + 64 * "x", "4c54"])
 def test_a_checksum_that_is_none_is_refused_before_the_download(tmp_path, checksum):
-    with pytest.raises(InputError, match="the checksum .* is none"):
+    with pytest.raises(InputError, match="the checksum .* is not valid"):
         download("https://example.org/a.tgz", tmp_path / "a", checksum)
 
 

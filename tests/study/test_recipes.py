@@ -248,7 +248,7 @@ def test_own_objects_in_python_are_told_apart(small, console, tmp_path):
         ({"loss": 3}, "loss: 3 must be an object that can be called"),
         ({"scheduler": 3}, "scheduler=3 must be a name"),
         ({"clip_norm": "x"}, "clip_norm=x must be a number"),
-        ({"optimizer": lambda _: None}, "NoneType is no optimizer"),
+        ({"optimizer": lambda _: None}, "NoneType is not an optimizer"),
     ],
 )
 def test_wrong_objects_in_python_are_one_sentence(small, console, tmp_path, options, message):

@@ -31,6 +31,28 @@ def kept(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
+    ("devices", "overrides"),
+    [
+        (2, ["data.folds=2"]),  # folds take turns: each process has the images of one fold
+        (3, ["data.folds=2"]),
+        (3, []),  # the last batch has two images
+    ],
+)
+def test_a_process_without_images_of_a_batch_takes_part(small, small_overrides, console, tmp_path, devices, overrides):
+    run(small(*CELLS, *overrides, f"results_dir={tmp_path / 'one'}"), console)
+    several = [*DDP, f"trainer.devices={devices}", *small_overrides, *CELLS, *overrides]
+    done = train(tmp_path / "several", *several)
+    assert done.returncode == 0, done.stderr
+    one, others = kept(tmp_path / "one"), kept(tmp_path / "several")
+    assert one.keys() == others.keys()
+    for scope, path in one.items():
+        mine, other = (json.loads(p.read_text())["metrics"] for p in (path, others[scope]))
+        for split in ("train", "val", "test"):
+            assert mine[split] == pytest.approx(other[split], abs=1e-4), (scope, split)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
     "multirun",
     [
         pytest.param(options, id=name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -34,7 +34,7 @@ from blockwise.training.step.activation_cache import ActivationCache
 from blockwise.training.step.cell import CellStep
 from blockwise.training.step.graphed import GraphedBatches, Key
 from blockwise.training.step.image_cache import ImageCache
-from blockwise.training.step.side_by_side import Evaluation, Part, Training, run
+from blockwise.training.step.side_by_side import Evaluation, Idle, Part, Training, run
 
 # the number of training images, and the positions of those of each batch
 Positions = tuple[int, list[Sequence[int]]]
@@ -222,23 +222,23 @@ class BlockwiseModule(L.LightningModule):
             *(batch_fraction(len(part.rows), labels.device, least) for part in of_folds),
         ]
         parts = [None, *of_folds]
-        works: dict[Key, Training] = {}
+        works: dict[Key, Training | Idle] = {}
         for index in self._active():
             for number, (step, fraction) in enumerate(zip(self._steps[index], fractions, strict=True)):
                 if fraction:
                     works[index, number] = Training(step, seed, fraction, parts[number])
-                elif fraction is not None:  # other processes have images
-                    step.update()
+                elif fraction is not None:
+                    works[index, number] = Idle(step)
         first, activations = self._entry(batch_idx, images, works)
         for (index, number), logits in self._run("train", first, activations, labels, works):
             if number == 0:
                 self._outputs["train"].add_logits(index, logits)
         self._end_step(batch_idx)
 
-    def _entry(self, batch_idx: int, images: Tensor, works: dict[Key, Training]) -> tuple[int, Activations]:
+    def _entry(self, batch_idx: int, images: Tensor, works: Mapping[Key, Training | Idle]) -> tuple[int, Activations]:
         """Return the boundary from which the cells of a training batch continue, and the activations there."""
         activations = self.backbone.enter(images)
-        first = min((work.boundary for work in works.values()), default=0)
+        first = min((work.boundary for work in works.values() if isinstance(work, Training)), default=0)
         known = self._positions_of(self.current_epoch) if first and self._keep_bytes else None
         if known is None:
             return 0, activations

@@ -86,6 +86,22 @@ class Training(Work):
 
 
 @dataclass(frozen=True)
+class Idle:
+    """Of a batch on which a cell trains, this process has no image: it takes part in the sum of gradients alone.
+
+    Attributes:
+        step: Trains the cell.
+    """
+
+    step: CellStep
+
+    @property
+    def boundary(self) -> int:
+        """The boundary at which other processes train the cell: all sum gradients in the same order."""
+        return self.step.network.start
+
+
+@dataclass(frozen=True)
 class Evaluation(Work):
     """A cell is evaluated on a batch.
 
@@ -121,7 +137,7 @@ def run(
     first: int,
     activations: Activations,
     labels: Tensor,
-    works: Mapping[Key, Work],
+    works: Mapping[Key, Work | Idle],
     *,
     charge: Callable[[Key, float], None],
     graphed: GraphedBatches | None = None,
@@ -141,7 +157,8 @@ def run(
         charge: Called with the key of a cell and the seconds that were spent on it alone.
         graphed: Runs batches as CUDA graphs.
     """
-    results = None if graphed is None else graphed.run(kind, first, activations, labels, works)
+    busy = {key: work for key, work in works.items() if not isinstance(work, Idle)}
+    results = None if graphed is None else graphed.run(kind, first, activations, labels, busy)
     if results is not None:
         for index, (logits, seconds) in results.items():
             charge(index, seconds)
@@ -150,10 +167,17 @@ def run(
     at: dict[int, list[Key]] = {}
     for index, work in works.items():
         at.setdefault(work.boundary, []).append(index)
-    for boundary, reached in backbone.onward(first, activations, set(at)):
+    read = {work.boundary for work in busy.values()}
+    onward = backbone.onward(first, activations, read)
+    for boundary in sorted(at):
+        reached = next(onward)[1] if boundary in read else {}
         for index in at[boundary]:
+            work = works[index]
+            if isinstance(work, Idle):
+                work.step.update()  # from the gradients of the other processes
+                continue
             start = perf_counter()
-            works[index].seed()
-            logits = works[index].run(reached, labels)
+            work.seed()
+            logits = work.run(reached, labels)
             charge(index, perf_counter() - start)
             yield index, logits
