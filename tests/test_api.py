@@ -139,6 +139,10 @@ def test_what_was_trained_is_a_plain_network(backbone, loaders, tmp_path, scope)
     [
         (lambda b, p, d: load_backbone("vgg61"), "there is no model vgg61"),
         (lambda b, p, d: load_backbone(StubNetwork()), "needs name= and image_size="),
+        (
+            lambda b, p, d: load_backbone(StubNetwork(), name="x", image_size=32, checkpoint="w.pth"),
+            "load your own with load_state_dict",
+        ),
         (lambda b, p, d: make_partition(b, num_blocks=99), "partition.num_blocks=99 does not fit"),
         (lambda b, p, d: make_partition(b, "halves"), "there is no partitioner 'halves'"),
         (lambda b, p, d: train_scopes(b, p, 7, d, classes=TEN), "block=7 is out of range"),
@@ -202,6 +206,18 @@ def test_what_cannot_be_right_is_refused_before_anything_trains(backbone, loader
     with pytest.raises(InputError, match=message):
         train_scopes(backbone, make_partition(backbone, num_blocks=3), 1, results_dir=tmp_path, **options)
     assert not list(tmp_path.rglob("record.json"))
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(backbone, loaders, tmp_path):
+    partition = make_partition(backbone, "even", num_blocks=np.int64(2))
+    plain, other = (
+        train_scopes(backbone, partition, scopes, loaders, results_dir=tmp_path, **{**QUICK, **options})
+        for scopes, options in (
+            (1, {"lr": [0.25], "max_epochs": 1, "data_version": "3"}),
+            (torch.tensor(1), {"lr": torch.tensor(0.25), "max_epochs": np.int64(1), "data_version": np.int64(3)}),
+        )
+    )
+    assert plain == other
 
 
 def test_the_default_is_one_device(loaders):

@@ -125,6 +125,8 @@ def load_backbone(
             raise InputError("your own network needs name= and image_size=")
         if options is not None:
             raise InputError("options= are for networks of timm and torchvision: set those of your own yourself")
+        if checkpoint is not None:
+            raise InputError("checkpoint= is for networks of timm and torchvision: load your own with load_state_dict")
         images = ImageSpec(image_size, IMAGENET_MEAN, IMAGENET_STD, "bicubic", 0.875)
         network = api_checks.check_network(model, image_size)
         return Backbone(name, network, "own", images, {} if head == "linear" else {"head": head}, head)
@@ -160,7 +162,7 @@ def make_partition(backbone: Backbone, partitioner: str = "auto", **options: Any
     for key, value in options.items():
         if key not in settings or key == "_target_":
             raise InputError(f"the partitioner {partitioner} has no option {key}.{did_you_mean(key, settings)}")
-        settings[key] = list(value) if isinstance(value, tuple) else value
+        settings[key] = api_checks.as_plain(value)
     size = backbone.images.size
     layers = record_layers(backbone.network, torch.zeros(1, 3, size, size))
     try:
@@ -254,6 +256,7 @@ def train_scopes(
     """
     with silenced_libraries(), freed_memory_kept(), torch.random.fork_rng(devices=_seeded_devices()):
         rates, names = api_checks.check_rates(lr), api_checks.check_classes(classes)
+        data_version = None if data_version is None else str(data_version)
         max_epochs = api_checks.check("trainer.max_epochs", "max_epochs", max_epochs)
         patience = api_checks.check("early_stopping.patience", "patience", patience)
         seed = api_checks.check("seed", "seed", seed)
@@ -277,7 +280,7 @@ def train_scopes(
         options = {**BARE, "max_epochs": max_epochs, **trainer}
         make_trainer = trainer_factory(options, module)
         console = Console(quiet=quiet or rank() > 0)
-        parsed = parse_scopes(scopes, len(partition), backbone.name)
+        parsed = parse_scopes(api_checks.as_plain(scopes), len(partition), backbone.name)
         # cut a copy: staging modifies the network in place
         network = replace(backbone, network=copy.deepcopy(backbone.network))
         study = Study(
@@ -323,7 +326,8 @@ def fine_tuned(backbone: Backbone, record: Record | pd.Series | str | Path) -> n
     Raises:
         InputError: The weights are missing, or the backbone is another one or has other weights.
     """
-    return trained_network(backbone, as_record(record))
+    with torch.random.fork_rng(devices=_seeded_devices()):
+        return trained_network(backbone, as_record(record))
 
 
 def run_study(*overrides: str) -> pd.DataFrame:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,15 +27,21 @@ from blockwise.study.searching import check_search, make_search
 
 
 def check(key: str, name: str, value: Any) -> Any:
-    """Check an argument by the rule of the setting `key`, and return it; a NumPy integer becomes a Python `int`.
+    """Check an argument by the rule of the setting `key`, and return it; numbers of NumPy become Python's own.
 
     Raises:
         InputError: The value is invalid.
     """
-    if isinstance(value, Real) and not isinstance(value, (bool, int, float)):
-        value = int(value) if isinstance(value, Integral) else float(value)
+    value = as_plain(value)
     CHECKS[key](name, value)
     return value
+
+
+def as_plain(value: Any) -> Any:
+    """Return numbers of NumPy and PyTorch, one or several, and tuples as Python's own numbers and lists."""
+    if isinstance(value, (Tensor, np.ndarray, np.generic)):
+        return value.tolist()
+    return [as_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
 def check_options(options: Any) -> dict[str, Any]:
@@ -54,6 +61,7 @@ def check_rates(lr: Any) -> list[float]:
     Raises:
         InputError: A rate is not a number greater than 0, or is listed twice.
     """
+    lr = as_plain(lr)
     values = [lr] if isinstance(lr, (Real, str)) or not isinstance(lr, Iterable) else list(lr)
     rates: list[Any] = [
         float(value) if isinstance(value, Real) and not isinstance(value, bool) else value for value in values

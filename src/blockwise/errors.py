@@ -8,6 +8,10 @@ class InputError(ValueError):
     """A setting, a file or a folder is invalid; the message is one sentence for the user."""
 
 
+class TooFewBlocksError(InputError):
+    """A joint scope of the best blocks cannot train, since too few blocks have trained to their end."""
+
+
 class Interrupted(BaseException):
     """A signal has stopped training after a checkpoint was saved; `signal` is its number."""
 

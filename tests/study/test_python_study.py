@@ -1,5 +1,6 @@
 """Studies of Python objects: no two records share a folder, and everything works as on the command line."""
 
+import json
 import re
 import subprocess
 import sys
@@ -7,16 +8,21 @@ from functools import partial
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file
-from torch.utils.data import DataLoader, TensorDataset
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 from blockwise import load_backbone, make_partition, train_scopes
 from blockwise.data import BlockwiseDataModule, Digits
 from blockwise.errors import Interrupted
 from blockwise.results import read_records
+from blockwise.study.settings import describe_rule
+from blockwise.study.settings.describe import describe_loader
 from blockwise.tracking.callback import LightningLog
 from blockwise.training.module import BlockwiseModule
 
@@ -50,6 +56,18 @@ class Dropping(torch.utils.data.Dataset):
 
     def __getitem__(self, index):
         return torch.full((3, 32, 32), float(index)), index % 10
+
+
+class Weighted:
+    def __init__(self, weights):
+        self.weights = weights
+
+    def __call__(self, logits, labels):
+        return cross_entropy(logits, labels, torch.tensor(self.weights))
+
+
+def by_generator(seed):
+    return make_loaders(shuffle=True, generator=torch.Generator().manual_seed(seed))
 
 
 def own_loaders(batch_size=10):
@@ -97,6 +115,8 @@ DIFFERENT = {
         lambda b: {"data": own_loaders(), "data_version": "1"},
         lambda b: {"data": own_loaders(), "data_version": "2"},
     ),
+    "class weights in a list": (lambda b: {"loss": Weighted([1.0] * 10)}, lambda b: {"loss": Weighted([2.0] * 10)}),
+    "order by a generator": (lambda b: {"data": by_generator(1)}, lambda b: {"data": by_generator(2)}),
     "batch size of the user's data": (lambda b: {"data": own_loaders()}, lambda b: {"data": own_loaders(5)}),
 }
 
@@ -113,6 +133,91 @@ def test_other_settings_leave_another_record(backbone, partition, tmp_path, name
         call = {"partition": partition, "data": make_loaders(), **QUICK, **options(backbone), "max_epochs": 1}
         train_scopes(backbone, call.pop("partition"), 1, call.pop("data"), results_dir=tmp_path, **call)
     assert len(read_records(tmp_path)) == 2
+
+
+class Net(nn.Module):
+    def __init__(self, seed=0, dropout=0.1, activation=nn.ReLU):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.one = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), activation())
+        self.two = nn.Sequential(nn.Conv2d(4, 8, 3, 2), nn.BatchNorm2d(8), nn.Dropout(dropout))
+
+    def forward(self, images):
+        return self.two(self.one(images)).mean((2, 3))
+
+
+def test_own_networks_of_one_name_are_told_apart_and_found_again(tmp_path):
+    for different in ({}, {"seed": 1}, {"dropout": 0.2}, {"activation": nn.SiLU}) * 2:
+        own = load_backbone(Net(**different), name="mine", image_size=32)
+        options = {**QUICK, "max_epochs": 1, "results_dir": tmp_path}
+        train_scopes(own, make_partition(own, "layer"), "head", make_loaders(), **options)
+    assert len(read_records(tmp_path)) == 4
+    for seed in (0, 1) * 2:
+        random = load_backbone("timm:test_resnet", pretrained=False, image_size=32, seed=seed)
+        train_scopes(random, make_partition(random, num_blocks=2), "head", make_loaders(), **options)
+    assert len(read_records(tmp_path)) == 6
+
+
+def test_a_generator_of_a_loader_finds_its_record_again(backbone, partition, tmp_path):
+    loaders = by_generator(1)
+    first, again, same = (
+        train_scopes(backbone, partition, "head", data, results_dir=tmp_path, **QUICK)
+        for data in (loaders, loaders, by_generator(1))
+    )
+    assert first == again == same
+
+
+SMOOTHING, SEEN = 0.1, []
+
+
+def smoothed(logits, labels):
+    SEEN.append(1)
+    return cross_entropy(logits, labels, label_smoothing=SMOOTHING)
+
+
+class Child(nn.Module):
+    def __init__(self, smoothing):
+        super().__init__()
+        self.loss = nn.CrossEntropyLoss(label_smoothing=smoothing)
+
+    def forward(self, logits, labels):
+        return self.loss(logits, labels)
+
+
+class Own:
+    def __init__(self, value):
+        self.value = value
+
+    def __call__(self, logits, labels):
+        return cross_entropy(logits, labels, label_smoothing=float(self.value))
+
+
+@pytest.mark.parametrize(
+    "make", [Child, lambda v: Own(np.float32(v)), lambda v: Own(np.array(v)), lambda v: Own(v).__call__]
+)
+def test_rules_are_told_apart_by_what_they_hold(make):
+    one, other, again = (json.dumps(describe_rule(make(value))) for value in (0.1, 0.2, 0.1))
+    assert one == again != other
+
+
+def test_a_function_is_told_apart_by_the_numbers_of_its_module(monkeypatch):
+    before = describe_rule(smoothed)
+    SEEN.append(1)  # a list of the module, which training may fill
+    assert describe_rule(smoothed) == before
+    monkeypatch.setattr(sys.modules[__name__], "SMOOTHING", 0.2)
+    assert describe_rule(smoothed) != before
+
+
+def test_samplers_are_told_apart():
+    images = TensorDataset(torch.zeros(4, 3, 2, 2), torch.arange(4))
+
+    def described(*weights):
+        return describe_loader(DataLoader(images, sampler=WeightedRandomSampler(weights, 4)))
+
+    assert described(1, 1, 1, 2) == described(1, 1, 1, 2) != described(1, 1, 2, 1)
+    plain = describe_loader(DataLoader(images, shuffle=True))
+    assert plain.keys() == {"batches", "batch_size", "dataset", "sampler", "images", "fingerprint"}  # as it was before
+    assert describe_loader(DataLoader(images, shuffle=True, collate_fn=len)) != plain
 
 
 def test_the_same_settings_find_the_record_whatever_runs_them(backbone, partition, tmp_path):

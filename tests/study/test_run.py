@@ -321,6 +321,13 @@ def test_top_without_single_blocks_is_refused(small, console):
         run(small("block=[0,top2]"), console)
 
 
+def test_top_of_blocks_that_diverged_is_told_after_the_rest_is_reported(small, console):
+    cfg = small("block=[head,0,1,top2]", "optimizer.lr=1e30", "optimizer=sgd", "trainer.max_epochs=1")
+    with pytest.raises(InputError, match="this sweep has 0: the others diverged"):
+        run(cfg, console)
+    assert console.export_text().count("diverged") >= 3  # the table
+
+
 @pytest.mark.parametrize("partition", ["layer", "window", "stage", "even", "segment"])
 def test_every_partitioner_trains(small, console, partition):
     options = {"window": ["partition.length=3", "partition.stride=2"], "layer": [], "stage": []}

@@ -212,10 +212,15 @@ def _hold_out(
     members = by_label(samples)
     smallest = min((len(members.get(label, [])) for label in range(classes)), default=0)
     count = max(1, smallest // 4) if val_per_class is None else val_per_class
+    if smallest < 2:
+        raise InputError(
+            f"the smallest class has {smallest} training image{'s' if smallest != 1 else ''}, and none would be left "
+            "after holding one out to validate: add images to it, or add a val split"
+        )
     if not 0 < count < smallest:
         raise InputError(
             f"data.val_per_class={count} does not fit: the smallest class has {smallest} training images, "
-            f"so choose 1 to {max(smallest - 1, 1)}, or add a val split"
+            f"so choose 1 to {smallest - 1}, or add a val split"
         )
     val = cap(samples, count, seed)
     held = {sample.name for sample in val}

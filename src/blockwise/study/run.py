@@ -6,6 +6,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from blockwise.config.compose import plain
+from blockwise.errors import TooFewBlocksError
 from blockwise.results.finished import mark_finished, run_key
 from blockwise.results.record import Record
 from blockwise.study.study import Study
@@ -27,7 +28,12 @@ def run(cfg: DictConfig, console: Console | None = None) -> list[Record]:
     if cfg.plan:
         study.plan()
         return []
-    records = study.train()
+    try:
+        records = study.train()
+    except TooFewBlocksError:
+        if rank() == 0:
+            study.report()
+        raise
     if rank() == 0:
         if key is not None and len(records) == len(study.cells()):
             mark_finished(settings, key, study.headline(len(records), len(records)), records)

@@ -18,7 +18,7 @@ from blockwise.ranking import SCORES, Sample, check_score
 from blockwise.results.record import SELECTIONS, STATIC, Score
 from blockwise.search import SEARCH_NAMES, Candidate, Exhaustive, FirstEpoch, Ranked, Search, TopDown
 from blockwise.study.data import StudyData
-from blockwise.study.settings import describe
+from blockwise.study.settings import describe_rule
 
 # simulated runs of a search
 DRAWS = 20
@@ -111,7 +111,7 @@ def describe_search(search: Search) -> dict[str, Any] | None:
     """Return name and settings of a search; None if it trains everything to its end."""
     if type(search) is Exhaustive:
         return None
-    described = describe(search)
+    described = describe_rule(search)
     name = SEARCH_NAMES.get(type(search)) or described["name"]
     return {"name": name, **described.get("options", {})}
 

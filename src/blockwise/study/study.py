@@ -21,7 +21,7 @@ from blockwise.backbone.flops import cell_flops
 from blockwise.backbone.heads import new_head
 from blockwise.config.checks import as_list, check_config
 from blockwise.config.compose import plain
-from blockwise.errors import InputError
+from blockwise.errors import InputError, TooFewBlocksError
 from blockwise.policies import STATIC, Phase, Policy, check_policy, phases
 from blockwise.ranking import FIRST_LOSS
 from blockwise.recipe.build import make_recipe
@@ -190,6 +190,7 @@ class Study(CellRuns):
 
         Raises:
             InputError: Images cannot be read, or Lightning refuses the settings.
+            TooFewBlocksError: Too few blocks have trained to their end for a scope such as `top3`; all others have.
             Interrupted: A signal interrupted training; a checkpoint is saved.
         """
         self.data.tell(self.console)
@@ -200,10 +201,17 @@ class Study(CellRuns):
         for asked in in_step(rounds) if single else ():
             cells = [cell for p, names in asked.items() for cell in self.cells(self._scopes(names), [p])]
             records |= self.train_cells(list(dict.fromkeys(cells)), retrain=retrain)
+        too_few: list[TooFewBlocksError] = []
         for scope in (scope for scope in self.scopes if scope.top is not None):
             for policy in self.recipe.policies:
-                resolved = scope.resolve(self._best_blocks(policy, scope.top or 0))
-                records |= self.train_cells(self.cells([resolved], [policy]), retrain=retrain)
+                try:
+                    resolved = scope.resolve(self._best_blocks(policy, scope.top or 0))
+                except TooFewBlocksError as error:
+                    too_few.append(error)
+                else:
+                    records |= self.train_cells(self.cells([resolved], [policy]), retrain=retrain)
+        if too_few:
+            raise too_few[0]
         return list(records.values())
 
     def _scopes(self, names: Sequence[str]) -> list[Scope]:
@@ -217,14 +225,16 @@ class Study(CellRuns):
         """Return the best single blocks.
 
         Raises:
-            InputError: Too few of them have trained to their end.
+            TooFewBlocksError: Too few of them have trained to their end.
         """
         sweep = self.sweep(policy)
         best = [row.blocks[0] for row in sweep.single_blocks] if sweep else []
         if len(best) < top:
-            raise InputError(
+            stopped = sweep is not None and sweep.search is not None
+            under = "" if policy == STATIC else f" under policy={policy}"
+            raise TooFewBlocksError(
                 f"block=top{top} needs {top} single blocks that have trained to their end, but this sweep has "
-                f"{len(best)}: the search stopped the others"
+                f"{len(best)}{under}: {'the search stopped the others' if stopped else 'the others diverged'}"
             )
         return best[:top]
 

@@ -195,7 +195,11 @@ def test_imagefolder_with_given_splits(tmp_path):
     [
         ({"train": {"x": 4}}, {}, "has train but no test"),
         ({"train": {"x": 4, "y": 4}, "test": {"x": 4, "z": 1}}, {}, "do not have the same classes: y, z"),
-        ({"train": {"x": 4, "y": 1}, "test": {"x": 4, "y": 1}}, {}, "data.val_per_class=1 does not fit"),
+        (
+            {"train": {"x": 4, "y": 1}, "test": {"x": 4, "y": 1}},
+            {},
+            "the smallest class has 1 training image, and none",
+        ),
         ({"x": {}}, {}, "contains no images"),
         ({"x": {"": 3}, "y": {"": 9}}, {"train_per_class": 5}, "class 'x' has 3 images, so choose at most 2"),
     ],

@@ -1,6 +1,6 @@
 """The settings in records, and how objects are described there."""
 
-from blockwise.study.settings.describe import describe
+from blockwise.study.settings.describe import describe, describe_rule
 from blockwise.study.settings.shared import (
     DATA,
     NEWER_DATA,
@@ -18,6 +18,7 @@ __all__ = [
     "describe",
     "describe_data",
     "describe_policy",
+    "describe_rule",
     "partition_settings",
     "python_settings",
 ]

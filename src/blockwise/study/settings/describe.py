@@ -12,9 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import TensorDataset, default_collate, default_convert
 
 from blockwise.recipe.parameter_groups import OptimizerFactory
+
+# what samplers of PyTorch have besides the data set and the generator
+SAMPLING = ("weights", "indices", "replacement", "num_samples")
+ARRAYS = (torch.Tensor, np.ndarray, np.generic)
 
 
 def describe_transform(value: Any) -> Any:
@@ -64,30 +68,68 @@ def describe(value: Any) -> Any:
     """
     if _is_simple(value):
         return value
+    if isinstance(value, ARRAYS):
+        return value.item() if isinstance(value, np.generic) else hash_tensor(torch.as_tensor(value))
     if isinstance(value, Mapping):
         return {str(key): describe(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [describe(entry) for entry in value]
-    if isinstance(value, torch.Tensor):
-        return hash_tensor(value)
+    if isinstance(value, (partial, types.FunctionType, types.MethodType)):
+        return _describe_function(value)
+    if hasattr(value, "__qualname__"):
+        return name_of(value)
+    told = {key: describe(entry) for key, entry in _public(value).items() if _tells(entry)}
+    return {"name": name_of(type(value)), **({"options": told} if told else {})}
+
+
+def describe_rule(value: Any) -> Any:
+    """Like `describe`, but lists, arrays and child modules of an object count as well.
+
+    It is for what training does not change, such as a loss: a data module or a callback may fill its lists meanwhile.
+    """
+    if callable(value) and (isinstance(value, nn.Module) or not hasattr(value, "__qualname__")):
+        lists = {key: describe(entry) for key, entry in _public(value).items() if _is_data(entry)}
+        children = dict(value.named_children()) if isinstance(value, nn.Module) else {}
+        more = {**lists, **({"children": describe_transform(children)} if children else {})}
+        described = describe(value)
+        if more and isinstance(described, dict) and not isinstance(value, (partial, types.MethodType)):
+            return {**described, "options": {**described.get("options", {}), **more}}
+    return describe(value)
+
+
+def _describe_function(value: Any) -> dict[str, Any]:
     if isinstance(value, partial):
         options = {**({"arguments": describe(value.args)} if value.args else {}), **describe(value.keywords)}
         return {"name": describe(value.func), "options": options}
-    if isinstance(value, types.FunctionType):
-        kept = [_describe_kept(cell) for cell in value.__closure__ or ()]
-        defaults = describe([*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()])
-        own = {key: entries for key, entries in (("closure", kept), ("defaults", defaults)) if entries}
-        return {"name": name_of(value), "code": hash_of(_code(value.__code__)), **own}
-    if hasattr(value, "__qualname__"):
-        return name_of(value)
-    entries = getattr(value, "__dict__", {})
-    told = {key: describe(entry) for key, entry in entries.items() if key[0] != "_" and _tells(entry)}
-    return {"name": name_of(type(value)), **({"options": told} if told else {})}
+    if isinstance(value, types.MethodType):
+        return {**_describe_function(value.__func__), "of": describe_rule(value.__self__)}
+    kept = [_describe_kept(cell) for cell in value.__closure__ or ()]
+    defaults = describe([*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()])
+    # numbers and arrays of its module, as in a notebook
+    read = {name: value.__globals__[name] for name in value.__code__.co_names if name in value.__globals__}
+    read = {name: describe(entry) for name, entry in read.items() if _is_simple(entry) or isinstance(entry, ARRAYS)}
+    parts = (("closure", kept), ("defaults", defaults), ("globals", read))
+    own = {key: entries for key, entries in parts if entries}
+    return {"name": name_of(value), "code": hash_of(_code(value.__code__)), **own}
 
 
 def _tells(value: Any) -> bool:
     """Return whether an attribute of an object can be described by its value."""
-    return _is_simple(value) or isinstance(value, (torch.Tensor, types.FunctionType, partial))
+    return _is_simple(value) or isinstance(value, (torch.Tensor, np.generic, types.FunctionType, partial))
+
+
+def _is_data(value: Any) -> bool:
+    """Return whether a value is a number, a text, an array, or a list or a dictionary of them."""
+    if isinstance(value, Mapping):
+        return all(_is_data(entry) for entry in value.values())
+    if isinstance(value, (list, tuple)):
+        return all(_is_data(entry) for entry in value)
+    return _is_simple(value) or isinstance(value, ARRAYS)
+
+
+def _public(value: Any) -> dict[str, Any]:
+    """Return the public attributes of an object."""
+    return {key: entry for key, entry in getattr(value, "__dict__", {}).items() if key[0] != "_"}
 
 
 def _describe_kept(cell: types.CellType) -> Any:
@@ -111,7 +153,14 @@ def describe_loader(loader: Any) -> dict[str, Any]:
         "batch_size": getattr(loader, "batch_size", None),
         "dataset": name_of(type(dataset)),
     }
-    entry["sampler"] = name_of(type(getattr(loader, "sampler", None)))
+    sampler, collate = getattr(loader, "sampler", None), getattr(loader, "collate_fn", default_collate)
+    entry["sampler"] = name_of(type(sampler))
+    if sampling := {key: value for key, value in _public(sampler).items() if key in SAMPLING and value is not False}:
+        entry["sampling"] = describe(sampling)
+    if collate is not default_collate and collate is not default_convert:
+        entry["collate"] = describe(collate)
+    if (generator := getattr(loader, "generator", None) or getattr(sampler, "generator", None)) is not None:
+        entry["generator"] = hash_tensor(generator.get_state())
     if dataset is not None and hasattr(dataset, "__len__"):
         entry["images"] = len(dataset)
     if isinstance(dataset, TensorDataset):

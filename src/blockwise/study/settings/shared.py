@@ -30,6 +30,7 @@ from blockwise.study.settings.describe import (
     describe,
     describe_loader,
     describe_optimizer,
+    describe_rule,
     describe_transform,
     hash_of,
     hash_tensor,
@@ -165,7 +166,7 @@ def describe_policy(name: str, policy: Policy) -> dict[str, Any]:
         options = {key: describe(value) for key, value in vars(policy).items()}
         told = POLICY_NAMES.get(type(policy)) == name
         return {"name": name, **({} if told else {"class": name_of(type(policy))}), **options}
-    return {"name": name, "class": describe(policy)}
+    return {"name": name, "class": describe_rule(policy)}
 
 
 def _without(settings: Mapping[str, Any], keys: set[str] | frozenset[str]) -> dict[str, Any]:
@@ -189,7 +190,12 @@ def python_settings(
     callbacks = trainer.get("callbacks") or []
     callbacks = [callbacks] if isinstance(callbacks, L.Callback) else callbacks
     return {
-        "model": {"name": backbone.name, "weights": backbone.weights, **describe(backbone.settings)},
+        "model": {
+            "name": backbone.name,
+            "weights": backbone.weights,
+            **describe(backbone.settings),
+            **_own_network(backbone),
+        },
         "data": _given_data(data_name, data_version, classes, backbone.images.size, data),
         "partition": {
             **partition_settings(partition),
@@ -208,6 +214,13 @@ def python_settings(
     }
 
 
+def _own_network(backbone: Backbone) -> dict[str, Any]:
+    """Return what tells apart networks whose weights have no name: your own, and those with random weights."""
+    if backbone.weights not in ("own", "random"):
+        return {}
+    return {"checksum": backbone.checksum, "structure": hash_of(repr(backbone.network))}
+
+
 def _rates(recipe: Recipe) -> dict[str, Any]:
     newer = {"block_lr": None, **NEWER_OPTIMIZER}
     return _changed({key: getattr(recipe, key) for key in newer}, newer)
@@ -218,7 +231,7 @@ def _describe_schedule(schedule: Schedule | None) -> dict[str, Any]:
         return {"name": "constant", "warmup": 0}
     make = schedule.make
     options = describe(make.keywords) if isinstance(make, partial) else {}
-    made = describe(make.func if isinstance(make, partial) else make)
+    made = describe_rule(make.func if isinstance(make, partial) else make)
     name = made["name"] if isinstance(made, dict) else made
     if name.startswith("blockwise."):
         name, made = name.rpartition(".")[2], name
@@ -230,7 +243,7 @@ def _describe_schedule(schedule: Schedule | None) -> dict[str, Any]:
 def _describe_loss(loss: Loss) -> dict[str, Any]:
     if loss is cross_entropy:
         return {"name": "CrossEntropy"}
-    described = describe(loss)
+    described = describe_rule(loss)
     if isinstance(loss, torch.nn.Module):  # PyTorch keeps class weights among the buffers
         buffers = {name: hash_tensor(buffer) for name, buffer in loss.named_buffers()}
         described = {**described, **({"buffers": buffers} if buffers else {})}
