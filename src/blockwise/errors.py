@@ -1,7 +1,9 @@
 """Exceptions: invalid input, with suggestions for misspelt names, and interrupted training."""
 
+import math
 from collections.abc import Iterable
 from difflib import SequenceMatcher
+from numbers import Real
 
 
 class InputError(ValueError):
@@ -47,6 +49,11 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
 
     nearest = max(known, key=similarity, default=None)
     return f" Did you mean {nearest!r}?" if nearest is not None and similarity(nearest)[0] >= 0.6 else ""
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value is a finite number; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_whole(name: str, value: object, least: int) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from blockwise.errors import InputError, did_you_mean
+from blockwise.errors import InputError, did_you_mean, is_number
 from blockwise.io.model_options import check_options
 from blockwise.io.origins import check_origin, has_origin
 from blockwise.results.record import SELECTIONS
@@ -167,8 +167,7 @@ def _whole(key: str, value: Any, least: int, *, most: int | None = None, optiona
 def _number(key: str, value: Any, *, zero: bool = False, optional: bool = False) -> None:
     if value is None and optional:
         return
-    wrong = isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value)
-    if wrong or value < 0 or (value == 0 and not zero):
+    if not is_number(value) or value < 0 or (value == 0 and not zero):
         valid = "a number of at least 0" if zero else "a number greater than 0"
         raise InputError(f"{key}={value} must be {valid}" + (", or null" if optional else ""))
 

@@ -32,6 +32,7 @@ from blockwise.data.resumable import SPLITS, ResumableDataModule
 from blockwise.data.samples import Sample, Source
 from blockwise.errors import InputError, did_you_mean
 from blockwise.io.hashes import remembering
+from blockwise.io.names import some
 
 # images and labels; with folds, also the fold of each image
 Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Sequence[int]]
@@ -241,10 +242,9 @@ class BlockwiseDataModule(ResumableDataModule):
     def _check(self, broken: list[tuple[str, str]]) -> None:
         if broken and not self.skip_broken:
             self._decoded.clear()
-            named = "; ".join(f"{name} ({reason})" for name, reason in broken[:3])
-            more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+            named = some([f"{name} ({reason})" for name, reason in broken], between="; ")
             raise InputError(
-                f"{len(broken)} image(s) cannot be read: {named}{more}; repair or remove them, or skip them with "
+                f"{len(broken)} image(s) cannot be read: {named}; repair or remove them, or skip them with "
                 "data.skip_broken=true"
             )
         for split, left in self.counts().items():

@@ -10,6 +10,7 @@ from typing import Any
 
 from blockwise.errors import InputError
 from blockwise.io.files import read_regular
+from blockwise.io.names import some
 
 
 def read_class_names(file: str | Path | Sequence[str], classes: Sequence[str]) -> tuple[str, ...]:
@@ -29,14 +30,14 @@ def read_class_names(file: str | Path | Sequence[str], classes: Sequence[str]) -
     content = _content(Path(file).expanduser(), classes) if isinstance(file, (str, Path)) else list(file)
     if isinstance(content, dict):
         if missing := [name for name in classes if name not in content]:
-            raise InputError(f"data.classes={file} has no name for {_several(missing)}")
+            raise InputError(f"data.classes={file} has no name for {some(missing)}")
         names = [content[name] for name in classes]
     else:
         names = content
         if len(names) != len(classes):
             raise InputError(
                 f"data.classes={file} has {len(names)} names for {len(classes)} classes: give one for each, in the "
-                f"order {_several(classes)}"
+                f"order {some(classes)}"
             )
     _check(str(file), names)
     return tuple(names)
@@ -82,7 +83,3 @@ def _check(file: str, names: Sequence[Any]) -> None:
         raise InputError(f"data.classes={file} has {wrong[0]!r} in place of a name")
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise InputError(f"data.classes={file} names two classes {twice[0]!r}: give each class a name of its own")
-
-
-def _several(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 # longest name of a file, in bytes; most file systems allow 255, and a hash, a suffix or a temporary name is added
 LONGEST = 150
@@ -30,6 +31,11 @@ def decodable(name: str) -> str:
 def printable(name: str) -> str:
     """Return a name for terminals and messages: control characters become escapes."""
     return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), decodable(name))
+
+
+def some(names: Sequence[str], most: int = 3, between: str = ", ") -> str:
+    """Return the first few names and how many there are besides: `a, b, c and 2 more`."""
+    return between.join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def file_name(name: str) -> str:

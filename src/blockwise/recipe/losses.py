@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from numbers import Real
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from blockwise.errors import InputError, first_line
+from blockwise.errors import InputError, first_line, is_number
 
 BALANCED = "balanced"
 Weights = Sequence[float] | str | None
@@ -134,9 +133,8 @@ def _tensor(weights: Weights, like: Tensor) -> Tensor | None:
     return torch.tensor([float(w) for w in weights], device=like.device)
 
 
-def _check_number(name: str, value: object, most: float | None = None) -> None:
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    if not number or not value >= 0 or (most is not None and value >= most):  # type: ignore[operator]
+def _check_number(name: str, value: float, most: float | None = None) -> None:
+    if not is_number(value) or value < 0 or (most is not None and value >= most):
         valid = "a number of at least 0" if most is None else f"a number of at least 0 and below {most}"
         raise InputError(f"{name}={value} must be {valid}")
 
@@ -145,6 +143,6 @@ def _check_weights(weights: object) -> None:
     if weights is None or (isinstance(weights, str) and weights == BALANCED):
         return
     numbers = [] if isinstance(weights, (str, bool)) or not isinstance(weights, Iterable) else list(weights)
-    sound = all(isinstance(w, Real) and not isinstance(w, bool) and 0 <= float(w) < float("inf") for w in numbers)
+    sound = all(is_number(weight) and weight >= 0 for weight in numbers)
     if not numbers or not sound or not any(numbers):
         raise InputError(f"loss.class_weights={weights} must be {BALANCED}, one number per class, or null")

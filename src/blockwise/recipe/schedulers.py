@@ -27,7 +27,7 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
-from blockwise.errors import InputError, check_whole, first_line
+from blockwise.errors import InputError, check_whole, first_line, is_number
 
 Unit = Literal["epoch", "step"]
 # steps of a schedule that are tried before training
@@ -46,7 +46,7 @@ def cosine(optimizer: Optimizer, total_steps: int, min_lr: float = 0.0) -> LRSch
         InputError: `min_lr` is not a number between 0 and the lowest rate.
     """
     lowest = min(group["lr"] for group in optimizer.param_groups)
-    if not _is_number(min_lr) or not 0 <= min_lr <= lowest:
+    if not is_number(min_lr) or not 0 <= min_lr <= lowest:
         raise InputError(f"scheduler.min_lr={min_lr} must be between 0 and the lowest learning rate, {lowest:g}")
     return CosineAnnealingLR(optimizer, total_steps, min_lr)
 
@@ -59,7 +59,7 @@ def onecycle(optimizer: Optimizer, total_steps: int, rise: float = 0.3) -> LRSch
     Raises:
         InputError: `rise` is not a number between 0 and 1.
     """
-    if not _is_number(rise) or not 0 < rise < 1:
+    if not is_number(rise) or not 0 < rise < 1:
         raise InputError(f"scheduler.rise={rise} must be a number between 0 and 1")
     highest = [group["lr"] for group in optimizer.param_groups]
     return OneCycleLR(optimizer, highest, total_steps, pct_start=float(rise), cycle_momentum=False)
@@ -72,13 +72,9 @@ def step(optimizer: Optimizer, steps_per_epoch: int, every: int, gamma: float = 
         InputError: `every` is not an integer of at least 1, or `gamma` not a number between 0 and 1.
     """
     check_whole("scheduler.every", every, 1)
-    if not _is_number(gamma) or not 0 < gamma <= 1:
+    if not is_number(gamma) or not 0 < gamma <= 1:
         raise InputError(f"scheduler.gamma={gamma} must be greater than 0 and at most 1")
     return StepLR(optimizer, every * steps_per_epoch, gamma)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True)
@@ -103,7 +99,7 @@ class Schedule:
     def __post_init__(self) -> None:
         if not callable(self.make):
             raise InputError(f"scheduler: {self.make!r} cannot be called with an optimizer")
-        if not _is_number(self.warmup) or self.warmup < 0:
+        if not is_number(self.warmup) or self.warmup < 0:
             raise InputError(f"scheduler.warmup={self.warmup} must be a number of at least 0")
         for name in ("warmup_unit", "interval"):
             if getattr(self, name) not in get_args(Unit):

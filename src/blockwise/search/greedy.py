@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from blockwise.errors import InputError, check_whole
+from blockwise.errors import InputError, check_whole, is_number
 from blockwise.results.record import Score
 from blockwise.search.strategy import Exhaustive, Trials
 
@@ -30,7 +30,7 @@ class Greedy(Exhaustive):
     most: int | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.epsilon, bool) or not isinstance(self.epsilon, (int, float)) or not self.epsilon >= 0:
+        if not is_number(self.epsilon) or self.epsilon < 0:
             raise InputError(f"search.epsilon={self.epsilon} must be a number of at least 0")
         if self.most is not None:
             check_whole("search.most", self.most, 1)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from blockwise.errors import InputError, check_whole
+from blockwise.errors import InputError, check_whole, is_number
 from blockwise.search.strategy import (
     Candidate,
     Exhaustive,
@@ -42,7 +42,7 @@ class Halving(Exhaustive):
 
     def __post_init__(self) -> None:
         check_whole("search.min_epochs", self.min_epochs, 1)
-        if isinstance(self.factor, bool) or not isinstance(self.factor, (int, float)) or not self.factor >= 2:
+        if not is_number(self.factor) or self.factor < 2:
             raise InputError(f"search.factor={self.factor} must be a number of at least 2")
         check_whole("search.keep", self.keep, 1)
         check_judge("search.judge", self.judge)

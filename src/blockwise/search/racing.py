@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from blockwise.errors import InputError, check_whole
+from blockwise.errors import InputError, check_whole, is_number
 from blockwise.search.strategy import (
     Candidate,
     Exhaustive,
@@ -42,7 +42,7 @@ class Racing(Exhaustive):
     judge: Judge = "select_by"
 
     def __post_init__(self) -> None:
-        if isinstance(self.level, bool) or not isinstance(self.level, (int, float)) or not 0 < self.level < 1:
+        if not is_number(self.level) or not 0 < self.level < 1:
             raise InputError(f"search.level={self.level} must be a number between 0 and 1")
         check_whole("search.min_epochs", self.min_epochs, 1)
         check_judge("search.judge", self.judge)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from blockwise.errors import InputError
-from blockwise.io.names import printable
+from blockwise.io.names import printable, some
 
 StateDict = dict[str, Tensor]
 COUNTER = "num_batches_tracked"  # a batch norm's counter, which older files lack
@@ -183,8 +183,7 @@ def _strip_prefix(state: StateDict, wanted: StateDict) -> StateDict:
 def _some(names: list[str], most: int = 5) -> str:
     if not names:
         return "none"
-    shown = printable(", ".join(name[:LONGEST] for name in names[:most]))
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+    return printable(some([name[:LONGEST] for name in names], most))
 
 
 def _shape(tensor: Tensor) -> str:

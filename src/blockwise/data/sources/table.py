@@ -11,12 +11,10 @@ from pathlib import Path
 from blockwise.data.samples import SPLIT_WORDS, Sample, Source, Splits, split_as_given, split_by_seed
 from blockwise.errors import InputError
 from blockwise.io.files import read_regular
-from blockwise.io.names import printable
+from blockwise.io.names import printable, some
 
 SPLIT_COLUMN = "split"
 DELIMITERS = ",;\t"
-# places that an error names
-NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -176,9 +174,8 @@ class CsvTable(Source):
         """Raise an error that names the first few rows that are wrong, and their number."""
         found = [row for row in rows if wrong(row)]
         if found:
-            lines = ", ".join(f"line {row.line}{told(row) if told else ''}" for row in found[:NAMED])
-            more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
-            raise InputError(f"data.file={self.file}: {len(found)} row(s) {problem}: {lines}{more}")
+            lines = some([f"line {row.line}{told(row) if told else ''}" for row in found])
+            raise InputError(f"data.file={self.file}: {len(found)} row(s) {problem}: {lines}")
 
     def _parts(self, rows: Sequence[Row], samples: Sequence[Sample], classes: Sequence[str]) -> dict[str, list[Sample]]:
         """Return the samples of each split that the table has."""
@@ -192,9 +189,7 @@ class CsvTable(Source):
             )
         trained = {sample.label for sample in parts["train"]}
         if untrained := [name for label, name in enumerate(classes) if label not in trained]:
-            raise InputError(
-                f"data.file={self.file} has no training images of {printable(', '.join(untrained[:NAMED]))}"
-            )
+            raise InputError(f"data.file={self.file} has no training images of {printable(some(untrained))}")
         return parts
 
 

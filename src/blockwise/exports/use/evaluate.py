@@ -15,6 +15,7 @@ from blockwise.errors import InputError
 from blockwise.exports.base import as_words, check_words, config_of
 from blockwise.exports.folder import Exported, read_export
 from blockwise.exports.use.load import Network, classified, load_network
+from blockwise.io.names import some
 from blockwise.recipe.metrics import compute_metrics
 from blockwise.results.record import Metrics, Record
 from blockwise.study.prepare import make_data
@@ -92,8 +93,8 @@ def _labelled(folder: Path, exported: Exported) -> list[Sample]:
         raise InputError(f"{folder} contains no images: it must contain one folder of images per class")
     if unknown := sorted(set(names) - set(exported.classes)):
         raise InputError(
-            f"{folder} has folders that are no classes of {exported.folder}: {', '.join(unknown[:3])}; its classes are "
-            f"{', '.join(exported.classes[:5])}{', ...' if len(exported.classes) > 5 else ''}"
+            f"{folder} has folders that are no classes of {exported.folder}: {some(unknown)}; its classes are "
+            f"{some(exported.classes, 5)}"
         )
     return [replace(sample, label=exported.classes.index(names[sample.label])) for sample in samples]
 
