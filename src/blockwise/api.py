@@ -29,10 +29,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hydra
 import lightning as L
 import torch
-from hydra.errors import InstantiationException
 from matplotlib.figure import Figure
 from rich.console import Console
 from torch import nn
@@ -44,10 +42,10 @@ from blockwise.analysis.figures import accuracy_by_block
 from blockwise.analysis.summary import sweeps
 from blockwise.api_trainer import trainer_factory
 from blockwise.backbone import load
-from blockwise.backbone.layers import record_layers
+from blockwise.backbone.cut import cut
 from blockwise.backbone.load import Backbone, HeadKind, ImageSpec
-from blockwise.backbone.partition import Partition, partition_network
-from blockwise.config.compose import compose_config, explain, plain
+from blockwise.backbone.partition import Partition
+from blockwise.config.compose import compose_config, plain
 from blockwise.config.compose import options as config_options
 from blockwise.config.model_names import model_overrides
 from blockwise.data.loaders import LoaderDataModule, check_data, check_loaders
@@ -163,12 +161,8 @@ def make_partition(backbone: Backbone, partitioner: str = "auto", **options: Any
         if key not in settings or key == "_target_":
             raise InputError(f"the partitioner {partitioner} has no option {key}.{did_you_mean(key, settings)}")
         settings[key] = api_checks.as_plain(value)
-    size = backbone.images.size
-    layers = record_layers(backbone.network, torch.zeros(1, 3, size, size))
-    try:
-        return partition_network(hydra.utils.instantiate(settings), layers, backbone.network, backbone.head)
-    except InstantiationException as error:
-        raise explain(error) from error
+    model = {"name": backbone.name, "head": backbone.head, "options": backbone.settings.get("options")}
+    return cut(backbone.network, backbone.images.size, settings, model)
 
 
 def train_scopes(

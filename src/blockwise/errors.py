@@ -32,6 +32,16 @@ def out_of_memory(error: BaseException) -> bool:
     return any(isinstance(c, MemoryError) or any(sign in str(c) for sign in OUT_OF_MEMORY) for c in causes)
 
 
+def check_memory(error: BaseException, setting: str) -> None:
+    """Check that an error does not come from a lack of memory.
+
+    Raises:
+        InputError: It does.
+    """
+    if out_of_memory(error):
+        raise InputError(f"memory ran out with {setting}: choose smaller images or a larger machine") from error
+
+
 def first_line(error: BaseException) -> str:
     """Return the first lines of an error's message that say something, or the error's kind."""
     lines = [line.strip() for line in str(error).strip().split("\n") if line.strip()]

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import hydra
 import torch
 from omegaconf import DictConfig
 from rich import box
@@ -15,9 +14,10 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from blockwise.analysis.sweep_table import print_table
-from blockwise.backbone.layers import Layer, record_layers
+from blockwise.backbone.cut import cut
+from blockwise.backbone.layers import Layer
 from blockwise.backbone.load import classifier_names, describe_backbone
-from blockwise.backbone.partition import Partition, partition_network, split_head
+from blockwise.backbone.partition import Partition, split_head
 from blockwise.backbone.stages import pooled
 from blockwise.config.checks import check_config
 from blockwise.config.compose import compose_config, plain
@@ -38,8 +38,8 @@ def inspect_model(model: str, overrides: list[str]) -> dict[str, Any]:
     cfg = compose_config([*model_overrides(model), *overrides])
     check_config(plain(cfg))
     network, example = describe_backbone(cfg.model, cfg.data.image_size)
-    layers = record_layers(network, example)
-    partition = partition_network(hydra.utils.instantiate(cfg.partition), layers, network, cfg.model.head)
+    partition = cut(network, example.shape[-1], cfg.partition, cfg.model)
+    layers = [*partition.layers, *partition.head]
     return {
         "model": cfg.model.name,
         "image_size": example.shape[-1],
@@ -57,8 +57,7 @@ def inspect_model(model: str, overrides: list[str]) -> dict[str, Any]:
 def number_of_blocks(cfg: DictConfig) -> int:
     """Return the number of blocks of a config's backbone, without downloading weights."""
     network, example = describe_backbone(cfg.model, cfg.data.image_size)
-    partitioner = hydra.utils.instantiate(cfg.partition)
-    return len(partition_network(partitioner, record_layers(network, example), network, cfg.model.head))
+    return len(cut(network, example.shape[-1], cfg.partition, cfg.model))
 
 
 def print_inspection(found: dict[str, Any], console: Console, *, as_json: bool) -> None:

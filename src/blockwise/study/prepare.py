@@ -13,7 +13,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig
 from rich.console import Console
 
-from blockwise.backbone.layers import record_layers
+from blockwise.backbone.cut import cut
 from blockwise.backbone.load import (
     Backbone,
     ImageSpec,
@@ -23,13 +23,13 @@ from blockwise.backbone.load import (
     needs_download,
 )
 from blockwise.backbone.makers.hub import UnreachableError
-from blockwise.backbone.partition import Partition, partition_network
+from blockwise.backbone.partition import Partition
 from blockwise.backbone.stages import CannotStageError, StagedBackbone, stage_backbone, whole_backbone
 from blockwise.config.compose import plain
 from blockwise.data import BlockwiseDataModule, Source
 from blockwise.data.loaders import check_data
 from blockwise.data.pixels.cache import PixelCache
-from blockwise.errors import InputError, first_line, out_of_memory
+from blockwise.errors import InputError, check_memory, first_line
 from blockwise.fast.memory import has_bfloat16
 from blockwise.io.targets import instantiate
 from blockwise.recipe.parameter_groups import OptimizerFactory, check_optimizer
@@ -79,33 +79,8 @@ def check_before_download(cfg: DictConfig) -> None:
     """
     if not cfg.plan and needs_download(cfg.model):
         network, _ = describe_backbone(cfg.model, cfg.data.image_size)
-        parse_scopes(plain(cfg)["block"], len(_cut(cfg, network, make_images(cfg).size)), cfg.model.name)
-
-
-def make_partition(cfg: DictConfig, backbone: Backbone) -> Partition:
-    """Cut a backbone into the blocks of a config.
-
-    Raises:
-        InputError: The images are too small for the backbone, or the partitioner's options do not fit it.
-    """
-    return _cut(cfg, backbone.network, backbone.images.size)
-
-
-def _cut(cfg: DictConfig, network: torch.nn.Module, size: int) -> Partition:
-    device = next(network.parameters()).device
-    try:
-        layers = record_layers(network, torch.zeros(1, 3, size, size, device=device))
-    except Exception as error:  # networks raise whatever they like
-        check_memory(error, f"data.image_size={size}")
-        reason = first_line(error)
-        if options := cfg.model.get("options"):
-            raise InputError(f"model.options={options}: with them, {cfg.model.name} does not run ({reason})") from error
-        raise InputError(
-            f"data.image_size={size} does not fit {cfg.model.name} ({reason}): "
-            "choose another size, or null for the model's default"
-        ) from error
-    partitioner = hydra.utils.instantiate(cfg.partition)
-    return partition_network(partitioner, layers, network, cfg.model.get("head") or "linear")
+        partition = cut(network, make_images(cfg).size, cfg.partition, cfg.model)
+        parse_scopes(plain(cfg)["block"], len(partition), cfg.model.name)
 
 
 def make_stages(backbone: Backbone, partition: Partition, console: Console) -> StagedBackbone:
@@ -120,16 +95,6 @@ def make_stages(backbone: Backbone, partition: Partition, console: Console) -> S
             raise InputError(f"model.head=own: {backbone.name} cannot be cut in front of its head ({error})") from error
         console.print(f"{backbone.name} cannot be cut into stages ({error}): its cells train one at a time.")
         return whole_backbone(backbone.network, partition, example)
-
-
-def check_memory(error: BaseException, setting: str) -> None:
-    """Check that an error does not come from a lack of memory.
-
-    Raises:
-        InputError: It does.
-    """
-    if out_of_memory(error):
-        raise InputError(f"memory ran out with {setting}: choose smaller images or a larger machine") from error
 
 
 def make_data(cfg: DictConfig, images: ImageSpec) -> StudyData:

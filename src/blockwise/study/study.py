@@ -17,6 +17,7 @@ from rich.console import Console
 
 from blockwise.analysis.figures import accuracy_by_block
 from blockwise.analysis.sweep_table import print_table, sweep_table
+from blockwise.backbone.cut import cut
 from blockwise.backbone.flops import cell_flops
 from blockwise.backbone.heads import new_head
 from blockwise.config.checks import as_list, check_config
@@ -139,7 +140,7 @@ class Study(CellRuns):
         prepare.check_before_download(cfg)
         console.print(f"loading {cfg.model.name}", style="dim", highlight=False)  # a download may take minutes
         backbone = prepare.make_backbone(cfg)
-        partition = prepare.make_partition(cfg, backbone)
+        partition = cut(backbone.network, backbone.images.size, cfg.partition, cfg.model)
         last = settings["search"].get("then")
         wanted = settings["block"] if last is None else [*as_list(settings["block"]), *as_list(last)]
         scopes = parse_scopes(wanted, len(partition), backbone.name)
