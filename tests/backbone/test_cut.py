@@ -16,7 +16,10 @@ def partition(*overrides):
 
 def test_a_network_is_cut_by_the_partitioner_of_a_config():
     found = cut(NETWORK, 16, partition("partition=layer"), {"name": "net"})
-    assert [(block.first, block.last) for block in found.blocks] == [(0, 0), (1, 3)]  # pooling belongs to the last block
+    assert [(block.first, block.last) for block in found.blocks] == [
+        (0, 0),
+        (1, 3),
+    ]  # with the pooling
 
 
 @pytest.mark.parametrize(
