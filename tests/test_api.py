@@ -186,6 +186,7 @@ IMAGES, LABELS = torch.randn(20, 3, 32, 32), torch.arange(20) % 10
         ({"devices": "auto"}, "devices=auto must be a number of devices"),
         ({"devices": -1}, "devices=-1 must be a number of devices"),
         ({"strategy": "ddp"}, "strategy=ddp cannot train cells side by side"),
+        ({"data_version": {"a": 1}}, "data_version={'a': 1} must be a text or a number"),
         ({"precision": "bf16-true"}, "precision=bf16-true is unknown: choose 32-true or bf16-mixed or 16-mixed"),
         ({"gradient_clip_val": 1.0}, "use optimizer.clip_norm=1.0"),
         ({"max_time": "00:00:01:00"}, "trainer.max_time=00:00:01:00 does not fit"),
@@ -210,14 +211,15 @@ def test_what_cannot_be_right_is_refused_before_anything_trains(backbone, loader
 
 def test_numbers_of_numpy_and_torch_are_numbers(backbone, loaders, tmp_path):
     partition = make_partition(backbone, "even", num_blocks=np.int64(2))
-    plain, other = (
+    first, *others = (
         train_scopes(backbone, partition, scopes, loaders, results_dir=tmp_path, **{**QUICK, **options})
         for scopes, options in (
-            (1, {"lr": [0.25], "max_epochs": 1, "data_version": "3"}),
+            (1, {"lr": [0.25], "max_epochs": 1, "data_version": 3}),
             (torch.tensor(1), {"lr": torch.tensor(0.25), "max_epochs": np.int64(1), "data_version": np.int64(3)}),
+            ([1], {"lr": 0.25, "max_epochs": 1, "data_version": 3, "precision": "32-true", "devices": np.int64(1)}),
         )
     )
-    assert plain == other
+    assert others == [first, first]
 
 
 def test_the_default_is_one_device(loaders):

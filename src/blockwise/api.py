@@ -202,7 +202,7 @@ def train_scopes(
     This behaves like `python train.py`: scopes with a record are skipped, interrupted training resumes, and two
     processes never train the same cell. A record is identified by a hash of all settings. The hash covers the content
     of the images in a `BlockwiseDataModule` and in DataLoaders over a `TensorDataset`. For other data it covers only
-    names, batch sizes and the number of images. If you change such images or their preprocessing, change
+    names, batch sizes, samplers and the number of images. If you change such images or their preprocessing, change
     `data_version`.
 
     Args:
@@ -249,8 +249,9 @@ def train_scopes(
             batches of the wrong shape.
     """
     with silenced_libraries(), freed_memory_kept(), torch.random.fork_rng(devices=_seeded_devices()):
+        backbone = replace(backbone)  # its weights may have changed since their checksum was computed
         rates, names = api_checks.check_rates(lr), api_checks.check_classes(classes)
-        data_version = None if data_version is None else str(data_version)
+        data_version = api_checks.check_version(data_version)
         max_epochs = api_checks.check("trainer.max_epochs", "max_epochs", max_epochs)
         patience = api_checks.check("early_stopping.patience", "patience", patience)
         seed = api_checks.check("seed", "seed", seed)
@@ -321,7 +322,7 @@ def fine_tuned(backbone: Backbone, record: Record | pd.Series | str | Path) -> n
         InputError: The weights are missing, or the backbone is another one or has other weights.
     """
     with torch.random.fork_rng(devices=_seeded_devices()):
-        return trained_network(backbone, as_record(record))
+        return trained_network(replace(backbone), as_record(record))
 
 
 def run_study(*overrides: str) -> pd.DataFrame:

@@ -44,6 +44,18 @@ def as_plain(value: Any) -> Any:
     return [as_plain(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
+def check_version(version: Any) -> Any:
+    """Return a version of data as a text or a number.
+
+    Raises:
+        InputError: It is neither.
+    """
+    version = as_plain(version)
+    if version is not None and not isinstance(version, (str, int, float)):
+        raise InputError(f"data_version={version!r} must be a text or a number")
+    return version
+
+
 def check_options(options: Any) -> dict[str, Any]:
     """Check arguments for a network's builder, and return them as a dictionary.
 

@@ -9,11 +9,15 @@ from typing import Any
 import lightning as L
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from blockwise.api_checks import as_plain
 from blockwise.config.checks import CHECKS, PRECISIONS, check_trainer
 from blockwise.data.resumable import ResumableDataModule
 from blockwise.errors import InputError
 from blockwise.study.runs import TrainerFactory
 from blockwise.training.distributed import SideBySideStrategy, count_processes, init_process_group, launched
+
+# Lightning's other names of these precisions
+ALIASES = (16, "16", "bf16", 32, "32")
 
 
 def trainer_factory(options: Mapping[str, Any], data: L.LightningDataModule) -> TrainerFactory:
@@ -24,6 +28,7 @@ def trainer_factory(options: Mapping[str, Any], data: L.LightningDataModule) -> 
             torchrun or the batches cannot be shared.
     """
     settings = {"devices": 1, **options}  # to Lightning, the default is all GPUs
+    settings["devices"] = as_plain(settings["devices"])
     _check(settings)
     if count_processes(settings["devices"]) > 1:
         if not launched():
@@ -41,7 +46,9 @@ def trainer_factory(options: Mapping[str, Any], data: L.LightningDataModule) -> 
 
 def _check(settings: Mapping[str, Any]) -> None:
     CHECKS["trainer.devices"]("devices", settings["devices"])
-    CHECKS["trainer.precision"]("precision", settings.get("precision") or PRECISIONS[0])
+    precision = settings.get("precision") or PRECISIONS[0]
+    if precision not in ALIASES:
+        CHECKS["trainer.precision"]("precision", precision)
     strategy = settings.get("strategy", "auto")
     if strategy not in (None, "auto") and not isinstance(strategy, SideBySideStrategy):
         raise InputError(f"strategy={strategy} cannot train cells side by side: leave it out")

@@ -62,7 +62,7 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
 
 
 def is_number(value: object) -> bool:
-    """Return whether a value is a finite number; True and False are none."""
+    """Return whether a value is a finite number; booleans do not count."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 

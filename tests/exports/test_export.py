@@ -1,6 +1,7 @@
 """An exported network computes what the cell computed, in a process that has no blockwise."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from blockwise import fine_tuned, load_backbone
 from blockwise.analysis.frame import records_frame
 from blockwise.cli import main
+from blockwise.config.compose import CONFIG_DIR
 from blockwise.errors import InputError
 from blockwise.exports.base import base_of, config_of
 from blockwise.exports.choose import choose
@@ -333,6 +335,7 @@ def test_wrong_choices_are_named(records):
         "+data.source={_target_:builtins.print}",
         "data.augment=[{_target_:builtins.print}]",
         "data.augment=[${oc.decode:'{_tar${oc.env:NONE,get}_:builtins.print}'}]",
+        "data@model=digits",
         "hydra.searchpath=[file:///tmp]",
     ],
 )
@@ -341,8 +344,20 @@ def test_a_strangers_record_runs_no_code(records, word):
     words = f"{trained.provenance['command']} {shlex.quote(word)}"
     given = replace(trained, provenance={**trained.provenance, "command": words})
     assert config_of(given) == config_of(trained)
+    if "data" in word:
+        with pytest.raises(InputError, match="which may name code: give it again, if you trust it"):
+            config_of(given, with_data=True)
     named = "data.source._target_=builtins.print"
     assert config_of(given, [named]).data.source._target_ == "builtins.print"
+
+
+def test_a_strangers_record_composes_no_files_from_elsewhere(records, tmp_path):
+    (tmp_path / "evil.yaml").write_text("source: {_target_: builtins.print}")
+    trained = choose(records)
+    for place in (tmp_path / "evil", os.path.relpath(tmp_path / "evil", CONFIG_DIR / "data")):
+        words = f"{trained.provenance['command']} data={place}"
+        given = replace(trained, provenance={**trained.provenance, "command": words})
+        assert config_of(given).data.source._target_ != "builtins.print"
 
 
 @pytest.mark.slow

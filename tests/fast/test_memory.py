@@ -41,6 +41,7 @@ def test_freed_memory_is_used_again_and_returned_behind_the_context():
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a file of Linux")
 def test_the_peak_of_an_earlier_run_is_not_that_of_the_next():
+    memory.reset_peak_memory()
     before = memory.peak_memory_bytes()
     earlier = bytearray(2**28)
     assert memory.peak_memory_bytes() > before + 2**27

@@ -4,7 +4,7 @@ import json
 import re
 import subprocess
 import sys
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import lightning as L
@@ -15,9 +15,9 @@ from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
+from torch.utils.data import DataLoader, Sampler, SubsetRandomSampler, TensorDataset, WeightedRandomSampler
 
-from blockwise import load_backbone, make_partition, train_scopes
+from blockwise import fine_tuned, load_backbone, make_partition, train_scopes
 from blockwise.data import BlockwiseDataModule, Digits
 from blockwise.errors import Interrupted
 from blockwise.results import read_records
@@ -158,8 +158,20 @@ def test_own_networks_of_one_name_are_told_apart_and_found_again(tmp_path):
     assert len(read_records(tmp_path)) == 6
 
 
+def test_a_network_that_has_changed_is_another(tmp_path):
+    own = load_backbone(Net(), name="mine", image_size=32)
+    call = partial(train_scopes, own, make_partition(own, "layer"), "head", make_loaders(), results_dir=tmp_path)
+    (first,) = call(**QUICK)
+    own.network.load_state_dict(Net(seed=1).state_dict())
+    (second,) = call(**QUICK)
+    assert first.backbone.checksum != second.backbone.checksum
+    assert len(read_records(tmp_path)) == 2
+    fine_tuned(own, second)
+
+
 def test_a_generator_of_a_loader_finds_its_record_again(backbone, partition, tmp_path):
     loaders = by_generator(1)
+    next(iter(loaders["train"]))  # it has drawn some already, which does not matter
     first, again, same = (
         train_scopes(backbone, partition, "head", data, results_dir=tmp_path, **QUICK)
         for data in (loaders, loaders, by_generator(1))
@@ -167,12 +179,13 @@ def test_a_generator_of_a_loader_finds_its_record_again(backbone, partition, tmp
     assert first == again == same
 
 
-SMOOTHING, SEEN = 0.1, []
+SMOOTHING, SEEN, LOWEST, NAMES = 0.1, [], -np.inf, np.array(["cat", "dog"])
 
 
 def smoothed(logits, labels):
     SEEN.append(1)
-    return cross_entropy(logits, labels, label_smoothing=SMOOTHING)
+    assert [logits.mean() > LOWEST for _ in NAMES]
+    return (lambda: cross_entropy(logits, labels, label_smoothing=SMOOTHING))()
 
 
 class Child(nn.Module):
@@ -192,12 +205,49 @@ class Own:
         return cross_entropy(logits, labels, label_smoothing=float(self.value))
 
 
+class Holds:
+    """An own search, say, which is not called."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def loss(self, logits, labels):
+        return cross_entropy(logits, labels)
+
+    @cache  # noqa: B019
+    def kept(self):
+        return self.value
+
+
 @pytest.mark.parametrize(
-    "make", [Child, lambda v: Own(np.float32(v)), lambda v: Own(np.array(v)), lambda v: Own(v).__call__]
+    "make",
+    [
+        Child,
+        Holds,
+        lambda v: Own(np.float32(v)),
+        lambda v: Own(np.array([v, 1])[::-1]),
+        lambda v: Own(np.array([v, None])),
+        lambda v: Own([v, np.inf]),
+        lambda v: Own(v).__call__,
+        lambda v: Holds([v]).loss,
+        lambda v: partial(Holds([v]).loss, labels=0),
+    ],
 )
 def test_rules_are_told_apart_by_what_they_hold(make):
-    one, other, again = (json.dumps(describe_rule(make(value))) for value in (0.1, 0.2, 0.1))
+    one, other, again = (json.dumps(describe_rule(make(value)), allow_nan=False) for value in (0.1, 0.2, 0.1))
     assert one == again != other
+
+
+def test_what_cannot_be_described_has_its_name():
+    described = json.dumps([describe_rule(value) for value in (Holds(1).kept, print, Own(object()), Own(NAMES))])
+    assert described.count("__name__") == 0
+    assert "Own" in described
+
+
+def test_long_lists_count_by_their_hash():
+    one, other = (describe_rule(Own(list(range(first, first + 5000)))) for first in (0, 1))
+    assert one != other
+    assert len(json.dumps(one)) < 300
 
 
 def test_a_function_is_told_apart_by_the_numbers_of_its_module(monkeypatch):
@@ -208,6 +258,17 @@ def test_a_function_is_told_apart_by_the_numbers_of_its_module(monkeypatch):
     assert describe_rule(smoothed) != before
 
 
+class Groups(Sampler):
+    def __init__(self, groups):
+        self.groups = groups
+
+    def __iter__(self):
+        return iter(self.groups)
+
+    def __len__(self):
+        return len(self.groups)
+
+
 def test_samplers_are_told_apart():
     images = TensorDataset(torch.zeros(4, 3, 2, 2), torch.arange(4))
 
@@ -215,6 +276,10 @@ def test_samplers_are_told_apart():
         return describe_loader(DataLoader(images, sampler=WeightedRandomSampler(weights, 4)))
 
     assert described(1, 1, 1, 2) == described(1, 1, 1, 2) != described(1, 1, 2, 1)
+    some = [describe_loader(DataLoader(images, sampler=SubsetRandomSampler(own))) for own in ([0, 1], [0, 2])]
+    assert some[0] != some[1]
+    groups = [describe_loader(DataLoader(images, batch_sampler=Groups(own))) for own in ([[0, 1]], [[0, 2]])]
+    assert groups[0] != groups[1]
     plain = describe_loader(DataLoader(images, shuffle=True))
     assert plain.keys() == {"batches", "batch_size", "dataset", "sampler", "images", "fingerprint"}  # as it was before
     assert describe_loader(DataLoader(images, shuffle=True, collate_fn=len)) != plain

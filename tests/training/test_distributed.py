@@ -36,6 +36,7 @@ def kept(folder):
         (2, ["data.folds=2"]),  # folds take turns: each process has the images of one fold
         (3, ["data.folds=2"]),
         (3, []),  # the last batch has two images
+        (3, ["data.val_per_class=1", "data.batch_size=2"]),  # no batch of any split has three
     ],
 )
 def test_a_process_without_images_of_a_batch_takes_part(small, small_overrides, console, tmp_path, devices, overrides):

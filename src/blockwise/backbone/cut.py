@@ -26,7 +26,7 @@ def cut(network: nn.Module, size: int, partition: Mapping[str, Any], model: Mapp
     Raises:
         InputError: The images are too small for the network, or the partitioner's options do not fit it.
     """
-    device = next(network.parameters()).device
+    device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
     try:
         layers = record_layers(network, torch.zeros(1, 3, size, size, device=device))
     except Exception as error:  # networks raise whatever they like

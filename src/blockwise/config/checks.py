@@ -107,9 +107,6 @@ def _check_together(cfg: Mapping[str, Any]) -> None:
     if cfg["data"].get("groups") is not None and cfg["data"].get("folds") is None:
         raise InputError("data.groups says which images share a fold: set data.folds as well, such as data.folds=5")
     check_trainer(trainer)
-    batch_size, devices = cfg["data"].get("batch_size"), trainer["devices"]
-    if batch_size is not None and isinstance(devices, int) and batch_size < devices:
-        raise InputError(f"data.batch_size={batch_size} is less than trainer.devices={devices}, which share each batch")
     if trainer["devices"] != 1 and not isinstance(trainer["devices"], list) and trainer.get("strategy") is None:
         raise InputError(f"trainer.devices={trainer['devices']}: to train one run on several devices, use trainer=ddp")
 

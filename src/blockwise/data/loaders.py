@@ -133,19 +133,13 @@ class SeededEpochs(L.Callback):
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self._begins = True
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Note that the next epoch is the first of this fit."""
-        self._begins = True
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Seed the generator, from which the batches of this epoch are drawn next."""
         torch.default_generator.manual_seed(derive_seed(self.seed, trainer.current_epoch))
-        if self._begins:
-            # Lightning has begun the batches of the first epoch before this hook, those of later ones it has not
+        if trainer.current_epoch == 0 or getattr(trainer.fit_loop, "is_resuming", False):
+            # Lightning has begun the batches of a fit's first epoch before this hook; those of others it has not
             iter(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]
-            self._begins = False
 
 
 def check_data(data: Any) -> None:

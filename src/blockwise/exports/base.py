@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from blockwise.backbone.load import Backbone, load_backbone
-from blockwise.config.compose import compose_config
+from blockwise.config.compose import compose_config, groups
 from blockwise.config.model_names import model_overrides
 from blockwise.errors import InputError
 from blockwise.io.origins import short_name
@@ -20,17 +20,22 @@ from blockwise.results.record import Record
 # what `train.py` takes besides settings
 FLAGS = ("-m", "--multirun")
 # in a setting, these name code, find configs, or could compose such a name; a variable of the environment cannot
-NAMES_CODE = re.compile(r"_target_|^[+~]*hydra\b|\$(?!\{oc\.env:\w+\})")
+NAMES_CODE = re.compile(r"_target_|^[+~]*hydra\b|\$(?!\{oc\.env:\w+\})|^[^=]*[@/]")
 
 
-def config_of(record: Record, overrides: Sequence[str] = ()) -> DictConfig:
+def config_of(record: Record, overrides: Sequence[str] = (), *, with_data: bool = False) -> DictConfig:
     """Return the config that trained a cell, from the command in its record, with further settings.
 
     A cell that was trained from Python has no settings in its command; then it is the config of its model. A record may
     be a stranger's: settings that name code, such as `data.source._target_`, count only among the further ones.
 
+    Args:
+        record: The record.
+        overrides: Further settings.
+        with_data: Refuse a command with settings of the data that do not count.
+
     Raises:
-        InputError: The command cannot be composed any more, or a setting is invalid.
+        InputError: The command cannot be composed any more, a setting is invalid, or one of the data does not count.
     """
     overrides = as_words(overrides)
     try:
@@ -39,14 +44,25 @@ def config_of(record: Record, overrides: Sequence[str] = ()) -> DictConfig:
         words = []
     new = {word.partition("=")[0].lstrip("+") for word in overrides}
     given = [word for word in words[1:] if "=" in word and not word.startswith("-")]
-    given = [word for word in given if word.partition("=")[0].lstrip("+") not in new and not NAMES_CODE.search(word)]
-    if not given or set(FLAGS) & set(words):
+    given = [word for word in given if word.partition("=")[0].lstrip("+") not in new]
+    code = [word for word in given if NAMES_CODE.search(word)]
+    if with_data and (of_data := [word for word in code if word.lstrip("+~").startswith("data")]):
+        raise InputError(f"the record's command has {of_data[0]}, which may name code: give it again, if you trust it")
+    given = [word for word in given if word not in code]
+    if not given or set(FLAGS) & set(words) or not all(map(_is_known, given)):
         return _of_model(record, overrides)
     try:
         cfg = compose_config([*given, *overrides])
     except InputError:
         return _of_model(record, overrides)
     return cfg if short_name(cfg.model.name) == record.backbone.name else _of_model(record, overrides)
+
+
+def _is_known(word: str) -> bool:
+    """Return whether a setting chooses none but blockwise's own configs, if it chooses one: no file elsewhere."""
+    group, _, choice = word.partition("=")
+    known = groups().get(group.lstrip("+~"))
+    return known is None or all(name.strip() in known for name in choice.strip("[]").split(","))
 
 
 def _of_model(record: Record, overrides: Sequence[str]) -> DictConfig:

@@ -26,9 +26,10 @@ from blockwise.errors import InputError
 from blockwise.io.files import read_regular, replacing
 from blockwise.results.predictions import checksum
 from blockwise.results.record import Record
+from blockwise.results.store import CARD
 
 SCHEMA = 1
-CARD, CONFIG, RECORD = "README.md", "config.json", "record.json"
+CONFIG, RECORD = "config.json", "record.json"
 FILES = {"timm": "model.safetensors", "onnx": "model.onnx", "torch_export": "model.pt2", "delta": "delta.safetensors"}
 KEY = "blockwise"
 UNFINISHED = ".unfinished-"

@@ -14,10 +14,10 @@ from blockwise.backbone.load import Backbone
 from blockwise.backbone.lora import merge_lora
 from blockwise.errors import InputError
 from blockwise.exports.base import check_base
-from blockwise.exports.folder import CARD, read_export
+from blockwise.exports.folder import read_export
 from blockwise.results.predictions import PREDICTIONS, checksum, read_predictions
 from blockwise.results.record import Record
-from blockwise.results.store import WEIGHTS
+from blockwise.results.store import CARD, WEIGHTS
 
 
 def trained_network(backbone: Backbone, record: Record) -> nn.Sequential:

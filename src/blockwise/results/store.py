@@ -155,7 +155,7 @@ def find_records(folder: Path) -> list[Record]:
     """Return the records in a folder and its subfolders; damaged ones are skipped and reported on stderr."""
     records = []
     for path in sorted(folder.rglob("record.json")):
-        if path.parent != folder and (path.parent / CARD).is_file():
+        if path.parent != folder and (path.parent / CARD).is_file() and not CELL.fullmatch(path.parent.name):
             continue  # an export has a copy of its cell's record
         try:
             records.append(read_record(path))

@@ -229,13 +229,14 @@ class Study(CellRuns):
             TooFewBlocksError: Too few of them have trained to their end.
         """
         sweep = self.sweep(policy)
-        best = [row.blocks[0] for row in sweep.single_blocks] if sweep else []
+        # other processes must not read the records at another time
+        best: list[int] = broadcast([row.blocks[0] for row in sweep.single_blocks] if sweep else [])
         if len(best) < top:
-            stopped = sweep is not None and sweep.search is not None
             under = "" if policy == STATIC else f" under policy={policy}"
+            reason = "diverged" if self.searched is None else "diverged, or the search stopped them"
             raise TooFewBlocksError(
                 f"block=top{top} needs {top} single blocks that have trained to their end, but this sweep has "
-                f"{len(best)}{under}: {'the search stopped the others' if stopped else 'the others diverged'}"
+                f"{len(best)}{under}: the others {reason}"
             )
         return best[:top]
 

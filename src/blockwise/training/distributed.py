@@ -72,7 +72,7 @@ def init_process_group(device: torch.device) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        # outputs of cells without any, and those from a checkpoint, are on the CPU
+        # empty outputs, and those from a checkpoint, are on the CPU
         distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
 
 

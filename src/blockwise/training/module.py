@@ -122,7 +122,7 @@ class BlockwiseModule(L.LightningModule):
         self._images: ImageCache | None = None
         self._positions_in = positions
         self._positions: tuple[int, Positions | None] | None = None
-        self._outputs = {split: EpochOutputs(len(self.cells)) for split in ("train", "val", "test")}
+        self._outputs = {split: EpochOutputs(len(self.cells), num_classes) for split in ("train", "val", "test")}
         self._phases: list[list[Phase]] = []
         self._epoch: int | None = None
         self._saved: list[list[dict[str, Any]]] = []
@@ -380,7 +380,7 @@ class BlockwiseModule(L.LightningModule):
                 self._begin_cell(index, progress.best_epoch or 0)
 
     def on_test_epoch_end(self) -> None:
-        """Store the test metrics and predictions of each cell; one whose outputs are no numbers has diverged."""
+        """Store the test metrics and predictions of each cell; one whose outputs are not finite has diverged."""
         logits, labels = self._outputs["test"].pop(self._active())
         for index, values in logits.items():
             progress = self.progress[index]

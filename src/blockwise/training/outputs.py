@@ -21,10 +21,11 @@ class EpochOutputs:
 
     Args:
         num_cells: Number of cells.
+        num_classes: Number of classes, the length of the logits.
     """
 
-    def __init__(self, num_cells: int) -> None:
-        self._num_cells = num_cells
+    def __init__(self, num_cells: int, num_classes: int) -> None:
+        self._num_cells, self._num_classes = num_cells, num_classes
         self._clear()
 
     def _clear(self) -> None:
@@ -42,7 +43,8 @@ class EpochOutputs:
 
     def add_logits(self, cell: int, logits: Tensor) -> None:
         """Add the logits of a cell for a batch, shape (batch, classes)."""
-        self._logits[cell].add(logits)
+        # processes without rows do not know their type
+        self._logits[cell].add(logits.float() if is_distributed() else logits)
 
     def pop(self, cells: Sequence[int]) -> tuple[dict[int, Tensor], Tensor]:
         """Return the logits of some cells, shape (images, classes), and the labels, shape (images,); then clear."""
@@ -68,13 +70,19 @@ class EpochOutputs:
 
     def _gather(self, cells: Iterable[int]) -> tuple[dict[int, Tensor], Tensor]:
         """Return logits and labels of all processes, in the order of the data; cells that have stopped have none."""
-        logits = {cell: gather(self._logits[cell].all()) for cell in cells}
-        labels = gather(self._labels.all())
+        own = self._labels.all()
+        logits = {cell: gather(self._rows(cell, own.device)) for cell in cells}
+        labels = gather(own)
         if not is_distributed():
             return logits, labels
         # each process has every n-th image of a batch, so images at the same place are in the order of processes
         order = gather(self._places.all()).argsort(stable=True)
         return {cell: values[order] if len(values) else values for cell, values in logits.items()}, labels[order]
+
+    def _rows(self, cell: int, device: torch.device) -> Tensor:
+        """Return the logits of a cell where all processes have theirs, in one shape also if there are none."""
+        rows = self._logits[cell].all().to(device)
+        return rows if len(rows) else torch.empty(0, self._num_classes, device=device)
 
 
 class _Rows:

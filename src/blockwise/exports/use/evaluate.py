@@ -60,7 +60,7 @@ def evaluate(folder: str | Path, overrides: Sequence[str] = (), *, images: str |
     check_words("evaluate", overrides, groups, "settings of the data, such as data.root=<path>")
     if images is None:
         # images are read one after another: any number of images per batch will do
-        cfg: Any = config_of(exported.record, [*overrides, "data.batch_size=2"])
+        cfg: Any = config_of(exported.record, [*overrides, "data.batch_size=2"], with_data=True)
         module = _own_data(cfg, exported)
         samples: Sequence[Sample] = module.splits.test
     else:

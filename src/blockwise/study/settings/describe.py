@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dis
 import hashlib
+import math
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
 from functools import partial
 from typing import Any
@@ -12,13 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset, default_collate, default_convert
+from torch.utils.data import BatchSampler, TensorDataset, default_collate, default_convert
 
 from blockwise.recipe.parameter_groups import OptimizerFactory
 
 # what samplers of PyTorch have besides the data set and the generator
 SAMPLING = ("weights", "indices", "replacement", "num_samples")
-ARRAYS = (torch.Tensor, np.ndarray, np.generic)
+# longer lists count by their hash
+LONGEST = 100
 
 
 def describe_transform(value: Any) -> Any:
@@ -36,7 +39,7 @@ def describe_transform(value: Any) -> Any:
         return str(value)
     if isinstance(value, np.ndarray):
         return hash_tensor(torch.from_numpy(value))
-    # of what is not a transform itself, such as a logger, not all attributes matter
+    # of what is no transform itself, such as a logger, not all attributes matter
     if isinstance(value, partial) or hasattr(value, "__qualname__") or not callable(value):
         return describe(value)
     options = {key: entry for key, entry in getattr(value, "__dict__", {}).items() if key[0] != "_"}
@@ -68,68 +71,93 @@ def describe(value: Any) -> Any:
     """
     if _is_simple(value):
         return value
-    if isinstance(value, ARRAYS):
-        return value.item() if isinstance(value, np.generic) else hash_tensor(torch.as_tensor(value))
     if isinstance(value, Mapping):
         return {str(key): describe(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [describe(entry) for entry in value]
-    if isinstance(value, (partial, types.FunctionType, types.MethodType)):
-        return _describe_function(value)
-    if hasattr(value, "__qualname__"):
-        return name_of(value)
-    told = {key: describe(entry) for key, entry in _public(value).items() if _tells(entry)}
-    return {"name": name_of(type(value)), **({"options": told} if told else {})}
-
-
-def describe_rule(value: Any) -> Any:
-    """Like `describe`, but lists, arrays and child modules of an object count as well.
-
-    It is for what training does not change, such as a loss: a data module or a callback may fill its lists meanwhile.
-    """
-    if callable(value) and (isinstance(value, nn.Module) or not hasattr(value, "__qualname__")):
-        lists = {key: describe(entry) for key, entry in _public(value).items() if _is_data(entry)}
-        children = dict(value.named_children()) if isinstance(value, nn.Module) else {}
-        more = {**lists, **({"children": describe_transform(children)} if children else {})}
-        described = describe(value)
-        if more and isinstance(described, dict) and not isinstance(value, (partial, types.MethodType)):
-            return {**described, "options": {**described.get("options", {}), **more}}
-    return describe(value)
-
-
-def _describe_function(value: Any) -> dict[str, Any]:
+    if isinstance(value, torch.Tensor):
+        return hash_tensor(value)
     if isinstance(value, partial):
         options = {**({"arguments": describe(value.args)} if value.args else {}), **describe(value.keywords)}
         return {"name": describe(value.func), "options": options}
-    if isinstance(value, types.MethodType):
-        return {**_describe_function(value.__func__), "of": describe_rule(value.__self__)}
-    kept = [_describe_kept(cell) for cell in value.__closure__ or ()]
-    defaults = describe([*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()])
-    # numbers and arrays of its module, as in a notebook
-    read = {name: value.__globals__[name] for name in value.__code__.co_names if name in value.__globals__}
-    read = {name: describe(entry) for name, entry in read.items() if _is_simple(entry) or isinstance(entry, ARRAYS)}
-    parts = (("closure", kept), ("defaults", defaults), ("globals", read))
-    own = {key: entries for key, entries in parts if entries}
-    return {"name": name_of(value), "code": hash_of(_code(value.__code__)), **own}
+    if isinstance(value, types.FunctionType):
+        kept = [_describe_kept(cell) for cell in value.__closure__ or ()]
+        defaults = describe([*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()])
+        own = {key: entries for key, entries in (("closure", kept), ("defaults", defaults)) if entries}
+        return {"name": name_of(value), "code": hash_of(_code(value.__code__)), **own}
+    if hasattr(value, "__qualname__"):
+        return name_of(value)
+    entries = getattr(value, "__dict__", {})
+    told = {key: describe(entry) for key, entry in entries.items() if key[0] != "_" and _tells(entry)}
+    return {"name": name_of(type(value)), **({"options": told} if told else {})}
 
 
 def _tells(value: Any) -> bool:
     """Return whether an attribute of an object can be described by its value."""
-    return _is_simple(value) or isinstance(value, (torch.Tensor, np.generic, types.FunctionType, partial))
+    return _is_simple(value) or isinstance(value, (torch.Tensor, types.FunctionType, partial))
 
 
-def _is_data(value: Any) -> bool:
-    """Return whether a value is a number, a text, an array, or a list or a dictionary of them."""
-    if isinstance(value, Mapping):
-        return all(_is_data(entry) for entry in value.values())
-    if isinstance(value, (list, tuple)):
-        return all(_is_data(entry) for entry in value)
-    return _is_simple(value) or isinstance(value, ARRAYS)
+def describe_rule(value: Any) -> Any:
+    """Like `describe`, but with all that an object holds: lists, arrays, child modules, numbers of a function's module.
+
+    It is for what training does not change, such as a loss: a data module or a callback may fill its lists meanwhile.
+    """
+    if isinstance(value, partial):
+        return {**describe(value), "name": describe_rule(value.func)}
+    if isinstance(value, types.MethodType) and isinstance(value.__func__, types.FunctionType):
+        return {**describe_rule(value.__func__), "of": describe_rule(value.__self__)}
+    if isinstance(value, types.FunctionType):
+        found = {name: value.__globals__.get(name) for name in sorted(set(_globals_of(value.__code__)))}
+        # not its lists, which may collect what training says
+        read = {name: _data(entry) for name, entry in found.items() if entry is not None and not _is_several(entry)}
+        read = {name: entry for name, entry in read.items() if entry is not NotImplemented}
+        return {**describe(value), **({"globals": read} if read else {})}
+    described = describe(value)
+    if not isinstance(described, dict) or isinstance(value, Mapping):
+        return described
+    public = {key: _data(entry) for key, entry in getattr(value, "__dict__", {}).items() if key[0] != "_"}
+    more = {key: entry for key, entry in public.items() if entry is not NotImplemented}
+    if isinstance(value, nn.Module) and (children := dict(value.named_children())):
+        more["children"] = describe_transform(children)
+    options = {**described.get("options", {}), **more}
+    return {**described, **({"options": options} if options else {})}
 
 
-def _public(value: Any) -> dict[str, Any]:
-    """Return the public attributes of an object."""
-    return {key: entry for key, entry in getattr(value, "__dict__", {}).items() if key[0] != "_"}
+def _data(value: Any) -> Any:
+    """Describe a number, a text, an array, or a list or dictionary of them; NotImplemented for anything else."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)  # JSON has no such numbers
+    if _is_simple(value):
+        return value
+    if isinstance(value, torch.Tensor):
+        return hash_tensor(value)
+    if isinstance(value, np.ndarray):
+        content = repr(value.tolist()) if value.dtype.hasobject else np.ascontiguousarray(value).tobytes()
+        return hash_of([value.dtype.str, value.shape, content])
+    if not _is_several(value):
+        return NotImplemented
+    entries = (
+        [[str(key), _data(entry)] for key, entry in value.items()]
+        if isinstance(value, Mapping)
+        else [_data(entry) for entry in value]
+    )
+    if any(entry is NotImplemented or (isinstance(entry, list) and NotImplemented in entry) for entry in entries):
+        return NotImplemented
+    return entries if len(entries) <= LONGEST else hash_of(entries)
+
+
+def _is_several(value: Any) -> bool:
+    return isinstance(value, (list, tuple, Mapping))
+
+
+def _globals_of(code: types.CodeType) -> Iterator[str]:
+    """Yield the names of its module that a function reads, also in functions inside it."""
+    yield from (step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL")
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _globals_of(constant)
 
 
 def _describe_kept(cell: types.CellType) -> Any:
@@ -155,12 +183,16 @@ def describe_loader(loader: Any) -> dict[str, Any]:
     }
     sampler, collate = getattr(loader, "sampler", None), getattr(loader, "collate_fn", default_collate)
     entry["sampler"] = name_of(type(sampler))
-    if sampling := {key: value for key, value in _public(sampler).items() if key in SAMPLING and value is not False}:
-        entry["sampling"] = describe(sampling)
+    held = {key: getattr(sampler, "__dict__", {}).get(key) for key in SAMPLING}
+    if sampling := {key: _data(value) for key, value in held.items() if value is not None and value is not False}:
+        entry["sampling"] = sampling
+    batches = getattr(loader, "batch_sampler", None)
+    if batches is not None and type(batches) is not BatchSampler:
+        entry["batch_sampler"] = describe_rule(batches)
     if collate is not default_collate and collate is not default_convert:
-        entry["collate"] = describe(collate)
+        entry["collate"] = describe_rule(collate)
     if (generator := getattr(loader, "generator", None) or getattr(sampler, "generator", None)) is not None:
-        entry["generator"] = hash_tensor(generator.get_state())
+        entry["generator"] = generator.initial_seed()
     if dataset is not None and hasattr(dataset, "__len__"):
         entry["images"] = len(dataset)
     if isinstance(dataset, TensorDataset):
@@ -192,5 +224,6 @@ def _code(code: types.CodeType) -> list[Any]:
 def _constant(value: Any) -> Any:
     if isinstance(value, types.CodeType):
         return _code(value)
-    # the order of a set of texts differs between processes
-    return ["frozenset", *sorted(map(repr, value))] if isinstance(value, frozenset) else repr(value)
+    if isinstance(value, frozenset) and any(isinstance(entry, (str, bytes)) for entry in value):
+        return ["frozenset", *sorted(map(repr, value))]  # its order differs between processes
+    return repr(value)

@@ -6,6 +6,7 @@ cells train side by side. The command line and the Python API write the same key
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import partial
@@ -216,9 +217,12 @@ def python_settings(
 
 def _own_network(backbone: Backbone) -> dict[str, Any]:
     """Return what tells apart networks whose weights have no name: your own, and those with random weights."""
-    if backbone.weights not in ("own", "random"):
+    if backbone.weights == "random":
+        return {"checksum": backbone.checksum}
+    if backbone.weights != "own":
         return {}
-    return {"checksum": backbone.checksum, "structure": hash_of(repr(backbone.network))}
+    layers = re.sub(r" at 0x[0-9a-f]+", "", repr(backbone.network))  # of functions
+    return {"checksum": backbone.checksum, "structure": hash_of(layers)}
 
 
 def _rates(recipe: Recipe) -> dict[str, Any]:
@@ -256,8 +260,8 @@ def describe_data(data: L.LightningDataModule) -> dict[str, Any]:
     """Return the settings that describe the images and their batches.
 
     They include a hash of the images' content for a `BlockwiseDataModule` and for loaders over a `TensorDataset`. For
-    other loaders they include the number of images, batch size, and class names of data set and sampler. For other data
-    modules they include the class name and the hyperparameters.
+    other loaders they include the number of images, batch size, class names of data set and sampler, and what the
+    sampler holds. For other data modules they include the class name and the hyperparameters.
     """
     if isinstance(data, BlockwiseDataModule):
         names = [[sample.name for sample in getattr(data.splits, split)] for split in SPLITS]

@@ -65,6 +65,11 @@ class CellStep:
         if self.optimizer.param_groups[0]["params"][0].device.type != "cpu":
             torch.manual_seed(seed)  # of all devices; while there is no GPU, PyTorch takes 0.3 ms for it
 
+    def sit_out(self) -> None:
+        """Take part in the sum of gradients without an image of the batch."""
+        self.scaler.scale(torch.zeros((), device=self.network.trainable()[0].device))  # else it refuses its first step
+        self.update()
+
     def update(self) -> None:
         """Update the weights from the gradients of all processes."""
         parameters = self.network.trainable()

@@ -87,7 +87,7 @@ class Training(Work):
 
 @dataclass(frozen=True)
 class Idle:
-    """Of a batch on which a cell trains, this process has no image: it takes part in the sum of gradients alone.
+    """This process has no image of the batch on which a cell trains; it only takes part in the sum of gradients.
 
     Attributes:
         step: Trains the cell.
@@ -174,7 +174,7 @@ def run(
         for index in at[boundary]:
             work = works[index]
             if isinstance(work, Idle):
-                work.step.update()  # from the gradients of the other processes
+                work.step.sit_out()
                 continue
             start = perf_counter()
             work.seed()
