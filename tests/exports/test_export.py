@@ -293,13 +293,11 @@ def test_a_record_is_given_as_its_row_or_its_folder(records, tmp_path):
         export(row, tmp_path / "none", overrides=["block=3"])
 
 
-def test_an_export_among_the_records_is_no_record(records, tmp_path):
-    results = tmp_path / "results"
-    shutil.copytree(Path(records[0].folder).parents[4], results)
-    before = [record.cell for record in read_records(results)]
-    exported = export(choose(records), results / "exported").folder
-    assert [record.cell for record in read_records(results)] == before
-    assert read_records(exported)[0].cell == choose(records).cell
+def test_an_export_among_the_records_is_no_record(records, exported, tmp_path):
+    shutil.copytree(Path(records[0].folder).parents[4], tmp_path / "results")
+    shutil.copytree(exported, tmp_path / "results" / "exported")
+    assert [record.cell for record in read_records(tmp_path / "results")] == [record.cell for record in records]
+    assert [record.cell for record in read_records(exported)] == [choose(records).cell]
 
 
 def test_scopes_have_several_names(records):
