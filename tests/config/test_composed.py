@@ -28,6 +28,14 @@ def choices():
     return ["", *(f"{path.parent.name}={path.stem}" for path in files)]
 
 
+@pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
+def test_all_that_an_experiment_sets_counts(path):
+    own = {key: value for key, value in OmegaConf.load(path).items() if key not in ("defaults", "hydra")}
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        settings = compose("train", [f"experiment={path.stem}"])
+    assert OmegaConf.merge(settings, own) == settings
+
+
 @cache
 def composed(choice):
     """Return the settings of a choice: those of its group, or for an experiment all that it changes."""
