@@ -278,6 +278,10 @@ def test_samplers_are_told_apart():
     assert described(1, 1, 1, 2) == described(1, 1, 1, 2) != described(1, 1, 2, 1)
     some = [describe_loader(DataLoader(images, sampler=SubsetRandomSampler(own))) for own in ([0, 1], [0, 2])]
     assert some[0] != some[1]
+    assert describe_loader(DataLoader(images, sampler=SubsetRandomSampler(range(2)))) == some[0]
+    odd = describe_loader(DataLoader(images, sampler=SubsetRandomSampler({0, 1})))
+    assert "sampling" not in odd
+    json.dumps(odd, allow_nan=False)
     groups = [describe_loader(DataLoader(images, batch_sampler=Groups(own))) for own in ([[0, 1]], [[0, 2]])]
     assert groups[0] != groups[1]
     plain = describe_loader(DataLoader(images, shuffle=True))

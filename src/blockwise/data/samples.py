@@ -305,7 +305,7 @@ def images_in(folder: Path, data_set: Path | None = None) -> Iterator[Path]:
         data_set: The folder of the data set that it belongs to, if it is another one.
     """
     # a link to one of these would yield the same images again, or all files of the disk
-    outside = (folder.resolve() if data_set is None else data_set.resolve() / folder.name).parents
+    outside = folder.resolve().parents if data_set is None else (data_set.resolve(), *data_set.resolve().parents)
     seen = {str(parent) for parent in outside}
     for parent, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)

@@ -109,18 +109,21 @@ def describe_rule(value: Any) -> Any:
     if isinstance(value, types.FunctionType):
         found = {name: value.__globals__.get(name) for name in sorted(set(_globals_of(value.__code__)))}
         # not its lists, which may collect what training says
-        read = {name: _data(entry) for name, entry in found.items() if entry is not None and not _is_several(entry)}
-        read = {name: entry for name, entry in read.items() if entry is not NotImplemented}
+        read = _held({name: entry for name, entry in found.items() if entry is not None and not _is_several(entry)})
         return {**describe(value), **({"globals": read} if read else {})}
     described = describe(value)
     if not isinstance(described, dict) or isinstance(value, Mapping):
         return described
-    public = {key: _data(entry) for key, entry in getattr(value, "__dict__", {}).items() if key[0] != "_"}
-    more = {key: entry for key, entry in public.items() if entry is not NotImplemented}
+    more = _held({key: entry for key, entry in getattr(value, "__dict__", {}).items() if key[0] != "_"})
     if isinstance(value, nn.Module) and (children := dict(value.named_children())):
         more["children"] = describe_transform(children)
     options = {**described.get("options", {}), **more}
     return {**described, **({"options": options} if options else {})}
+
+
+def _held(entries: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe the entries that are data, and leave the others out."""
+    return {key: data for key, entry in entries.items() if (data := _data(entry)) is not NotImplemented}
 
 
 def _data(value: Any) -> Any:
@@ -149,7 +152,7 @@ def _data(value: Any) -> Any:
 
 
 def _is_several(value: Any) -> bool:
-    return isinstance(value, (list, tuple, Mapping))
+    return isinstance(value, (list, tuple, range, Mapping))
 
 
 def _globals_of(code: types.CodeType) -> Iterator[str]:
@@ -184,7 +187,7 @@ def describe_loader(loader: Any) -> dict[str, Any]:
     sampler, collate = getattr(loader, "sampler", None), getattr(loader, "collate_fn", default_collate)
     entry["sampler"] = name_of(type(sampler))
     held = {key: getattr(sampler, "__dict__", {}).get(key) for key in SAMPLING}
-    if sampling := {key: _data(value) for key, value in held.items() if value is not None and value is not False}:
+    if sampling := _held({key: value for key, value in held.items() if value is not None and value is not False}):
         entry["sampling"] = sampling
     batches = getattr(loader, "batch_sampler", None)
     if batches is not None and type(batches) is not BatchSampler:
