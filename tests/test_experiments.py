@@ -4,6 +4,7 @@ import importlib
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from conftest import SMALL
@@ -96,6 +97,16 @@ def test_gains_by_block_are_those_of_the_cells_that_validation_chooses(monkeypat
     assert blocks.accuracy("full")(alone) == 100 * full
     # a scope that diverged has no accuracy and no gain
     assert blocks.accuracy("full")(alone.with_rates([1.0])) is None
+
+
+def test_sweeps_that_are_compared_have_the_same_number_of_epochs():
+    found = {}
+    for path in (EXPERIMENTS / "evidence" / "results").glob("*.npz"):
+        with np.load(path) as arrays:
+            epochs = {arrays[key].shape[1] for key in arrays if key.endswith("/history")}
+        data, images, *_ = path.stem.split("-")
+        found.setdefault((data, images), set()).update(epochs)
+    assert all(len(epochs) == 1 for epochs in found.values()), found
 
 
 def test_no_rule_beats_knowing_the_truth(monkeypatch):

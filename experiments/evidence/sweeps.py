@@ -50,6 +50,8 @@ RECIPE = [
     "scheduler.warmup=1",
     "data.batch_size=16",
 ]
+# with fewer images than in `DATA`, an epoch is short: more of them
+SHORT_EPOCHS = ["trainer.max_epochs=24", "scheduler.warmup=2"]
 # Beside the sweep of all scopes: validation often prefers the highest rate of the recipe for `head`, which is quick to
 # train, so it gets a higher one as well (`edges.py` tries further rates for the others).
 PARTS = ([], ["block=head", "optimizer.lr=0.0125"])
@@ -79,7 +81,8 @@ def asked(arguments: Sequence[str]) -> Iterator[tuple[Path, str, list[str]]]:
         for seed in own.get("seeds", ["0", "1", "2"]):
             for model in own.get("models", MODELS):
                 checkpoint = [f"model.checkpoint={weights[model]}"] if model in weights else []
-                given = [*model_overrides(model), f"seed={seed}", *of_data, *size, *counts, *RECIPE, *checkpoint]
+                recipe = RECIPE + (SHORT_EPOCHS if number < images else [])
+                given = [*model_overrides(model), f"seed={seed}", *of_data, *size, *counts, *recipe, *checkpoint]
                 yield path, f"{model}/{seed}", [*given, *overrides]
 
 
