@@ -186,7 +186,7 @@ def test_a_policy_of_ones_own_from_outside(small, console, tmp_path, monkeypatch
         (["policy.lp_ft.head_epochs=1"], r"belongs to policy=lp_ft: choose it, or .* policy=.static,lp_ft"),
         (["policy=[]"], r"policy=\[\] trains nothing"),
         (["policy=lp_ftt"], "Did you mean 'lp_ft'"),
-        (["policy=cyclic", "+policy.cyclic.evry=2"], "policy=cyclic cannot be created"),
+        (["policy=cyclic", "+policy.cyclic.evry=2"], "policy=cyclic: blockwise.policies.Cyclic refuses its options"),
     ],
 )
 def test_wrong_policies_are_one_sentence(small_overrides, overrides, message):

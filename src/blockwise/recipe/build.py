@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import hydra
-from hydra.errors import InstantiationException
-
-from blockwise.errors import InputError, first_line
+from blockwise.errors import InputError
+from blockwise.io.targets import instantiate
 from blockwise.policies import STATIC, Policy, Static
 from blockwise.recipe.recipe import Loss, Recipe
 from blockwise.recipe.schedulers import Schedule, constant
@@ -45,7 +43,7 @@ def make_policies(settings: Mapping[str, Any]) -> dict[str, Policy]:
     Raises:
         InputError: A policy refuses its settings.
     """
-    return named_policies({name: _instantiate(f"policy={name}", entry) for name, entry in settings.items()})
+    return named_policies({name: instantiate(f"policy={name}", entry) for name, entry in settings.items()})
 
 
 def named_policies(policies: Mapping[str, Policy]) -> dict[str, Policy]:
@@ -68,7 +66,7 @@ def make_loss(settings: Mapping[str, Any]) -> Loss:
     """
     if settings.get("_target_") is None:
         raise InputError("the loss needs a _target_: choose loss=cross_entropy, loss=focal, or a class of your own")
-    loss: Loss = _instantiate("the loss", {key: value for key, value in settings.items() if value is not None})
+    loss: Loss = instantiate("loss", {key: value for key, value in settings.items() if value is not None})
     return loss
 
 
@@ -79,17 +77,7 @@ def make_schedule(settings: Mapping[str, Any]) -> Schedule | None:
         InputError: The schedule refuses its settings.
     """
     options = {key: value for key, value in settings.items() if key not in LENGTHS}
-    make = _instantiate("the scheduler", {**options, "_partial_": True})
+    make = instantiate("scheduler", {**options, "_partial_": True})
     if make.func is constant and not settings["warmup"]:
         return None
     return Schedule(make, **{key: settings[key] for key in LENGTHS})
-
-
-def _instantiate(what: str, settings: Any) -> Any:
-    try:
-        return hydra.utils.instantiate(settings, _convert_="all")
-    except InstantiationException as error:
-        if isinstance(error.__cause__, InputError):
-            raise error.__cause__ from error
-        reason = first_line(error.__cause__ or error)
-        raise InputError(f"{what} cannot be created ({reason}): check its settings") from error
