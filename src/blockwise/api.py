@@ -228,7 +228,7 @@ def train_scopes(
         scheduler: A name under `conf/scheduler/` (`"cosine"`), or a `blockwise.recipe.schedulers.Schedule`.
         loss: The training loss, called with logits and labels: `torch.nn.CrossEntropyLoss(label_smoothing=0.1)`.
         select_by: The validation metric that selects a scope's best epoch, its rate and the block: `top1`,
-            `macro_f1`, `loss` or `probability` (of the true class).
+            `mean_per_class`, `macro_f1`, `loss` or `probability` (of the true class).
         norm: Mode of the norms in trained blocks: `eval` (inference mode) or `train` (batch statistics).
         patience: Stop a scope after this many epochs without a better validation score; None never stops.
         search: Which scopes train in which order, and which stop early: a name under `conf/search/` (`"halving"`), or a

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, f1_score, log_loss, top_k_accuracy_score
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, log_loss, top_k_accuracy_score
 
 from blockwise.recipe.metrics import compute_metrics
 from blockwise.results.store import METRICS
@@ -26,7 +26,13 @@ def test_metrics_agree_with_independent_ones(classes):
     assert found["probability"] == pytest.approx(probabilities[np.arange(500), y].mean(), rel=1e-5)
     top5 = 1.0 if classes <= 5 else top_k_accuracy_score(y, probabilities, k=5, labels=range(classes))
     assert found["top5"] == pytest.approx(top5)
+    assert found["mean_per_class"] == pytest.approx(balanced_accuracy_score(y, guesses))
     assert found["ece"] == pytest.approx(calibration_error(probabilities, y), abs=1e-5)
+
+
+def test_a_class_without_images_has_no_accuracy():
+    logits = torch.eye(4)[[0, 0, 3, 1]]
+    assert compute_metrics(logits, torch.tensor([0, 0, 0, 1]))["mean_per_class"] == pytest.approx((2 / 3 + 1) / 2)
 
 
 def calibration_error(probabilities, y, bins=15):

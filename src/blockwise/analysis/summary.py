@@ -13,7 +13,13 @@ from blockwise.results.store import sweep_hash
 from blockwise.training.scopes import PART
 
 # names of the metrics that select, for readers
-SELECTED = {"top1": "accuracy", "macro_f1": "macro F1", "loss": "loss", "probability": "probability"}
+SELECTED = {
+    "top1": "accuracy",
+    "mean_per_class": "mean per-class accuracy",
+    "macro_f1": "macro F1",
+    "loss": "loss",
+    "probability": "probability",
+}
 # scopes that train a part of every block: baselines, as `head` and `full` are
 PARTS = re.compile(PART, re.ASCII)
 

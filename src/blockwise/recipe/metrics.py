@@ -42,7 +42,8 @@ def compute_metrics(logits: Tensor, labels: Tensor) -> Metrics:
 
     Returns:
         Top-1 and top-5 accuracy (top-`classes` with fewer than five classes), macro-averaged F1, expected calibration
-        error (15 bins, L1; Guo et al., 2017), mean cross-entropy, mean probability of the true class (the softmax).
+        error (15 bins, L1; Guo et al., 2017), mean cross-entropy, mean probability of the true class (the softmax), and
+        the accuracy within each class, averaged over the classes that have images.
     """
     classes, probabilities = logits.shape[1], logits.softmax(1)
     options: Any = {"num_classes": classes, "validate_args": False}
@@ -53,6 +54,7 @@ def compute_metrics(logits: Tensor, labels: Tensor) -> Metrics:
         "ece": multiclass_calibration_error(probabilities, labels, n_bins=15, norm="l1", **options),
         "loss": cross_entropy(logits, labels),
         "probability": probabilities.gather(1, labels[:, None]).mean(),
+        "mean_per_class": multiclass_accuracy(logits, labels, average="none", **options)[labels.unique()].mean(),
     }
     # transfer all metrics from the device at once
     return dict(zip(values, torch.stack([value.float() for value in values.values()]).tolist(), strict=True))

@@ -26,8 +26,10 @@ from blockwise.io.names import LONGEST, printable
 
 SCHEMA = 1
 SPLITS = ("train", "val", "test")
-METRICS = ("top1", "top5", "macro_f1", "ece", "loss", "probability")
-FRACTIONS = ("top1", "top5", "macro_f1", "ece", "probability")
+METRICS = ("top1", "top5", "macro_f1", "ece", "loss", "probability", "mean_per_class")
+# records of earlier versions lack these
+NEWER_METRICS = ("probability", "mean_per_class")
+FRACTIONS = tuple(name for name in METRICS if name != "loss")
 # metrics are computed in float32: a perfect macro F1 may be 1.0000001
 ROUNDING = 1e-5
 Status = Literal["running", "stopped", "diverged", "finished", "pruned"]
@@ -41,7 +43,7 @@ Metrics = dict[str, float]
 # what selects, and what decides on a tie
 Score = tuple[float, float]
 # metrics by which epochs, learning rates and blocks are selected on validation
-SELECTIONS = ("top1", "macro_f1", "loss", "probability")
+SELECTIONS = ("top1", "mean_per_class", "macro_f1", "loss", "probability")
 # the policy of records that name none: it trains the whole scope from the first epoch to the last
 STATIC = "static"
 

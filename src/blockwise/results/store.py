@@ -24,7 +24,7 @@ from blockwise.errors import InputError
 from blockwise.io.files import open_regular, read_regular, replacing
 from blockwise.io.names import file_name, printable
 from blockwise.results.predictions import PREDICTIONS, checksum
-from blockwise.results.record import METRICS, Metrics, Record, Settings
+from blockwise.results.record import METRICS, NEWER_METRICS, Metrics, Record, Settings
 
 if TYPE_CHECKING:  # reading records must not import torch
     from torch import Tensor
@@ -192,8 +192,7 @@ def read_history(folder: str | Path) -> list[dict[str, Metrics]]:
 
 
 def _metrics(row: dict[str, str], split: str) -> Metrics:
-    # histories of earlier versions have no probability
-    names = [name for name in METRICS if name != "probability" or row.get(f"{split}_{name}")]
+    names = [name for name in METRICS if name not in NEWER_METRICS or row.get(f"{split}_{name}")]
     return {name: float(row[f"{split}_{name}"]) for name in names}
 
 

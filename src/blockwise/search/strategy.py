@@ -14,7 +14,7 @@ from blockwise.results.record import SELECTIONS, Metrics, Score, selection_score
 
 # What a cell is judged by while it trains: the metric of `select_by`, a validation metric, or the training loss over
 # all epochs so far (its sum in Ru et al., 2021, "Speedy Performance Estimation for Neural Architecture Search").
-Judge = Literal["select_by", "top1", "macro_f1", "loss", "probability", "train_loss"]
+Judge = Literal["select_by", "top1", "mean_per_class", "macro_f1", "loss", "probability", "train_loss"]
 JUDGES = ("select_by", *SELECTIONS, "train_loss")
 
 

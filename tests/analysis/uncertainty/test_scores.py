@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from scipy.stats import bootstrap
-from sklearn.metrics import f1_score
+from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from blockwise.analysis.uncertainty.scores import contributions, covariance, of_mean, over_seeds, seed_variance
 from blockwise.results import Predictions
@@ -22,11 +22,16 @@ def scikit_f1(kept, chosen):
     return f1_score(kept.label[chosen], kept.predicted[chosen], average="macro")
 
 
+def scikit_balanced(kept, chosen):
+    return balanced_accuracy_score(kept.label[chosen], kept.predicted[chosen])
+
+
 SCORES = {
     "top1": lambda kept, chosen: kept.correct[chosen].mean(),
     "loss": lambda kept, chosen: kept.log_likelihood[chosen].mean(),
     "probability": lambda kept, chosen: np.exp(kept.log_likelihood[chosen]).mean(),
     "macro_f1": scikit_f1,
+    "mean_per_class": scikit_balanced,
 }
 
 

@@ -31,7 +31,8 @@ def image_scores(rows: Sequence[Row], split: Literal["val", "test"], select_by: 
 def contributions(kept: Predictions, select_by: str) -> np.ndarray:
     """Return values whose mean is the score, and whose variance over images is its noise; shape (images,).
 
-    The macro F1 is no mean over images. An image adds its influence on it (the derivative by the image's weight).
+    The macro F1 and the mean per-class accuracy are no means over images. An image adds its influence on them (the
+    derivative by the image's weight).
     """
     if select_by == "top1":
         return kept.correct.astype(float)
@@ -40,7 +41,13 @@ def contributions(kept: Predictions, select_by: str) -> np.ndarray:
     if select_by == "probability":
         return np.exp(kept.log_likelihood.astype(float))
     hits, classes = kept.correct.astype(float), len(kept.classes)
-    counts = np.bincount(kept.label, minlength=classes) + np.bincount(kept.predicted, minlength=classes)
+    per_class = np.bincount(kept.label, minlength=classes)
+    if select_by == "mean_per_class":
+        within = np.bincount(kept.label, hits, minlength=classes) / np.maximum(per_class, 1)
+        present = per_class > 0
+        influence = (hits - within[kept.label]) * len(hits) / per_class[kept.label] / present.sum()
+        return np.asarray(influence + within[present].mean())
+    counts = per_class + np.bincount(kept.predicted, minlength=classes)
     present, counts = counts > 0, np.maximum(counts, 1)
     f1 = 2 * np.bincount(kept.label, hits, minlength=classes) / counts
     weight = len(hits) / counts / present.sum()
