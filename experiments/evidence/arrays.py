@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,6 +13,7 @@ import numpy as np
 from blockwise.search import Candidate
 
 RESULTS = Path(__file__).parent / "results"
+EXPLORED = Path(__file__).with_name("explored.json")
 # the sweeps of the evidence; the others are about the number of images, and about folds
 EVIDENCE = ("digits-40", "flowers5-40", "flowers36-6", "caltech101-6")
 # columns of a history, as in `sweeps.py`; the first sweeps have no probability
@@ -28,7 +30,7 @@ class Cells:
         seed: Seed.
         scope: Scope of each cell.
         lr: Learning rate of each cell.
-        seconds: Seconds that each cell took, its share of the common time included.
+        seconds: Seconds that each cell took, its share of the common time included, without pauses.
         best_epoch: Epoch with the best validation accuracy, counted from 0.
         test: Test accuracy of each cell.
         history: Metrics of each epoch, shape (cells, epochs, 4 or 5).
@@ -51,6 +53,11 @@ class Cells:
     so_far: np.ndarray | None
     test_correct: np.ndarray
     likelihood: np.ndarray
+
+    @property
+    def name(self) -> str:
+        """Name of the sweep."""
+        return f"{self.data}/{self.model}/{self.seed}"
 
     @cached_property
     def blocks(self) -> list[str]:
@@ -116,9 +123,14 @@ class Cells:
         arrays = ("scope", "lr", "seconds", "best_epoch", "test", "history", "correct", "test_correct", "likelihood")
         return replace(self, so_far=so_far, **{name: getattr(self, name)[keep] for name in arrays})
 
-    def regret(self, cell: int) -> float:
-        """Return how far the test accuracy of a cell is below that of the best block, in points."""
-        return 100 * float(self.test[self.at_best_rates].max() - self.test[cell])
+    def regret(self, cell: int, blocks: Sequence[int] | None = None) -> float:
+        """Return how far the test accuracy of a cell is below that of the best block, in points.
+
+        Args:
+            cell: The cell.
+            blocks: The cell of each block, at the rate that is chosen for it; by default, that of `at_best_rates`.
+        """
+        return 100 * float(self.test[self.at_best_rates if blocks is None else blocks].max() - self.test[cell])
 
     def candidate(self, cell: int, epoch: int, flops: int) -> Candidate:
         """Return what a search sees of a cell after a number of epochs, fewer than all."""
@@ -160,6 +172,15 @@ def read_evidence(paths: Iterable[Path] = ()) -> list[Cells]:
     return [cells for cells in read(paths) if cells.data in EVIDENCE]
 
 
+def later(idea: str, sweeps: Iterable[Cells]) -> list[Cells]:
+    """Return the sweeps that were not there yet when an idea was had: those that had been may agree with it by chance.
+
+    The ideas are choices by `probability` and searches that judge by the `loss`; `explored.json` names their sweeps.
+    """
+    explored = set(json.loads(EXPLORED.read_text())[idea])
+    return [cells for cells in sweeps if cells.name not in explored]
+
+
 def on(data: str, sweeps: Iterable[Cells]) -> list[Cells]:
     """Return the sweeps on a data set, or all."""
     return [cells for cells in sweeps if data in ("all", cells.data)]
@@ -173,6 +194,15 @@ def pairs(sweeps: Iterable[Cells]) -> dict[tuple[str, str], list[Cells]]:
     return found
 
 
+def unpaused(scope: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+    """Return the seconds of cells without pauses: some runs were stopped for minutes in the middle of a step.
+
+    A cell that took more than three times as long as the median of its scope's cells takes this median.
+    """
+    usual = np.array([np.median(seconds[scope == one]) for one in scope], seconds.dtype)
+    return np.where(seconds > 3 * usual, usual, seconds)
+
+
 def _cells(data: str, key: str, part: dict[str, np.ndarray]) -> Cells:
     model, _, seed = key.rpartition("/")
 
@@ -184,7 +214,8 @@ def _cells(data: str, key: str, part: dict[str, np.ndarray]) -> Cells:
         data=data,
         model=model,
         seed=int(seed),
-        **{name: part[name] for name in ("scope", "lr", "seconds", "best_epoch", "test", "history")},
+        seconds=unpaused(part["scope"], part["seconds"]),
+        **{name: part[name] for name in ("scope", "lr", "best_epoch", "test", "history")},
         correct=bits("correct"),
         so_far=bits("correct_so_far") if "correct_so_far" in part else None,
         test_correct=bits("test_correct", 1),

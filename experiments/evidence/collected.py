@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.evidence.arrays import Cells
 from experiments.evidence.sweeps import asked
 from filelock import FileLock
 
@@ -22,19 +21,19 @@ def collect(path: Path, arguments: Sequence[str], compute: Callable[[str, list[s
     """
     for file, key, overrides in asked(arguments):
         if (name := f"{file.stem}/{key}") not in collected(path):
-            figures = compute(name, overrides)
-            with FileLock(f"{path}.lock"):  # several of these processes may run
-                found = {**collected(path), name: figures}
-                path.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
-            Path(f"{path}.lock").unlink(missing_ok=True)
+            keep(path, name, compute(name, overrides))
+
+
+def keep(path: Path, name: str, figures: Mapping[str, Any]) -> None:
+    """Add figures to those of a sweep."""
+    with FileLock(f"{path}.lock"):  # several of these processes may run
+        found = collected(path)
+        found[name] = {**found.get(name, {}), **figures}
+        path.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
+    Path(f"{path}.lock").unlink(missing_ok=True)
 
 
 def collected(path: Path) -> dict[str, Any]:
     """Return the figures by the name of the sweep."""
     found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return found
-
-
-def name_of(cells: Cells) -> str:
-    """Return the name of a sweep."""
-    return f"{cells.data}/{cells.model}/{cells.seed}"

@@ -5,21 +5,23 @@
 
 With a data set, it computes the scores of its sweeps (arguments as for `sweeps.py`; those in `results/scores.json` are
 skipped). Without one, it prints how far each score agrees with the test accuracy of blocks after training, and writes
-that to `src/blockwise/ranking/agreement.json`, which `blockwise rank` shows.
+that to `src/blockwise/ranking/agreement.json`, which `blockwise rank` shows. The scores of a first seed are also
+compared with the sweeps of other seeds: a score that finds a good block by chance does not find it again there.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from time import perf_counter
 from typing import Any
 
 import numpy as np
-from experiments.evidence.arrays import RESULTS, Cells, read_evidence
-from experiments.evidence.collected import collect, collected, name_of
+from experiments.evidence.arrays import RESULTS, Cells, on, read_evidence
+from experiments.evidence.collected import collect, collected
 from rich.console import Console
 from scipy.stats import kendalltau
 
@@ -59,28 +61,38 @@ def compute(_name: str, overrides: list[str]) -> dict[str, dict[str, object]]:
 
 
 def report() -> None:
-    """Print a table per data set, and one of all."""
+    """Print a table per data set, one of all, and one of other seeds."""
     scores: Scores = collected(PATH)
-    sweeps = [cells for cells in read_evidence() if name_of(cells) in scores]
-    for cells in sweeps:  # the rule that prefers late blocks
-        scores[name_of(cells)]["depth"] = {"values": range(len(cells.blocks)), "seconds": 0.0}
+    evidence = read_evidence()
+    sweeps = [cells for cells in evidence if cells.name in scores]
+    others = [cells for cells in evidence if cells.name not in scores]
+    for cells in others:
+        scores[cells.name] = scores[replace(cells, seed=0).name]
+    for cells in evidence:  # the rule that prefers late blocks
+        scores[cells.name]["depth"] = {"values": range(len(cells.blocks)), "seconds": 0.0}
     for data in (*sorted({cells.data for cells in sweeps}), "all"):
-        of_data = [cells for cells in sweeps if data in ("all", cells.data)]
-        print(f"\n{data}: {len(of_data)} sweeps\n")
-        print("| score | Kendall's tau-b (lowest, highest) | regret of the first | of the best of three | seconds |")
-        print("| --- | --- | --- | --- | --- |")
-        for score in (*score_names(), "depth"):
-            print(f"| {score} | {' | '.join(figures(score, of_data, scores))} |")
+        show(data, on(data, sweeps), scores)
+    show("all with other seeds, by the scores of the first seed", others, scores)
     agreement = {score: agreements(score, sweeps, scores) for score in score_names()}
     summary = {name: [round(f(taus), 2) for f in (fmean, min, max)] for name, taus in agreement.items()}
     AGREEMENT.write_text(json.dumps({"sweeps": len(sweeps), "tau": summary}, indent=1) + "\n")
+
+
+def show(title: str, sweeps: list[Cells], scores: Scores) -> None:
+    """Print a row per score, and one of the choice by validation after all blocks have trained."""
+    print(f"\n{title}: {len(sweeps)} sweeps\n")
+    print("| score | Kendall's tau-b (lowest, highest) | regret of the first | of the best of three | seconds |")
+    print("| --- | --- | --- | --- | --- |")
+    for score in (*score_names(), "depth"):
+        print(f"| {score} | {' | '.join(figures(score, sweeps, scores))} |")
+    print(f"| validation, all trained | | {fmean(cells.regret(cells.chosen) for cells in sweeps):.2f} | | |")
 
 
 def agreements(score: str, sweeps: list[Cells], scores: Scores) -> list[float]:
     """Return Kendall's tau-b between a score and the test accuracy of blocks, for each sweep."""
     found = []
     for cells in sweeps:
-        values = scores[name_of(cells)][score]["values"]
+        values = scores[cells.name][score]["values"]
         found.append(float(np.nan_to_num(kendalltau(values, cells.test[cells.at_best_rates]).statistic)))
     return found
 
@@ -90,7 +102,7 @@ def figures(score: str, sweeps: list[Cells], scores: Scores) -> list[str]:
     first, of_three, seconds = [], [], []
     taus = agreements(score, sweeps, scores)
     for cells in sweeps:
-        entry = scores[name_of(cells)][score]
+        entry = scores[cells.name][score]
         values = np.array(entry["values"], float)
         order = sorted(range(len(values)), key=lambda block: (values[block], block), reverse=True)
         first.append(cells.regret(cells.at_best_rates[order[0]]))

@@ -2,22 +2,26 @@
 
     python -m experiments.evidence.analysis.blocks
 
-Blocks and rates are chosen on validation, and accuracies are those on test. A pair of network and data set counts once:
-its figures are means over its seeds. Intervals are 95 % confidence intervals of the mean over pairs by Student's t;
-pairs share networks and data sets, so the true ones are wider. Writes `results/blocks.png` as well.
+Blocks and rates are chosen on validation, for each seed by itself (`blockwise claims` chooses by the mean over seeds),
+and accuracies are those on test. A pair of network and data set counts once: its figures are means over its seeds.
+Intervals are 95 % confidence intervals of the mean over pairs by Student's t; pairs share networks and data, so the
+true ones are wider. Writes `results/blocks.png` as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 
 import numpy as np
 from experiments.evidence.arrays import EVIDENCE, RESULTS, Cells, on, pairs, read_evidence
 from matplotlib.figure import Figure
+from scipy.stats import kendalltau, wilcoxon
+from statsmodels.stats.multitest import multipletests
 
 from blockwise.analysis.statistics import interval
 
+PERMUTATIONS = 1999
 RATES = (0.0001, 0.0005, 0.0025)
 QUARTERS = tuple(tuple(str(block) for block in range(first, first + 3)) for first in (0, 3, 6, 9))
 BASELINES = ("head", "full")
@@ -31,6 +35,8 @@ def main() -> None:
     show_blocks(sweeps)
     show_quarters(sweeps)
     show_data(sweeps)
+    show_tests(sweeps)
+    show_order(sweeps)
     show_rates(sweeps)
     show_seeds(sweeps)
     draw(sweeps).savefig(RESULTS / "blocks.png", dpi=120, metadata={"Software": None})
@@ -64,6 +70,48 @@ def show_data(sweeps: Sequence[Cells]) -> None:
         shown = f"{fmean(depth):.2f}, {min(depth):.2f}, {max(depth):.2f}"
         over_both = (estimate(means(own, over(name, *blocks))) for name in BASELINES)
         print(row(data, len(own), len(pairs(own)), *accuracies, *over_both, shown))
+
+
+def show_tests(sweeps: Sequence[Cells]) -> None:
+    """Print medians and one-sided Wilcoxon tests of the best block's gains, and how they depend on each data set."""
+    columns = [f"over {name}: median of pairs, p" for name in BASELINES]
+    start(
+        "Does the best block gain? Wilcoxon's signed-rank test over pairs, one-sided, Holm's correction", "of", *columns
+    )
+    for left_out in (None, *EVIDENCE):
+        own = [cells for cells in sweeps if cells.data != left_out]
+        gains = [means(own, over(name, *sweeps[0].blocks)) for name in BASELINES]
+        corrected = multipletests([wilcoxon(one, alternative="greater").pvalue for one in gains], method="holm")[1]
+        shown = [f"{median(one):+.1f}, {p:.2g}" for one, p in zip(gains, corrected, strict=True)]
+        print(row("all data sets" if left_out is None else f"all but {left_out}", *shown))
+
+
+def show_order(sweeps: Sequence[Cells]) -> None:
+    """Print whether the order of blocks is the same network's on another split rather than another network's."""
+    title = "Does the order of blocks belong to the network? Kendall's tau-b of test accuracies on two splits"
+    start(title, "data", "same network", "two networks", "p, by permuting networks within splits")
+    for data in EVIDENCE:
+        same, others, p = order_test(on(data, sweeps))
+        print(row(data, f"{same:.2f}", f"{others:.2f}", f"{p:.2g}"))
+
+
+def order_test(sweeps: Sequence[Cells]) -> tuple[float, float, float]:
+    """Return the mean tau of two splits of one network, that of two networks, and p by permuting networks per split."""
+    profiles = [cells.test[cells.at_best_rates] for cells in sweeps]
+    taus = np.array([[kendalltau(one, other).statistic for other in profiles] for one in profiles])
+    seeds, networks = np.array([cells.seed for cells in sweeps]), np.array([cells.model for cells in sweeps])
+    splits_differ = seeds[:, None] != seeds
+
+    def mean_tau(of: np.ndarray, *, same: bool) -> float:
+        return float(taus[splits_differ & ((of[:, None] == of) == same)].mean())
+
+    random, observed, higher = np.random.default_rng(0), mean_tau(networks, same=True), 0
+    for _ in range(PERMUTATIONS):
+        drawn = networks.copy()
+        for seed in set(seeds):
+            drawn[seeds == seed] = random.permutation(networks[seeds == seed])
+        higher += mean_tau(drawn, same=True) >= observed - 1e-12
+    return observed, mean_tau(networks, same=False), (1 + higher) / (1 + PERMUTATIONS)
 
 
 def show_rates(sweeps: Sequence[Cells]) -> None:
