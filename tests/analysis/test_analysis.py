@@ -105,6 +105,28 @@ def test_a_rate_with_fewer_seeds_is_not_compared():
     assert sweep.best.lr == 1e-3
 
 
+def test_after_a_search_each_seed_counts_at_the_rate_that_trained_to_its_end():
+    left = {("6", 0): (1e-3, 0.95), ("6", 1): (1e-2, 0.95), ("6", 2): (1e-2, 0.95)}
+    left |= {("2", seed): (1e-3, 0.75) for seed in range(3)}
+    records = []
+    for (scope, seed), (rate, accuracy) in left.items():
+        records.append(grids.record(scope, accuracy, seed=seed, lr=rate))
+        records.append(grids.record(scope, 0.0, seed=seed, lr={1e-3: 1e-2, 1e-2: 1e-3}[rate], status="pruned"))
+    (sweep,) = sweeps(records)
+    assert (sweep.best.scope, sweep.best.seeds, sweep.best.pruned) == ("6", {0, 1, 2}, ())
+    assert sorted(record.lr for record in sweep.best.records) == [1e-3, 1e-2, 1e-2]
+
+
+def test_head_alone_under_static_is_no_sweep_beside_that_of_a_policy():
+    lp_ft = {"name": "lp_ft", "options": {"head_epochs": 1}}
+    records = [grids.record(scope, 0.8) for scope in ("head", "1")]
+    records[1] = replace(records[1], settings={**records[1].settings, "policy": lp_ft})
+    (sweep,) = sweeps(records)
+    assert (sweep.policy, [row.scope for row in sweep.rows]) == ("lp_ft", ["head", "1"])
+    both = sweeps([*records, grids.record("1", 0.7)])
+    assert sorted(sweep.policy for sweep in both) == ["lp_ft", "static"]
+
+
 def test_of_two_joint_scopes_of_one_seed_the_newest_counts():
     records = [
         record("top2", 0.5, 0.5, blocks=[1, 2], finished="2026-01-02"),

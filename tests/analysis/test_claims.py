@@ -1,5 +1,7 @@
 """Claims that are true, false, or undecidable on made-up grids."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from grids import BACKBONES, diverged, flat, grid, peaked
@@ -7,6 +9,7 @@ from made_up import sweep_of
 
 from blockwise.analysis.claims import claims
 from blockwise.analysis.summary import sweeps
+from blockwise.results.record import MetricsEntry
 
 ENOUGH = BACKBONES[:8]
 
@@ -55,6 +58,38 @@ def test_one_seed_cannot_tell_backbones_from_chance():
 
 def test_data_sets_are_runs_too():
     assert verdicts(grid(peaked, seeds=(0,), data=("flowers", "objects")))[1] == "supported"
+
+
+def test_data_sets_that_differ_in_depth_do_not_hide_backbones():
+    """On another data set, every best block is earlier; on each, backbones differ."""
+
+    def shifted(backbone, data, scope, seed):
+        moved = str((int(scope) + 6) % 12) if data == "objects" and scope.isdigit() else scope
+        return peaked(backbone, data, moved, seed)
+
+    differs = claims(sweeps(grid(shifted, seeds=(0,), data=("flowers", "objects"))))[1]
+    assert differs.verdict == "supported"
+
+
+def test_survivors_of_a_search_do_not_stand_for_their_quarter():
+    """In half of the sweeps, one block of the fourth quarter is the best; elsewhere the search stops all four."""
+
+    def accuracy(backbone, data, scope, seed):
+        lucky = int(backbone[3:]) % 2 == 0
+        if scope in ("head", "full"):
+            return 0.8
+        return 0.9 if scope == ("9" if lucky else "3") else 0.7
+
+    records = grid(accuracy, noise=0)
+    searched = [
+        replace(r, status="pruned", metrics=MetricsEntry(), best_epoch=None)
+        if r.cell.scope.isdigit() and r.metrics.val["top1"] < 0.8
+        else r
+        for r in records
+    ]
+    assert claims(sweeps(records))[2].verdict == "not supported"
+    found = claims(sweeps(searched))
+    assert [claim.verdict for claim in found[:3]] == ["supported", "supported", "not enough data"]
 
 
 def test_missing_and_diverged_cells_are_left_out():

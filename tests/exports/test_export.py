@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,8 +20,10 @@ from conftest import SMALL, quick_config
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from blockwise import fine_tuned, load_backbone
+from blockwise import fine_tuned, load_backbone, make_partition, train_scopes
 from blockwise.analysis.frame import records_frame
 from blockwise.cli import main
 from blockwise.config.compose import CONFIG_DIR
@@ -114,6 +117,40 @@ def test_a_delta_fits_its_own_base_alone(records, tmp_path):
         fine_tuned(other, folder)
     with pytest.raises(InputError, match="whose tensors differ"):
         predict(folder, [photograph(tmp_path)], overrides=["seed=5"])
+
+
+def python_record(backbone, folder):
+    images, labels = torch.randn(16, 3, 32, 32), torch.arange(16) % 2
+    loaders = dict.fromkeys(("train", "val", "test"), DataLoader(TensorDataset(images, labels), batch_size=8))
+    options = {"max_epochs": 1, "accelerator": "cpu", "quiet": True, "classes": ["cat", "dog"]}
+    partition = make_partition(backbone, num_blocks=2)
+    (record,) = train_scopes(backbone, partition, "0", loaders, results_dir=folder, **options)
+    return record
+
+
+def test_options_from_python_are_those_of_the_export(tmp_path):
+    options = {"act_layer": "tanh"}
+    load = partial(load_backbone, "timm:test_resnet", pretrained=False, image_size=32)
+    record = python_record(load(options=options), tmp_path / "results")
+    assert base_of(record).settings["options"] == options
+    # the same weights, but another network
+    with pytest.raises(InputError, match=r'with model.options=\{"act_layer": "tanh"\}, but this backbone has \{\}'):
+        fine_tuned(load(), record)
+
+
+def test_a_network_of_your_own_is_exported_if_it_is_given(tmp_path):
+    own = load_backbone(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.Flatten()), name="mine", image_size=32
+    )
+    record = python_record(own, tmp_path / "results")
+    done = export(record, tmp_path / "out", format="torch_export", backbone=own)
+    images = torch.randn(3, 3, 32, 32)
+    loaded = torch.export.load(done.folder / "model.pt2").module()
+    torch.testing.assert_close(loaded(images), fine_tuned(own, record)(images))
+    with pytest.raises(InputError, match="mine is a network of your own: export it with backbone="):
+        export(record, tmp_path / "other", format="torch_export")
+    with pytest.raises(InputError, match="mine is not in timm: choose --format onnx or torch_export"):
+        export(record, tmp_path / "other", backbone=own)
 
 
 @pytest.mark.parametrize("kind", ["delta", *map(slow, ("timm", "onnx", "torch_export"))])
@@ -218,7 +255,7 @@ def test_weights_and_class_names_that_have_changed_are_refused(records, tmp_path
     record = replace(choose(records), folder=str(cell))
     tensors = load_file(cell / "weights.safetensors")
     save_file({name: tensor + 1 for name, tensor in tensors.items()}, cell / "weights.safetensors")
-    with pytest.raises(InputError, match="have changed since the cell was trained"):
+    with pytest.raises(InputError, match="have changed since training"):
         export(record, tmp_path / "out")
     save_file(tensors, cell / "weights.safetensors")
     (cell / "predictions.safetensors").write_bytes(b"0")

@@ -31,9 +31,10 @@ def test_what_another_process_holds_is_not_claimed_until_that_is_gone(tmp_path):
         assert got == "[True, True]"
         with claim(paths) as mine:
             assert mine == [False, False, True]
+        assert not wait(paths[0], seconds=0.1)
         process.kill()
         since = time.monotonic()
-        wait(paths[0])
+        assert wait(paths[0])
         assert time.monotonic() - since < 30
     with claim(paths) as mine:
         assert mine == [True, True, True]

@@ -10,7 +10,7 @@ from scipy.stats import binomtest, ttest_rel
 
 from blockwise.errors import InputError
 from blockwise.search import Candidate, Exhaustive, FirstEpoch, Greedy, Halving, Racing, Ranked, TopDown
-from blockwise.search.racing import mcnemar, paired_t
+from blockwise.search.racing import not_worse, paired_t
 
 SCOPES = ["head", *map(str, range(6)), "full"]
 
@@ -119,6 +119,15 @@ def test_a_race_by_probability_tests_probabilities():
     assert going_on(Racing(min_epochs=1, judge="top1"), cells) == ["0@0.1", "1@0.1"]
 
 
+def test_a_race_compares_at_the_epochs_that_select_by_has_chosen():
+    # block 1 had the lower loss in another epoch; where it is tested, block 0 is better
+    better, worse = np.full(100, -0.5), np.linspace(-3, -1, 100)
+    cells = [cell("0", 0.9, loss=0.501, likelihood=better), cell("1", 0.9, loss=0.5, likelihood=worse)]
+    assert going_on(Racing(min_epochs=1, judge="loss"), cells) == ["0@0.1"]
+    with pytest.raises(InputError, match="search.judge=train_loss is no judge of a race: choose select_by, top1"):
+        Racing(judge="train_loss")
+
+
 def test_in_a_race_blocks_compare_at_their_best_rates_and_baselines_only_with_themselves():
     cells = [cell("head", 0.1), cell("0", 0.9, lr=0.1), cell("0", 0.4, lr=0.2), cell("1", 0.5), cell("1", 0.45, lr=0.2)]
     assert going_on(Racing(min_epochs=1), cells) == ["head@0.1", "0@0.1"]
@@ -128,12 +137,12 @@ def test_tests_agree_with_scipy():
     random = np.random.default_rng(0)
     first, second = random.random((2, 60)) < [[0.6], [0.75]]
     differ = first != second
-    assert mcnemar(first, second) == pytest.approx(
+    assert not_worse(first, second) == pytest.approx(
         binomtest(int(first[differ].sum()), int(differ.sum()), alternative="less").pvalue
     )
     one, other = random.normal(size=(2, 60))
     assert paired_t(one - other) == pytest.approx(ttest_rel(one, other, alternative="less").pvalue)
-    assert paired_t(np.zeros(5)) == paired_t(np.ones(1)) == mcnemar(first, first) == 1.0
+    assert paired_t(np.zeros(5)) == paired_t(np.ones(1)) == not_worse(first, first) == 1.0
 
 
 class Finished:

@@ -30,6 +30,11 @@ def test_a_plan_trains_nothing_and_knows_what_is_recorded(small, console):
     assert "Nothing left to train." in console.export_text()
 
 
+def test_balanced_class_weights_need_no_images_in_a_plan(small, console):
+    run(small("loss.class_weights=balanced", "plan=true"), console)
+    assert "5 cells" in console.export_text()
+
+
 def test_what_it_foretells_comes_true(small, console, tmp_path, monkeypatch):
     monkeypatch.setenv(FOLDER, str(tmp_path))
     run(small("block=all", "plan=true"), console)

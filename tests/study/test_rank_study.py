@@ -23,6 +23,11 @@ def test_a_study_ranks_every_block_the_same_each_time(small, console, score):
     assert len(set(first.values())) > 1 or score == "probe"
 
 
+def test_the_first_loss_is_weighted_by_class(small, console):
+    options = ["loss.class_weights=balanced", "data.train_per_class=6"]
+    assert set(Study.from_config(small(*options), console).ranking("first_loss")) == {"0", "1", "2"}
+
+
 @pytest.mark.slow
 def test_a_ranked_search_trains_the_first_and_is_found_by_an_exhaustive_one(small, console):
     cfg = small("search=ranked", "search.keep=1", "search.score=fisher")

@@ -11,10 +11,12 @@ from safetensors.torch import load_file
 
 from blockwise.backbone.load import load_backbone
 from blockwise.backbone.stages import CannotStageError
+from blockwise.config.compose import plain
 from blockwise.errors import InputError
 from blockwise.fast.fusion import fusion_for
 from blockwise.recipe import Recipe
 from blockwise.results import METRICS
+from blockwise.results.finished import recall_finished
 from blockwise.results.store import settings_hash
 from blockwise.study.run import run
 from blockwise.study.study import Study
@@ -314,6 +316,16 @@ def test_top_trains_the_best_single_blocks_together(small, console):
     assert records[-1]["cell"]["blocks"] == sorted(best)
     # the scope can also be resolved from existing records
     assert run(small("block=top2"), console) == records[-1:]
+
+
+def test_a_run_that_chose_among_blocks_is_not_known_to_be_finished(small, console):
+    """Another run may add a block to the sweep, which changes the choice."""
+    cfg = small("block=[0,1,top2]", "trainer.max_epochs=1")
+    run(cfg, console)
+    assert recall_finished(plain(cfg)) is None
+    cfg = small("block=[0,1]", "trainer.max_epochs=1")
+    run(cfg, console)
+    assert recall_finished(plain(cfg)) is not None
 
 
 def test_top_without_single_blocks_is_refused(small, console):

@@ -94,6 +94,10 @@ def test_the_same_search_again_trains_nothing_and_an_exhaustive_one_trains_the_r
     assert {cell.scope.name for cell in trained[0]} == {"0", "1"}
     finished = {key for key, cell in before.items() if cell[0]["status"] == "finished"}
     assert finished <= {key for key, cell in cells(tmp_path).items() if cell[0]["status"] == "finished"}
+    # the same search among fewer cells is another competition
+    trained.clear()
+    run(quick_config([*options, "search=halving", "block=[0,1]"]), Console(quiet=True))
+    assert {cell.scope.name for cell in trained[0]} == {"0", "1"}
     trained.clear()
     run(quick_config(options), Console(quiet=True))
     assert trained
@@ -260,9 +264,21 @@ class Unfinished:
     ("options", "sentence"),
     [
         (["search=halving", "search.factor=1"], "search.factor=1 must be a number of at least 2"),
-        (["search=halving", "search.min_epochs=2"], "search.min_epochs=2, but trainer.max_epochs=2"),
-        (["search=racing", "search.min_epochs=9"], "search.min_epochs=9, but trainer.max_epochs=2"),
-        (["search=first_epoch", "trainer.max_epochs=1"], "search=first_epoch stops cells after the first epoch, but"),
+        (
+            ["search=halving", "search.min_epochs=2"],
+            "search.min_epochs=2 stops cells after epoch 2, but trainer.max_epochs=2",
+        ),
+        (
+            ["search=racing", "search.min_epochs=9"],
+            "search.min_epochs=9 stops cells after epoch 9, but trainer.max_epochs=2",
+        ),
+        (["search=first_epoch", "trainer.max_epochs=1"], "search=first_epoch stops cells after epoch 1, but"),
+        (
+            ["search=halving", "policy=lp_ft", "policy.lp_ft.head_epochs=1"],
+            "search.min_epochs=1 stops cells after epoch 1, but until epoch 1 policy=lp_ft trains the head alone",
+        ),
+        (["search=first_epoch", "policy=[static,gradual]"], "choose search=halving search.min_epochs=2 or more"),
+        (["search.then=top2", "sweeper.cells_per_job=2"], "but search.then=top2 needs all of its blocks"),
         (["search=halving", "search.kep=2"], "there is no setting search.kep"),
         (["search=luck"], "search=luck is unknown: choose from exhaustive, first_epoch, greedy, halving"),
         (
@@ -271,7 +287,7 @@ class Unfinished:
         ),
         (["search=halving", "search.then=top3"], "block=top3 needs 3 blocks that train to their end: set search.keep"),
         (["search=halving", "search.then=top9"], "block=top9"),
-        (["search=halving", "search.then=7"], "block=7 is out of range"),
+        (["search=halving", "search.then=7"], "search.then=7 does not choose among trained blocks: choose top2"),
         (["search=halving", "sweeper.cells_per_job=2"], "sweeper.cells_per_job=2 divides a sweep between jobs"),
         (["search._target_=blockwise.search.Nothing"], "search: there is no blockwise.search.Nothing"),
         (["search._target_=collections.OrderedDict"], "is not a search: it needs the methods rounds and stop"),
@@ -314,7 +330,7 @@ def test_the_api_takes_searches(loaders, tmp_path):
     assert {record.status for record in train("exhaustive")} == {"finished"}
     for wrong, sentence in (
         ("luck", "search=luck is unknown: choose exhaustive"),
-        (Halving, "is no search"),
+        (Halving, "is not a search"),
         (Unfinished(), "it needs the methods rounds and stop"),
         (Confused(), "the search stops '99@1', but its candidates are"),
     ):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import factorial, prod
 from statistics import fmean
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from rich.table import Table
@@ -43,6 +43,14 @@ class Claim:
     statistic: str
     evidence: str
     verdict: Verdict
+
+
+class Run(NamedTuple):
+    """The relative depth of the best block of a backbone on a data set with one seed."""
+
+    backbone: str
+    data: str
+    depth: float
 
 
 def claims(sweeps: Sequence[Sweep]) -> list[Claim]:
@@ -99,18 +107,20 @@ def is_reliable(sweeps: Sequence[Sweep]) -> Claim:
 
 def differs_between_backbones(sweeps: Sequence[Sweep]) -> Claim:
     """Test whether the depth of the best block differs between backbones more than between seeds and data sets."""
-    depths_of: dict[str, list[float]] = {}
-    for group in by_backbone_and_data(sweeps):
-        depths_of.setdefault(group[0].backbone, []).extend(_best_depths(group))
-    groups = [group for group in depths_of.values() if group]
-    counted = Counter(value for group in groups for value in group)
+    runs = [
+        Run(group[0].backbone, group[0].data, depth)
+        for group in by_backbone_and_data(sweeps)
+        for depth in _best_depths(group)
+    ]
+    counted = Counter(run.depth for run in runs)
+    of_backbone = Counter(run.backbone for run in runs)
     shown = ", ".join(f"{value:.2f} ({times} x)" for value, times in sorted(counted.items()))
-    counts = f"backbones: {len(groups)}, runs: {counted.total()}"
+    counts = f"backbones: {len(of_backbone)}, runs: {len(runs)}"
     evidence = f"relative depth of the best block: {shown or 'unknown'}; {counts}"
     # backbones with a single run say nothing about the variation between runs
-    repeated = [group for group in groups if len(group) > 1]
+    repeated = [run for run in runs if of_backbone[run.backbone] > 1]
     verdict: Verdict = "not enough data"
-    if len(counted) == 1 and len(groups) > 2:
+    if len(counted) == 1 and len(of_backbone) > 2:
         verdict = "not supported"
     elif _arrangements(repeated) > 1 / LEVEL:
         p = _permuted(repeated)
@@ -123,7 +133,8 @@ def differs_between_backbones(sweeps: Sequence[Sweep]) -> Claim:
         evidence += "; runs of more seeds are needed to tell differences between backbones from chance"
     return Claim(
         "The best block differs between backbones.",
-        "Kruskal-Wallis test of the best block's depth in each run (seed and data set), p by permutation of runs",
+        "Kruskal-Wallis test of the best block's depth in each run (seed and data set), p by permutation; runs are "
+        "ranked and permuted within data sets",
         evidence,
         verdict,
     )
@@ -133,7 +144,8 @@ def shared_depth(sweeps: Sequence[Sweep]) -> float | None:
     """Return a relative depth at which the block may be the best one of all backbones.
 
     Where there is one, choices that differ may be toss-ups. The sets of blocks that may be the best contain the best
-    block with a probability of 95 % for all sweeps together (Bonferroni's correction).
+    block with a probability of 95 % for all sweeps together (Bonferroni's correction). Blocks that a search has stopped
+    may be the best as well.
 
     Returns:
         None if the backbones' sets have nothing in common on some data set, or if predictions are missing.
@@ -143,7 +155,8 @@ def shared_depth(sweeps: Sequence[Sweep]) -> float | None:
     for sweep in sweeps:
         if (sure := confidence(sweep, 1 - LEVEL / len(sweeps))) is None:
             return None
-        own = {at for at in depths if str(int(at * sweep.num_blocks)) in sure.scopes}
+        possible = {*sure.scopes, *sweep.unfinished}
+        own = {at for at in depths if str(int(at * sweep.num_blocks)) in possible}
         shared[sweep.data] = shared.get(sweep.data, depths) & own
     return min(shared[sweeps[0].data]) if all(shared.values()) else None
 
@@ -152,36 +165,53 @@ def _best_depths(group: Sequence[Sweep]) -> list[float]:
     """Return the depth of the best block by validation, one value per seed that all blocks have: the mean of sweeps."""
     by_seed: dict[int, list[float]] = {}
     for sweep in group:
-        rows = sweep.single_blocks
-        common = set.intersection(*(row.seeds for row in rows)) if len(rows) > 1 else set()
-        for seed in sorted(common):
-            best = max(rows, key=lambda row: (row.selection_score({seed}), row.blocks))
+        rows = [row for row in sweep.rows if row.scope.isdigit() and (row.records or row.pruned)]
+        tried = [row.seeds | {record.seed for record in row.pruned} for row in rows]
+        for seed in sorted(set.intersection(*tried)) if len(rows) > 1 else ():
+            survived = [row for row in rows if seed in row.seeds]
+            if not survived:
+                continue
+            best = max(survived, key=lambda row: (row.selection_score({seed}), row.blocks))
             by_seed.setdefault(seed, []).append(depth(best.blocks[0], sweep.num_blocks))
     return [fmean(depths) for depths in by_seed.values()]
 
 
-def _arrangements(groups: Sequence[Sequence[float]]) -> float:
-    """Return the number of ways to assign runs to backbones; the smallest possible p-value is its inverse."""
-    interchangeable = prod(factorial(times) for times in Counter(map(len, groups)).values())
-    return factorial(sum(map(len, groups))) / (prod(factorial(len(group)) for group in groups) * interchangeable)
-
-
-def _permuted(groups: Sequence[Sequence[float]]) -> float:
-    """Return the p-value of Kruskal and Wallis's test by permutation.
-
-    Ranks do not depend on the groups and are computed once; given them, the statistic grows with the sum below alone.
-    """
-    ranks = stats.rankdata(np.concatenate(groups))
-    result = stats.permutation_test(
-        np.split(ranks, np.cumsum([len(group) for group in groups])[:-1]),
-        lambda *parts, axis=-1: sum(part.sum(axis) ** 2 / part.shape[axis] for part in parts),
-        permutation_type="independent",
-        n_resamples=PERMUTATIONS,
-        alternative="greater",
-        vectorized=True,
-        rng=np.random.default_rng(0),
+def _arrangements(runs: Sequence[Run]) -> float:
+    """Return the number of ways to assign the runs of each data set to backbones: one over it is the smallest p."""
+    counts = Counter((run.data, run.backbone) for run in runs)
+    ways = prod(factorial(times) for times in Counter(run.data for run in runs).values())
+    # backbones with equally many runs on each data set could have each other's names
+    patterns = Counter(
+        tuple(sorted((data, times) for (data, own), times in counts.items() if own == backbone))
+        for backbone in {run.backbone for run in runs}
     )
-    return float(result.pvalue)
+    return ways / prod(map(factorial, counts.values())) / prod(map(factorial, patterns.values()))
+
+
+def _permuted(runs: Sequence[Run]) -> float:
+    """Return the p-value of Kruskal and Wallis's test by permutation, with ranks within data sets.
+
+    Data sets differ in where their best blocks are, which says nothing about backbones. Ranks are relative to the mean
+    of their data set and divided by its number of runs and one (van Elteren, 1960). They do not depend on the backbones
+    and are computed once; given them, the statistic grows with the sum below alone.
+    """
+    depths = np.array([run.depth for run in runs])
+    strata = [np.flatnonzero([run.data == data for run in runs]) for data in {run.data: None for run in runs}]
+    ranks = np.zeros(len(runs))
+    for own in strata:
+        ranks[own] = stats.rankdata(depths[own]) / (len(own) + 1) - 0.5
+    _, backbones = np.unique([run.backbone for run in runs], return_inverse=True)
+    random = np.random.default_rng(0)
+
+    def statistic(order: np.ndarray) -> float:
+        return float((np.bincount(backbones, ranks[order]) ** 2 / np.bincount(backbones)).sum())
+
+    observed, order, extreme = statistic(np.arange(len(runs))), np.arange(len(runs)), 0
+    for _ in range(PERMUTATIONS):
+        for own in strata:
+            order[own] = random.permutation(own)
+        extreme += statistic(order) >= observed - 1e-9
+    return (1 + extreme) / (1 + PERMUTATIONS)
 
 
 def _steadier(row: Row, baseline: Row) -> float | None:

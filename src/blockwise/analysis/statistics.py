@@ -121,8 +121,7 @@ def treatment(sweep: Sweep, name: str) -> Row | None:
     blocks = sweep.single_blocks
     if name == BEST:
         return blocks[0] if blocks else None
-    quarter = int(name.split()[1])
-    return next((row for row in blocks if row.records[0].cell.quarter == quarter), None)
+    return next(iter(sweep.blocks_of_quarter(int(name.split()[1]))), None)
 
 
 def paired_tests(
@@ -189,8 +188,8 @@ def _signed_rank(first: str, second: str, differences: list[float], needed: int,
     effect = 2 * positive / (len(nonzero) * (len(nonzero) + 1) / 2) - 1
     if len(differences) < needed:
         return replace(test, effect=float(effect))
-    # SciPy's exact test assumes no ties, so for few pairs we enumerate all combinations of signs. For more pairs we use
-    # SciPy's normal approximation; its p-value is too large if nearly all differences have the same sign
+    # SciPy's exact test assumes no ties, so for few pairs we enumerate all combinations of signs. For more pairs, SciPy
+    # takes its exact test without ties (up to 50 pairs), and the normal approximation with ties
     exact = len(nonzero) <= EXACT
     p = _exact_p(nonzero, alternative) if exact else stats.wilcoxon(nonzero, alternative=alternative).pvalue
     return replace(test, effect=float(effect), p=float(p))
@@ -262,7 +261,7 @@ def quarter_shares(sweeps: Sequence[Sweep]) -> list[Share]:
 
 def _wins(sweep: Sweep, quarter: int) -> tuple[int, int] | None:
     baselines = [row for name in BASELINES if (row := sweep.row(name)) is not None]
-    blocks = [row for row in sweep.single_blocks if row.records[0].cell.quarter == quarter]
+    blocks = sweep.blocks_of_quarter(quarter)
     if len(baselines) < len(BASELINES) or not blocks:
         return None
     beats = [all((block.difference(baseline) or 0) > 0 for baseline in baselines) for block in blocks]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from itertools import chain
 from statistics import fmean, stdev
 
 from blockwise.io.names import printable
@@ -31,8 +32,9 @@ class Row:
     Attributes:
         scope: Name of the scope.
         blocks: The blocks of the scope, in ascending order.
-        records: The finished records at the best learning rate, one per seed; empty if none has finished.
-        lr: The learning rate with the best mean validation score.
+        records: The finished records at the best learning rate, one per seed; empty if none has finished. If a search
+            stopped some, each seed's best one.
+        lr: The learning rate with the best mean validation score; that of the best record, if seeds differ.
         pruned: The records of cells that a search stopped, at any rate, with seeds that `records` lack.
     """
 
@@ -162,6 +164,19 @@ class Sweep:
         return sorted(rows, key=order, reverse=True)
 
     @property
+    def unfinished(self) -> set[str]:
+        """The single blocks that have not trained, or that a search stopped with some seed: they might be good."""
+        ended = {row.scope for row in self.rows if row.scope.isdigit() and not row.pruned}
+        return set(map(str, range(self.num_blocks))) - ended
+
+    def blocks_of_quarter(self, quarter: int) -> list[Row]:
+        """Return the single blocks of a quarter, best first; none if one is unfinished: survivors are not typical."""
+        quarters = {record.cell.scope: record.cell.quarter for record in self.records}
+        if any(quarters.get(block, quarter) == quarter for block in self.unfinished):
+            return []
+        return [row for row in self.single_blocks if row.records[0].cell.quarter == quarter]
+
+    @property
     def best(self) -> Row | None:
         """The best single block by validation."""
         return next(iter(self.single_blocks), None)
@@ -196,10 +211,17 @@ def sweeps(records: Iterable[Record]) -> list[Sweep]:
     groups: dict[tuple[str, ...], list[Record]] = {}
     for record in records:
         groups.setdefault(_place(record, record.settings), []).append(record)
+    shared = set()
     for group in list(groups.values()):
         if "policy" in (settings := group[0].settings):
             static = {key: value for key, value in settings.items() if key != "policy"}
-            group += [r for r in groups.get(_place(group[0], static), ()) if r.cell.scope == "head"]
+            place = _place(group[0], static)
+            if heads := [record for record in groups.get(place, ()) if record.cell.scope == "head"]:
+                group += heads
+                shared.add(place)
+    for place in shared:  # without another policy than these, `head` is no sweep of its own
+        if all(record.cell.scope == "head" for record in groups[place]):
+            del groups[place]
     return [Sweep(key[-1], group[0]["settings"], tuple(group), _rows(group)) for key, group in sorted(groups.items())]
 
 
@@ -231,12 +253,19 @@ def _best_rate(scope: str, records: Sequence[Record]) -> Row:
     if not sound:
         longest = max(pruned or records, key=lambda record: (record.epochs, -record.lr))
         return Row(scope, blocks, (), longest.lr, tuple(pruned))
+    if pruned:
+        # which rate trained to its end may differ from seed to seed
+        best_of: dict[int, Record] = {}
+        for record in sorted(chain(*sound.values()), key=lambda record: record.selection_score):
+            best_of[record.seed] = record
+        left = tuple(record for record in pruned if record.seed not in best_of)
+        found = tuple(best_of[seed] for seed in sorted(best_of))
+        return Row(scope, blocks, found, max(found, key=lambda record: record.selection_score).lr, left)
     # compare only rates with the same, highest number of seeds
     most = max(len(group) for group in sound.values())
     sound = {rate: group for rate, group in sound.items() if len(group) == most}
     best = max(sound, key=lambda rate: mean_score(record.selection_score for record in sound[rate]))
-    seeds = {record.seed for record in sound[best]}
-    return Row(scope, blocks, tuple(sound[best]), best, tuple(r for r in pruned if r.seed not in seeds))
+    return Row(scope, blocks, tuple(sound[best]), best)
 
 
 def _order(scope: str, blocks: Sequence[int]) -> tuple[int, tuple[int, ...], str]:

@@ -57,7 +57,8 @@ def sweep_table(sweep: Sweep, *, smooth: bool = False) -> Table:
         cells = [row.scope + mark, *_cells(row, head, full)]
         if sure:
             cells.insert(5, f"{100 * sure.probability[row.scope]:.0f} %" if row.scope in sure.probability else "")
-        cells += [f"{row.lr:g}"] if rates else []
+        own = sorted({record.lr for record in row.records}) or [row.lr]  # after a search, seeds may differ
+        cells += [", ".join(f"{rate:g}" for rate in own)] if rates else []
         cells += [str(len(row.records))] if seeds else []
         table.add_row(*cells, style="bold green" if chosen else "" if row.records else "dim")
     return table

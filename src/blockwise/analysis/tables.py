@@ -277,10 +277,12 @@ def selection_table(sweeps: Sequence[Sweep]) -> ReportTable:
 def export_table(sweeps: Sequence[Sweep]) -> ReportTable | None:
     """Return the command that exports the best block of each sweep; None if there are no blocks."""
     lines = []
-    for sweep in (sweep for sweep in sweeps if sweep.best is not None):
-        best = sweep.best
-        assert best is not None
+    for sweep in sweeps:
+        if (best := sweep.best) is None:
+            continue
         record = best_seed(best.records)
+        if record.backbone.weights == "own":  # a command cannot build it
+            continue
         model: Any = record.settings.get("model", {})
         of_timm = model.get("source", "timm") == "timm" and model.get("head", "linear") == "linear"
         command = f"blockwise export {shlex.quote(record.folder or 'results')} -o {_export_folder(sweep, sweeps)}"

@@ -61,7 +61,9 @@ def rank_model(model: str, overrides: Sequence[str], names: Sequence[str], conso
         cfg = compose_config([*model_overrides(model), *overrides, "block=all", f"results_dir={folder}"])
         check_config(plain(cfg))
         study = Study.from_config(cfg, console)
-        return Ranking(study.title, study.rankings(names or score_names()))
+        # a linear probe needs the activations between blocks
+        known = [name for name in score_names() if name != "probe" or not study.staged.whole]
+        return Ranking(study.title, study.rankings(names or known))
 
 
 def print_ranking(found: Ranking, console: Console, *, as_json: bool) -> None:

@@ -99,10 +99,21 @@ def _check_together(cfg: Mapping[str, Any]) -> None:
         raise InputError(
             f"scheduler.warmup={scheduler['warmup']} must be less than trainer.max_epochs={trainer['max_epochs']}"
         )
+    for scope in as_list(cfg["search"].get("then") or []):
+        if not re.fullmatch(r"top\d+", str(scope).strip()):
+            raise InputError(
+                f"search.then={scope} does not choose among trained blocks: choose top2, top3, ...; "
+                "other scopes belong to block"
+            )
     search, cells = str(cfg["search"].get("_target_")), cfg["sweeper"]["cells_per_job"]
     if cells is not None and search != EXHAUSTIVE:
         raise InputError(
             f"sweeper.cells_per_job={cells} divides a sweep between jobs, but a search compares its cells: leave null"
+        )
+    if cells is not None and (last := cfg["search"].get("then")) is not None:
+        raise InputError(
+            f"sweeper.cells_per_job={cells} divides a sweep between jobs, but search.then={last} needs all of its "
+            "blocks: leave one of them null"
         )
     if cfg["data"].get("groups") is not None and cfg["data"].get("folds") is None:
         raise InputError("data.groups says which images share a fold: set data.folds as well, such as data.folds=5")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Sequence
@@ -73,7 +74,10 @@ def _of_model(record: Record, overrides: Sequence[str]) -> DictConfig:
     size = [f"data.image_size={record.data.image_size}"]
     head = [f"model.head={model['head']}"] if "head" in model else []
     seed = [f"seed={record.seed}"]
-    return compose_config([*model_overrides(prefix + name), *size, *head, *pretrained, *seed, *overrides])
+    cfg = compose_config([*model_overrides(prefix + name), *size, *head, *pretrained, *seed, *overrides])
+    if model.get("options") and cfg.model.options is None:
+        cfg.model.options = model["options"]
+    return cfg
 
 
 def base_of(record: Record, cfg: DictConfig | None = None) -> Backbone:
@@ -88,9 +92,10 @@ def base_of(record: Record, cfg: DictConfig | None = None) -> Backbone:
     """
     cfg = cfg or config_of(record)
     backbone = load_backbone(cfg.model, image_size=record.data.image_size, seed=cfg.seed)
-    crop_pct = record.settings["data"].get("crop_pct")
-    if crop_pct is not None and backbone.images.crop_pct != crop_pct:
-        backbone.images = replace(backbone.images, crop_pct=float(crop_pct))
+    data = record.settings["data"]
+    kept = {key: data[key] for key in ("crop_pct", "interpolation", "mean", "std") if data.get(key) is not None}
+    own: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in kept.items()}
+    backbone.images = replace(backbone.images, **own)
     check_base(backbone, record)
     return backbone
 
@@ -119,12 +124,17 @@ def check_words(command: str, overrides: Sequence[str], groups: Sequence[str], a
 
 
 def check_base(backbone: Backbone, record: Record) -> None:
-    """Check that a backbone has the weights that a cell started from.
+    """Check that a backbone has the weights that a cell started from, and the same options, such as an activation.
 
     Raises:
         InputError: It has others.
     """
     trained = record.backbone
+    theirs, ours = (_as_text(one.get("options")) for one in (record.settings["model"], backbone.settings))
+    if theirs != ours:
+        raise InputError(
+            f"{record.folder} was trained on {trained.name} with model.options={theirs}, but this backbone has {ours}"
+        )
     known = trained.checksum or trained.weights
     if known is not None and known != (backbone.checksum if trained.checksum else backbone.weights):
         raise InputError(
@@ -132,3 +142,7 @@ def check_base(backbone: Backbone, record: Record) -> None:
             f"{backbone.name} with {backbone.weights}"
             + (", whose tensors differ" if trained.weights == backbone.weights else "")
         )
+
+
+def _as_text(options: Any) -> str:
+    return json.dumps(options or {}, sort_keys=True, default=str)

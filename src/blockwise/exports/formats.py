@@ -33,7 +33,7 @@ class Trained:
     Attributes:
         record: The record of the cell.
         backbone: The network with its base weights.
-        model: The `model` part of the config that makes it.
+        model: The `model` part of the config that makes it; None if it is not of timm or torchvision.
         network: The trained classifier.
         classes: Class names, in the order of the logits.
         images: Normalised images, shape (images, 3, size, size).
@@ -41,7 +41,7 @@ class Trained:
 
     record: Record
     backbone: Backbone
-    model: Mapping[str, Any]
+    model: Mapping[str, Any] | None
     network: nn.Sequential
     classes: tuple[str, ...]
     images: Tensor
@@ -65,8 +65,10 @@ def timm_network(trained: Trained) -> nn.Module:
     Raises:
         InputError: The network is not of timm, or its head is none that timm knows.
     """
-    maker = maker_of(trained.model, trained.record.data.image_size)
     advice = "choose --format onnx or torch_export"
+    if trained.model is None:
+        raise InputError(f"{trained.backbone.name} is not in timm: {advice}")
+    maker = maker_of(trained.model, trained.record.data.image_size)
     if trained.model["source"] != "timm":
         raise InputError(f"{trained.backbone.name} is of torchvision, and timm cannot load it: {advice}")
     head = trained.network[1]
@@ -144,7 +146,10 @@ WRITERS: Mapping[str, Callable[[Trained, Path], None]] = {
 def write_config(trained: Trained, folder: Path, classifier: Any = None) -> None:
     """Write `config.json` as timm reads it: architecture, classes and preprocessing."""
     images = trained.backbone.images
-    architecture, arguments = maker_of(trained.model, trained.record.data.image_size).described()
+    described: tuple[str, dict[str, Any]] = trained.backbone.name, {}
+    if trained.model is not None:
+        described = maker_of(trained.model, trained.record.data.image_size).described()
+    architecture, arguments = described
     config = {
         "architecture": architecture,
         "num_classes": len(trained.classes),

@@ -86,7 +86,7 @@ def read_weights(record: Record) -> dict[str, Tensor]:
         reason = reason or "the cell diverged, or they were removed"
         raise InputError(f"{record.folder} contains no weights: {reason}") from error
     if expected not in (None, checksum(content)):
-        raise InputError(f"the weights in {record.folder} have changed since the cell was trained: train it again")
+        raise InputError(f"the weights in {record.folder} have changed since training: remove it and train again")
     try:
         return load(content)
     except Exception as error:  # safetensors has errors of its own

@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # pandas is optional
     import pandas as pd
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor
 
 from blockwise.backbone.load import Backbone
@@ -84,11 +85,11 @@ def export(
     check_words(
         "export", overrides, ("data", "model"), "model.checkpoint=<path> and data.root=<path>, if files have moved"
     )
-    cfg = config_of(record, overrides)
+    cfg = _config(record, overrides, backbone)
     backbone = backbone or base_of(record, cfg)
-    found = _test_images(record, backbone.images, cfg)
+    found = None if cfg is None else _test_images(record, backbone.images, cfg)
     images = _noise(backbone.images) if found is None else found
-    model, network = plain(cfg)["model"], trained_network(backbone, record)
+    model, network = None if cfg is None else plain(cfg)["model"], trained_network(backbone, record)
     trained = Trained(record, backbone, model, network, class_names(record), images)
     with replacing_export(path) as new:
         difference = _write(trained, format, new, photographs=found is not None)
@@ -113,6 +114,22 @@ def _write(trained: Trained, kind: str, folder: Path, *, photographs: bool) -> f
     )
     write_card(folder, text, kind, metadata(record, kind))
     return difference
+
+
+def _config(record: Record, overrides: Sequence[str], backbone: Backbone | None) -> DictConfig | None:
+    """Return the config that trained a cell; None for a given network that is not in a library under its name.
+
+    Raises:
+        InputError: It cannot be composed, and the network is not given.
+    """
+    try:
+        return config_of(record, overrides)
+    except InputError as error:
+        if backbone is not None and not overrides:
+            return None
+        if record.backbone.weights == "own":
+            raise InputError(f"{record.backbone.name} is a network of your own: export it with backbone=") from error
+        raise
 
 
 def _noise(spec: ImageSpec) -> Tensor:

@@ -17,11 +17,23 @@ A policy is any callable with the signature of `Policy`, so a class of your own 
 from blockwise.policies.cyclic import Cyclic
 from blockwise.policies.gradual import Gradual
 from blockwise.policies.lp_ft import LPFT
-from blockwise.policies.policy import Phase, Policy, check_policy, phases
+from blockwise.policies.policy import Phase, Policy, check_policy, head_epochs, phases
 from blockwise.policies.static import Static
 from blockwise.results.record import STATIC
 
 # the names of our policies, as those of their files in conf/policy
 POLICY_NAMES: dict[type, str] = {Static: STATIC, LPFT: "lp_ft", Gradual: "gradual", Cyclic: "cyclic"}
 
-__all__ = ["LPFT", "POLICY_NAMES", "STATIC", "Cyclic", "Gradual", "Phase", "Policy", "Static", "check_policy", "phases"]
+__all__ = [
+    "LPFT",
+    "POLICY_NAMES",
+    "STATIC",
+    "Cyclic",
+    "Gradual",
+    "Phase",
+    "Policy",
+    "Static",
+    "check_policy",
+    "head_epochs",
+    "phases",
+]

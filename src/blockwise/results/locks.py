@@ -24,10 +24,13 @@ def claim(paths: Sequence[Path]) -> Iterator[list[bool]]:
         yield [_try(path, locks) for path in paths]
 
 
-def wait(path: Path) -> None:
-    """Wait until no process holds the lock of a file."""
-    with FileLock(path):
-        pass
+def wait(path: Path, seconds: float = -1) -> bool:
+    """Wait until no process holds the lock of a file; return False after so many seconds, if they are not negative."""
+    try:
+        with FileLock(path, timeout=seconds):
+            return True
+    except Timeout:
+        return False
 
 
 def _try(path: Path, locks: ExitStack) -> bool:

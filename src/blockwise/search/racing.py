@@ -14,8 +14,10 @@ from blockwise.search.strategy import (
     Judge,
     best_first,
     by_scope,
-    check_judge,
 )
+
+# what predictions of single images can be tested for; of macro F1 and mean per-class accuracy, it is the accuracy
+TESTED = ("select_by", "top1", "loss", "probability")
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Racing(Exhaustive):
     Attributes:
         level: A cell stops if the p-value is below this level.
         min_epochs: Epochs before the first comparison.
-        judge: What decides which cell is the best.
+        judge: What is tested: `select_by`, `top1`, `loss` or `probability`, at the epoch that `select_by` has chosen.
 
     Raises:
         InputError: A setting is invalid.
@@ -45,7 +47,8 @@ class Racing(Exhaustive):
         if not is_number(self.level) or not 0 < self.level < 1:
             raise InputError(f"search.level={self.level} must be a number between 0 and 1")
         check_whole("search.min_epochs", self.min_epochs, 1)
-        check_judge("search.judge", self.judge)
+        if self.judge not in TESTED:
+            raise InputError(f"search.judge={self.judge} is no judge of a race: choose {', '.join(TESTED)}")
 
     def stop(self, candidates: Sequence[Candidate], epoch: int, max_epochs: int) -> set[str]:
         """Return the cells that are significantly worse than the best rate of their scope, or than the best block."""
@@ -55,23 +58,32 @@ class Racing(Exhaustive):
         stopped: set[str] = set()
         leaders: dict[str, Candidate] = {}
         for rates in by_scope(candidates):
-            best, *others = best_first(rates, self.judge)
+            best, *others = self._best_first(rates)
             stopped |= {c.key for c in others if self._worse(c, best)}
             leaders[best.scope] = best
-        blocks = best_first((c for c in leaders.values() if c.is_block), self.judge)
+        blocks = self._best_first([c for c in leaders.values() if c.is_block])
         lost = {c.scope for c in blocks[1:] if self._worse(c, blocks[0])}
         return stopped | {c.key for c in candidates if c.scope in lost}
 
-    def _worse(self, candidate: Candidate, best: Candidate) -> bool:
+    def _best_first(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Sort cells by what is tested; of equals, by what `select_by` says."""
+        ordered = best_first(candidates, "select_by")
+        if self.judge == "select_by":
+            return ordered
+        return sorted(ordered, key=lambda c: -float(self._values(c).mean()))
+
+    def _values(self, candidate: Candidate) -> np.ndarray:
         by = candidate.select_by if self.judge == "select_by" else self.judge
-        if by in ("loss", "train_loss"):
-            return paired_t(candidate.log_likelihood - best.log_likelihood) < self.level
-        if by == "probability":
-            return paired_t(np.exp(candidate.log_likelihood) - np.exp(best.log_likelihood)) < self.level
-        return mcnemar(candidate.correct, best.correct) < self.level
+        if by == "loss":
+            return candidate.log_likelihood
+        return np.exp(candidate.log_likelihood) if by == "probability" else candidate.correct
+
+    def _worse(self, candidate: Candidate, best: Candidate) -> bool:
+        own, others = self._values(candidate), self._values(best)
+        return (not_worse(own, others) if own.dtype == bool else paired_t(own - others)) < self.level
 
 
-def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
+def not_worse(first: np.ndarray, second: np.ndarray) -> float:
     """Return the p-value of McNemar's exact test that the first is not worse, given which predictions are correct."""
     from scipy.stats import binom
 

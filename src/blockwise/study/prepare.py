@@ -25,6 +25,7 @@ from blockwise.backbone.load import (
 from blockwise.backbone.makers.hub import UnreachableError
 from blockwise.backbone.partition import Partition
 from blockwise.backbone.stages import CannotStageError, StagedBackbone, stage_backbone, whole_backbone
+from blockwise.config.checks import as_list
 from blockwise.config.compose import plain
 from blockwise.data import BlockwiseDataModule, Source
 from blockwise.data.loaders import check_data
@@ -80,7 +81,7 @@ def check_before_download(cfg: DictConfig) -> None:
     if not cfg.plan and needs_download(cfg.model):
         network, _ = describe_backbone(cfg.model, cfg.data.image_size)
         partition = cut(network, make_images(cfg).size, cfg.partition, cfg.model)
-        parse_scopes(plain(cfg)["block"], len(partition), cfg.model.name)
+        parse_scopes([*as_list(plain(cfg)["block"]), *as_list(cfg.search.then or [])], len(partition), cfg.model.name)
 
 
 def make_stages(backbone: Backbone, partition: Partition, console: Console) -> StagedBackbone:

@@ -35,7 +35,9 @@ def run(cfg: DictConfig, console: Console | None = None) -> list[Record]:
             study.report()
         raise
     if rank() == 0:
-        if key is not None and len(records) == len(study.cells()):
+        cells = study.cells()
+        # which blocks are in `top3` depends on the records of the sweep, those of other runs included
+        if key is not None and len(records) == len(cells) and all(cell.scope.top is None for cell in cells):
             mark_finished(settings, key, study.headline(len(records), len(records)), records)
         study.report()
     return records

@@ -22,7 +22,7 @@ from blockwise.fast.memory import allow_tf32, reset_peak_memory
 from blockwise.policies import STATIC, Static
 from blockwise.recipe.losses import with_class_counts
 from blockwise.recipe.parameter_groups import OptimizerFactory
-from blockwise.recipe.recipe import Recipe
+from blockwise.recipe.recipe import Loss, Recipe
 from blockwise.results.locks import claim, wait
 from blockwise.results.record import Record
 from blockwise.results.store import ResultStore, find_records, settings_hash, sweep_hash
@@ -33,11 +33,14 @@ from blockwise.study.settings import describe_policy
 from blockwise.study.worker import report_cells
 from blockwise.tracking.callback import CellTracking, OpenLog
 from blockwise.tracking.progress import ProgressDisplay
-from blockwise.training.cells import Cell, cell_key, saved_key
+from blockwise.training.cells import Cell, cell_key, competitors, saved_key
 from blockwise.training.checkpoints import AtomicCheckpointIO, CheckpointCallback, Checkpoints
 from blockwise.training.distributed import broadcast, is_distributed, rank
 from blockwise.training.module import BlockwiseModule
-from blockwise.training.recorder import COSTS, Recorder
+from blockwise.training.recorder import OUTCOME, Recorder
+
+# seconds
+WAIT = 60
 
 
 class TrainerFactory(Protocol):
@@ -109,22 +112,30 @@ class CellRuns:
         own = self.recipe.policy(policy)
         return {} if isinstance(own, Static) else {"policy": describe_policy(policy, own)}
 
-    def is_recorded(self, cell: Cell) -> bool:
-        """Return whether a cell has a record that need not be replaced: a cell stopped by another search goes on."""
-        record = self.store.find(self.cell_settings(cell))
-        return record is not None and (record.status != "pruned" or self._stopped(record))
-
     def missing(self, cells: list[Cell]) -> list[Cell]:
         """Return the cells that a run would train: those without a record.
 
         Which cells a search stops depends on all of them, so all train again if one has no record.
         """
-        missing = [cell for cell in cells if not self.is_recorded(cell)]
+        missing = [cell for cell in cells if not self._is_recorded(cell, cells)]
         return cells if missing and stops_cells(self.search) else missing
+
+    def _is_recorded(self, cell: Cell, cells: list[Cell]) -> bool:
+        """Return whether a cell has a record that need not be replaced.
+
+        A cell that was stopped by another search, or among other cells, goes on.
+        """
+        record = self.store.find(self.cell_settings(cell))
+        if record is None or record.status != "pruned":
+            return record is not None
+        # records of earlier versions do not say what competed
+        among = _search_of(record).get("competitors", competitors(cell, cells))
+        return self._stopped(record) and among == competitors(cell, cells)
 
     def _stopped(self, record: Record) -> bool:
         """Return whether this search has stopped the cell of a record."""
-        return record.status == "pruned" and self.searched is not None and _search_of(record) == self.searched
+        settings = {key: value for key, value in _search_of(record).items() if key not in OUTCOME}
+        return record.status == "pruned" and self.searched is not None and settings == self.searched
 
     @cached_property
     def searched(self) -> dict[str, Any] | None:
@@ -141,7 +152,8 @@ class CellRuns:
 
     def train_cells(self, cells: list[Cell], *, retrain: bool) -> dict[str, Record]:
         """Train the cells without a record, and return the records of all, by the cells' names."""
-        missing = cells if retrain else self.missing(cells)
+        # other processes must not read the records at another time
+        missing = broadcast(cells if retrain else self.missing(cells))
         if cells:
             self.console.print(self.headline(len(cells), len(cells) - len(missing)), highlight=False)
         report_cells(cell.key for cell in missing)
@@ -169,8 +181,10 @@ class CellRuns:
             cells = broadcast(left if retrain else self.missing(left))
             if cells:
                 self.console.print(f"waiting for another process, which is training {len(cells)} of these cells")
-                if first:
-                    wait(self.store.lock(self.cell_settings(taken[0] if taken else cells[0])))
+                lock = self.store.lock(self.cell_settings(taken[0] if taken else cells[0]))
+                # the others hear from the first again before the process group's timeout
+                while not broadcast(first and wait(lock, WAIT if is_distributed() else -1)):
+                    pass
 
     def _train_side_by_side(self, cells: list[Cell]) -> None:
         """Train cells side by side; if the memory of the GPU runs out, one half of them after the other.
@@ -207,9 +221,7 @@ class CellRuns:
     def _train_together(self, cells: list[Cell]) -> None:
         reset_peak_memory()
         self.data.prepare(self.console)
-        counts = self.data.class_counts()
-        loss = self.recipe.loss if counts is None else with_class_counts(self.recipe.loss, counts)
-        module = self.module(cells, replace(self.recipe, loss=loss))
+        module = self.module(cells, replace(self.recipe, loss=self.loss()))
         checkpoints = Checkpoints(self.store.checkpoints(self.settings), self.searched)
         checkpoint = broadcast(checkpoints.find(cells))
         if checkpoint:
@@ -229,7 +241,15 @@ class CellRuns:
                 records = recorder.save(self.store, module)
                 checkpoints.drop(*self._recorded_keys())
                 if self.loggers:
-                    tracking.finish(module, records, {policy: self.sweep(policy) for policy in self._policies()})
+                    recorded = {policy: self.sweep(policy) for policy in self._policies()}
+                    # `head` is static, but in the sweeps of all policies
+                    recorded[STATIC] = recorded[STATIC] or next(filter(None, recorded.values()), None)
+                    tracking.finish(module, records, recorded)
+
+    def loss(self) -> Loss:
+        """Return the training loss, with class weights as numbers; the images have been read."""
+        counts = self.data.class_counts()
+        return self.recipe.loss if counts is None else with_class_counts(self.recipe.loss, counts)
 
     def _recorded_keys(self) -> tuple[set[str], set[str]]:
         """Return the keys of the cells of this sweep and seed that have ended, and that this search stopped."""
@@ -262,10 +282,9 @@ class CellRuns:
 
 
 def _search_of(record: Record) -> dict[str, Any]:
-    """Return name and settings of the search that stopped a cell."""
+    """Return what a record says of the search that stopped its cell."""
     search = record.provenance.get("search")
-    own = search if isinstance(search, dict) else {}
-    return {key: value for key, value in own.items() if key not in COSTS}
+    return search if isinstance(search, dict) else {}
 
 
 def checkpoint_key(record: Record) -> str:

@@ -19,6 +19,7 @@ from blockwise.results.record import SELECTIONS, STATIC, Score
 from blockwise.search import SEARCH_NAMES, Candidate, Exhaustive, FirstEpoch, Ranked, Search, TopDown
 from blockwise.study.data import StudyData
 from blockwise.study.settings import describe_rule
+from blockwise.training.distributed import broadcast
 
 # simulated runs of a search
 DRAWS = 20
@@ -42,7 +43,8 @@ class StudyTrials:
         """Return the validation score of a scope at its best learning rate; None if it has not finished."""
         sweep = self.sweep()
         row = None if sweep is None else sweep.row(scope)
-        return None if row is None else row.selection_score(row.seeds)
+        # other processes must not read the records at another time
+        return broadcast(None if row is None else row.selection_score(row.seeds))
 
     def ranking(self, score: str) -> Mapping[str, float]:
         """Return a score of each single block before any training, higher is better."""
@@ -116,17 +118,34 @@ def describe_search(search: Search) -> dict[str, Any] | None:
     return {"name": name, **described.get("options", {})}
 
 
-def check_epochs(search: Search, max_epochs: int) -> None:
-    """Check that a search stops cells before the last epoch, as far as its settings tell.
+def check_epochs(search: Search, max_epochs: int, alone: Mapping[str, int]) -> None:
+    """Check that a search stops cells before the last epoch, and after their blocks have trained.
+
+    As far as its settings tell.
+
+    Args:
+        search: The search.
+        max_epochs: Number of epochs.
+        alone: By policy, the number of epochs in which it trains the head of a block's cell alone.
 
     Raises:
         InputError: It does not.
     """
-    first = 1 if isinstance(search, FirstEpoch) else getattr(search, "min_epochs", 0)
+    first = 1 if isinstance(search, FirstEpoch) else getattr(search, "min_epochs", None)
+    if first is None:
+        return
+    setting = "search=first_epoch" if isinstance(search, FirstEpoch) else f"search.min_epochs={first}"
     if first >= max_epochs:
-        setting = "search=first_epoch stops cells after the first epoch"
-        setting = setting if isinstance(search, FirstEpoch) else f"search.min_epochs={first}"
-        raise InputError(f"{setting}, but trainer.max_epochs={max_epochs}: there must be more epochs than that")
+        raise InputError(
+            f"{setting} stops cells after epoch {first}, but trainer.max_epochs={max_epochs}: there must be more epochs"
+        )
+    for policy, epochs in alone.items():
+        if first <= epochs:
+            fitting = "search=halving search.min_epochs" if isinstance(search, FirstEpoch) else "search.min_epochs"
+            raise InputError(
+                f"{setting} stops cells after epoch {first}, but until epoch {epochs} policy={policy} trains the head "
+                f"alone, so that all blocks are equal: choose {fitting}={epochs + 1} or more"
+            )
 
 
 def check_top(search: Search, top: int) -> None:

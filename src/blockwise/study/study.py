@@ -23,7 +23,7 @@ from blockwise.backbone.heads import new_head
 from blockwise.config.checks import as_list, check_config
 from blockwise.config.compose import plain
 from blockwise.errors import InputError, TooFewBlocksError
-from blockwise.policies import STATIC, Phase, Policy, check_policy, phases
+from blockwise.policies import STATIC, Phase, Policy, check_policy, head_epochs, phases
 from blockwise.ranking import FIRST_LOSS
 from blockwise.recipe.build import make_recipe
 from blockwise.recipe.losses import check_loss, with_class_counts
@@ -87,7 +87,8 @@ class Study(CellRuns):
                 f"search={name} compares cells that train side by side, but those of {self.backbone.name} train one "
                 "after another: choose search=exhaustive, topdown, ranked or greedy"
             )
-        check_epochs(self.search, epochs)
+        policies = self.recipe.policies if self._blocks() else {}
+        check_epochs(self.search, epochs, {name: head_epochs(own, epochs) for name, own in policies.items()})
         self._tell_what_is_kept()
         top_scopes = [scope for scope in self.scopes if scope.top is not None]
         if not top_scopes:
@@ -102,9 +103,11 @@ class Study(CellRuns):
                     f"{len(single)}: train more single blocks first, or in the same run: 'block=[all,{scope.name}]'"
                 )
 
+    def _blocks(self) -> int:
+        return sum(scope.name.isdigit() for scope in self.scopes)
+
     def _tell_what_is_kept(self) -> None:
-        blocks = sum(scope.name.isdigit() for scope in self.scopes)
-        keep = getattr(self.search, "keep", None)
+        blocks, keep = self._blocks(), getattr(self.search, "keep", None)
         if isinstance(keep, int) and keep >= blocks > 0:
             self.console.print(f"search.keep={keep} leaves out none of the {blocks} blocks", highlight=False)
 
@@ -259,7 +262,9 @@ class Study(CellRuns):
         """Return minus the training loss of one epoch of each single block, at its best learning rate."""
         scopes = [scope for scope in self.scopes if scope.name.isdigit()]
         # schedules need the real number of epochs, and policies may begin with the head alone
-        module = self.module(self.cells(scopes, [STATIC]), replace(self.recipe, scheduler=None, policies={}))
+        module = self.module(
+            self.cells(scopes, [STATIC]), replace(self.recipe, loss=self.loss(), scheduler=None, policies={})
+        )
         trainer = self.trainer(logger=False, callbacks=self.data.callbacks(), max_epochs=1)
         call(trainer, trainer.fit, module, datamodule=self.data.module)
         losses: dict[str, float] = {}
@@ -340,7 +345,9 @@ class Study(CellRuns):
         trainer = self.trainer(logger=False, callbacks=[Stopwatch()], max_epochs=1, devices=1, strategy="auto")
         epochs = self.trainer(logger=False).max_epochs or 1
         # the most expensive epoch of every policy; schedules need the real number of steps
-        recipe = replace(self.recipe, scheduler=None, policies={})
+        # noise has no classes to balance
+        loss = with_class_counts(self.recipe.loss, [1] * len(self.data.classes))
+        recipe = replace(self.recipe, loss=loss, scheduler=None, policies={})
         costs = measure(
             self.module([replace(cell, policy=STATIC) for cell in side_by_side], recipe, noise=True),
             trainer,

@@ -160,7 +160,9 @@ def final_metrics(record: Record, sweep: Sweep | None) -> dict[str, float]:
 def _how_sure(record: Record, sweep: Sweep | None) -> dict[str, float]:
     """Return how likely a block is to be the best one, at the rate that was chosen for it."""
     row = sweep.row(record.cell.scope) if sweep else None
-    if sweep is None or row is None or row.lr != record.lr or (sure := confidence(sweep)) is None:
+    if sweep is None or row is None or all(record.settings != other.settings for other in row.records):
+        return {}
+    if (sure := confidence(sweep)) is None:
         return {}
     if (probability := sure.probability.get(row.scope)) is None:
         return {}

@@ -186,14 +186,13 @@ def sync(records: Sequence[Record], project: str, entity: str | None, console: C
             run.finish(record.status, final_metrics(record, sweep))
             bar.advance(task)
 
-        uploads = [
-            pool.submit(send, record, sweep)
-            for sweep in sweeps(records)
-            for record in sweep.records
-            # `head` belongs to the sweeps of all policies
-            if record.policy == sweep.policy
-        ]
-        for upload in uploads:
+        homes: dict[str | None, tuple[Record, Sweep]] = {}
+        for sweep in sweeps(records):
+            for record in sweep.records:
+                # `head` is in the sweeps of all policies
+                if record.folder not in homes or record.policy == sweep.policy:
+                    homes[record.folder] = record, sweep
+        for upload in [pool.submit(send, *home) for home in homes.values()]:
             upload.result()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -24,6 +24,7 @@ from blockwise.policies import STATIC, Phase
 from blockwise.recipe.parameter_groups import BlockParameters
 from blockwise.recipe.recipe import NormMode
 from blockwise.results.record import Metrics, Status, selection_score
+from blockwise.results.store import settings_hash
 from blockwise.training.scopes import Scope
 from blockwise.training.trainable import trainable
 
@@ -66,6 +67,11 @@ def cell_key(scope: str, lr: float, policy: str = STATIC) -> str:
     """Return the name of the cell of a scope, a learning rate and a policy."""
     rate = f"{lr:g}" if float(f"{lr:g}") == lr else repr(lr)
     return f"{scope}@{rate}" + ("" if policy == STATIC else f"@{policy}")
+
+
+def competitors(cell: Cell, cells: Iterable[Cell]) -> str:
+    """Return a hash of the cells that compete with one in a search, itself included: those of its policy."""
+    return settings_hash({"cells": sorted(other.saved_key for other in cells if other.policy == cell.policy)})
 
 
 def cell_names(cells: Sequence[Cell]) -> list[str]:

@@ -22,11 +22,11 @@ from blockwise.results.record import (
     Record,
 )
 from blockwise.results.store import ResultStore
-from blockwise.training.cells import Cell, CellNetwork, Progress
+from blockwise.training.cells import Cell, CellNetwork, Progress, competitors
 from blockwise.training.module import BlockwiseModule
 
 # what a record says of a search besides its name and settings
-COSTS = ("cells", "pruned", "seconds")
+OUTCOME = ("competitors", "cells", "pruned", "seconds")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,6 @@ class Recorder:
         """Return the record of every cell in its current state; `status` is `running` until a cell is finished."""
         data = self.data(module.trainer)
         shared = module.clock.seconds - sum(progress.seconds for progress in module.progress)
-        searched = self._searched(module)
         return [
             self._record(
                 module.backbone.partition,
@@ -60,18 +59,22 @@ class Recorder:
                 network,
                 progress,
                 progress.seconds + shared / len(module.cells),
-                {**provenance(), **searched},
+                {**provenance(), **self._searched(module, cell)},
             )
             for cell, network, progress in zip(module.cells, module.networks, module.progress, strict=True)
         ]
 
-    def _searched(self, module: BlockwiseModule) -> dict[str, Any]:
+    def _searched(self, module: BlockwiseModule, cell: Cell) -> dict[str, Any]:
         """Return what was searched and what it cost; nothing if there was no search."""
         if self.search is None:
             return {}
-        pruned = sum(progress.status == "pruned" for progress in module.progress)
-        seconds = round(module.clock.seconds, 3)
-        return {"search": {**self.search, "cells": len(module.cells), "pruned": pruned, "seconds": seconds}}
+        outcome = {
+            "competitors": competitors(cell, module.cells),
+            "cells": len(module.cells),
+            "pruned": sum(progress.status == "pruned" for progress in module.progress),
+            "seconds": round(module.clock.seconds, 3),
+        }
+        return {"search": {**self.search, **outcome}}
 
     def save(self, store: ResultStore, module: BlockwiseModule) -> list[Record]:
         """Write the record, history, predictions and weights of every cell, and return the records.

@@ -128,8 +128,8 @@ def test_records_without_predictions_have_none(tmp_path):
     assert confidence(sweep_of(tmp_path, {"0": [np.ones(9, bool)], "1": [np.ones(9, bool)]}, split="test")) is None
 
 
-def test_one_block_is_the_best(tmp_path):
-    assert confidence(sweep_of(tmp_path, {"4": [np.ones(9, bool)]})).probability == {"4": 1.0}
+def test_a_single_block_is_not_called_the_best(tmp_path):
+    assert confidence(sweep_of(tmp_path, {"4": [np.ones(9, bool)]})) is None
 
 
 def test_blocks_without_any_error_may_all_be_the_best(tmp_path):

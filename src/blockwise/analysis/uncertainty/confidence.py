@@ -80,9 +80,11 @@ def confidence(sweep: Sweep, level: float = LEVEL, *, smooth: bool = False) -> C
 
     Returns:
         None if a block has no predictions of validation images (records of earlier versions), if the images of blocks
-        differ, or if there is one image alone.
+        differ, if there is one image alone, or one block: its search has stopped the others for other reasons.
     """
     blocks = sorted(sweep.single_blocks, key=lambda row: row.blocks)
+    if len(blocks) < 2:
+        return None
     scores = image_scores(blocks, "val", sweep.select_by)
     if not scores or min(len(images) for images in scores) < 2:
         return None
