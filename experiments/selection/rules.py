@@ -104,7 +104,9 @@ RULES: Mapping[str, Callable[[Cells], Choice]] = {
     "search=halving, which judges by the loss": halving,
     "always the last block": lambda cells: only(cells, cells.blocks[-1]),
     "head alone": lambda cells: only(cells, "head"),
+    "head alone, rate by probability": lambda cells: (cells.of("head", cells.probability.mean(1)), cells.at_best_rates),
     "full": lambda cells: only(cells, "full"),
+    "full, rate by probability": lambda cells: (cells.of("full", cells.probability.mean(1)), cells.at_best_rates),
 }
 
 

@@ -167,7 +167,10 @@ def test_a_loss_a_schedule_and_a_transform_from_outside(small, console, tmp_path
         ("loss.class_weights=[1,2]", "loss.class_weights has 2 weights for 10 classes"),
         ("loss=none", "loss=none is unknown"),
         ("data.mixup=0.2 loss._target_=torch.nn.MultiMarginLoss ~loss.label_smoothing", "mixed labels"),
-        ("select_by=top5", "select_by=top5 is unknown: choose top1 or mean_per_class or macro_f1 or loss or probability"),
+        (
+            "select_by=top5",
+            "select_by=top5 is unknown: choose top1 or mean_per_class or macro_f1 or loss or probability",
+        ),
         ("optimizer.layer_decay=1.5", "optimizer.layer_decay=1.5 must be at most 1"),
         ("optimizer.clip_norm=0", "optimizer.clip_norm=0 must be a number greater than 0"),
         ("+trainer.gradient_clip_val=1", "use optimizer.clip_norm=1"),

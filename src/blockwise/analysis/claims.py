@@ -178,6 +178,9 @@ def _best_depths(group: Sequence[Sweep]) -> list[float]:
 
 def _arrangements(runs: Sequence[Run]) -> float:
     """Return the number of ways to assign the runs of each data set to backbones: one over it is the smallest p."""
+    by_data = [[run for run in runs if run.data == data] for data in dict.fromkeys(run.data for run in runs)]
+    if len(by_data) > 1 and _has_seeds(runs):  # each data set is a comparison of its own
+        return prod(map(_arrangements, by_data))
     counts = Counter((run.data, run.backbone) for run in runs)
     ways = prod(factorial(times) for times in Counter(run.data for run in runs).values())
     # backbones with equally many runs on each data set could have each other's names
@@ -188,23 +191,31 @@ def _arrangements(runs: Sequence[Run]) -> float:
     return ways / prod(map(factorial, counts.values())) / prod(map(factorial, patterns.values()))
 
 
+def _has_seeds(runs: Sequence[Run]) -> bool:
+    """Return whether a backbone has several runs on a data set."""
+    return len({(run.backbone, run.data) for run in runs}) < len(runs)
+
+
 def _permuted(runs: Sequence[Run]) -> float:
     """Return the p-value of Kruskal and Wallis's test by permutation, with ranks within data sets.
 
     Data sets differ in where their best blocks are, which says nothing about backbones. Ranks are relative to the mean
     of their data set and divided by its number of runs and one (van Elteren, 1960). They do not depend on the backbones
-    and are computed once; given them, the statistic grows with the sum below alone.
+    and are computed once; given them, the statistic grows with the sum below alone. With several seeds per data set,
+    backbones are compared on each data set and the statistics are added; else by their ranks on all data sets.
     """
     depths = np.array([run.depth for run in runs])
-    strata = [np.flatnonzero([run.data == data for run in runs]) for data in {run.data: None for run in runs}]
+    strata = [np.flatnonzero([run.data == data for run in runs]) for data in dict.fromkeys(run.data for run in runs)]
     ranks = np.zeros(len(runs))
     for own in strata:
         ranks[own] = stats.rankdata(depths[own]) / (len(own) + 1) - 0.5
-    _, backbones = np.unique([run.backbone for run in runs], return_inverse=True)
+    apart = _has_seeds(runs)
+    names = [f"{run.backbone} on {run.data}" if apart else run.backbone for run in runs]
+    _, groups = np.unique(names, return_inverse=True)
     random = np.random.default_rng(0)
 
     def statistic(order: np.ndarray) -> float:
-        return float((np.bincount(backbones, ranks[order]) ** 2 / np.bincount(backbones)).sum())
+        return float((np.bincount(groups, ranks[order]) ** 2 / np.bincount(groups)).sum())
 
     observed, order, extreme = statistic(np.arange(len(runs))), np.arange(len(runs)), 0
     for _ in range(PERMUTATIONS):
