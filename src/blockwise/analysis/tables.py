@@ -15,6 +15,7 @@ from blockwise.analysis.claims import claims
 from blockwise.analysis.frame import depth
 from blockwise.analysis.statistics import (
     BASELINES,
+    LEVEL,
     PairedTest,
     Ranks,
     comparisons,
@@ -406,7 +407,7 @@ def _verdict(test: PairedTest) -> str:
         return f"not enough data: {test.needed} pairs are needed"
     if test.significant:
         return f"{test.first} is higher"
-    return f"{test.second} is higher" if test.p_holm < 0.05 else "no difference shown"
+    return f"{test.second} is higher" if test.p_holm < LEVEL else "no difference shown"
 
 
 def _table(
