@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from numbers import Real
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from blockwise.backbone.load import Backbone
+from blockwise.backbone.makers.functions import drops_by_function
 from blockwise.backbone.partition import Partition
 from blockwise.config.checks import CHECKS
 from blockwise.config.compose import compose_config, plain
@@ -180,7 +182,7 @@ def _no_policy() -> dict[str, Policy]:
 
 
 def check_network(network: nn.Module, size: int) -> nn.Module:
-    """Run a network on two images, shape (2, 3, size, size), and return the network.
+    """Run a network on two images, shape (2, 3, size, size), and return the network; warn if it has hidden dropout.
 
     Raises:
         InputError: The output does not have shape (images, features).
@@ -193,6 +195,15 @@ def check_network(network: nn.Module, size: int) -> nn.Module:
     if not isinstance(features, Tensor) or features.ndim != 2:
         actual = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise InputError(f"the network must map images to features of shape (images, features), not {actual}")
+    with torch.random.fork_rng(devices=[]):
+        drops = drops_by_function(network, torch.zeros(2, 3, size, size))
+    network.eval()
+    if drops:
+        warnings.warn(
+            "the network drops values by a function, not by a layer such as torch.nn.Dropout: blockwise cannot switch "
+            "it on for single blocks, so it stays off",
+            stacklevel=3,
+        )
     return network
 
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from blockwise.backbone.load import ImageSpec
 from blockwise.data import BlockwiseDataModule, Digits
 from blockwise.data.batches import ShuffledBatches
-from blockwise.data.folds import assign_folds
-from blockwise.data.samples import Sample
+from blockwise.data.folds import assign_folds, check_apart
+from blockwise.data.samples import Sample, group_of, split_by_seed
 from blockwise.errors import InputError
 
 PIXELS = np.zeros((2, 2), np.uint8)
@@ -45,6 +45,22 @@ def test_a_group_is_never_divided():
     assert np.bincount(fold_of).tolist() == [18] * 5
     labels = np.array([sample.label for sample in images])
     assert all(np.bincount(fold_of[labels == label], minlength=5).tolist() == [6] * 5 for label in range(3))
+
+
+def test_a_group_does_not_both_train_and_test():
+    images = [Sample(f"{k}/animal{n // 3:02}-{n % 3}", k, PIXELS) for k in range(2) for n in range(31)]
+    groups = r"^(\d)/animal(\d+)"
+    sizes = {"train_per_class": None, "val_per_class": None, "test_per_class": None}
+    splits = split_by_seed(images, "ab", **sizes, seed=0, groups=groups)
+    trained, tested = ({group_of(s.name, groups) for s in part} for part in (splits.train + splits.val, splits.test))
+    assert not trained & tested
+    assert len(splits.train + splits.val) == 48
+    assert {sample.label for sample in splits.test} == {0, 1}
+    check_apart(splits.train + splits.val, splits.test, groups)
+    with pytest.raises(InputError, match="test images are of groups that train as well, such as 0/animal00-2"):
+        check_apart(images[:2], images[2:], groups)
+    with pytest.raises(InputError, match="leaves no images of class 'a' to test: all of its groups train as well"):
+        split_by_seed(images, "ab", **sizes, seed=0, groups=r"^\d")
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,53 @@ def test_a_resumed_epoch_has_the_order_of_an_unbroken_run(compose, console, stop
     assert Module.drawn == unbroken[24:]
 
 
+class Random(Module):
+    """Validates in another order in each epoch, and draws augmentation from PyTorch's generator."""
+
+    def on_before_batch_transfer(self, batch, dataloader_idx):
+        return batch
+
+    def train_dataloader(self):
+        images = torch.arange(24) % 2, torch.zeros(24, 3, 32, 32)
+        return DataLoader(
+            TensorDataset(*images),
+            8,
+            collate_fn=lambda rows: (torch.rand(len(rows), 3, 32, 32), torch.stack([row[0] for row in rows])),
+        )
+
+    def val_dataloader(self):
+        labels = torch.arange(32) % 2
+        noise = torch.rand(32, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        images = labels[:, None, None, None].float().expand(-1, 3, 32, 32) + noise
+        return DataLoader(TensorDataset(images, labels), 8, shuffle=True)
+
+    test_dataloader = val_dataloader
+
+
+def test_validation_batches_that_change_are_not_taken_from_a_cache(compose, console, tmp_path):
+    own = ["data.num_classes=2", "block=head", "trainer.max_epochs=3", "optimizer.lr=0.01"]
+    kept, computed = (
+        run(compose(Random, *own, f"cache.activations_gb={gb}", f"results_dir={tmp_path / str(gb)}"), console)[0]
+        for gb in (1, 0)
+    )
+    assert kept["metrics"] == computed["metrics"]
+
+
+def test_random_transforms_do_not_depend_on_the_cells_beside(compose, console, tmp_path):
+    own = ["data.num_classes=2", "trainer.max_epochs=2", "model.options={drop_path_rate: 0.5}"]
+    alone, among = (
+        run(compose(Random, *own, f"block={scopes}", f"results_dir={tmp_path / str(len(scopes))}"), console)[-1]
+        for scopes in ("full", "[head,full]")
+    )
+    assert alone["metrics"]["train"] == among["metrics"]["train"]
+
+
+def test_several_devices_do_not_share_its_batches(compose, console):
+    cfg = compose(Module, "data.num_classes=2", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
+    with pytest.raises(InputError, match="trainer=ddp shares batches of images that blockwise reads itself"):
+        run(cfg, console)
+
+
 def settings(cfg, console):
     return Study.from_config(cfg, console).settings
 
@@ -187,6 +234,7 @@ def test_a_plan_needs_no_training(compose, console):
         (NoData, [], "NoData is neither a LightningDataModule nor a Source"),
         (WithoutTest, [], "data lacks test: train, val and test are required"),
         (Module, [], "data.num_classes is missing: Module has no attribute num_classes"),
+        (Module, ["data.num_classes=2", "loss.class_weights=balanced"], "balanced needs to know the training images"),
         (Module, ["data.num_classes=1"], "data.num_classes=1 must be an integer of at least 2"),
         (Module, ["data.classes=[a]"], "data.num_classes=1 must be at least 2"),
         (Named, ["data.num_classes=3"], r"has 2 names for 3 classes"),

@@ -179,6 +179,10 @@ def test_a_loss_a_schedule_and_a_transform_from_outside(small, console, tmp_path
         ("block=norms:9", "block=norms:9 is out of range"),
         ("block=lora999", "block=lora999: choose a rank of at most"),
         ("block={norms:1}", "is not a scope"),
+        (
+            "block=full optimizer.layer_decay=0.1 scheduler=cosine scheduler.min_lr=1e-4",
+            "scheduler.min_lr=0.0001 must be between 0 and the lowest learning rate, 1e-06",
+        ),
         ("scheduler=cosine scheduler.min_lr=nan", "scheduler.min_lr=nan must be a finite number"),
         ("loss=focal loss.gamma=inf", "loss.gamma=inf must be a finite number"),
         ("loss.class_weights=[0,0,0,0,0,0,0,0,0,0]", "must be balanced, one number per class, or null"),

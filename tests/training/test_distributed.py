@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from processes import blockwise
 from safetensors.torch import load_file
 
 from blockwise.errors import InputError
+from blockwise.exports.use.evaluate import evaluate
+from blockwise.exports.write import export
 from blockwise.results import read_predictions, read_record
 from blockwise.study.run import run
 
@@ -50,6 +53,21 @@ def test_a_process_without_images_of_a_batch_takes_part(small, small_overrides, 
         mine, other = (json.loads(p.read_text())["metrics"] for p in (path, others[scope]))
         for split in ("train", "val", "test"):
             assert mine[split] == pytest.approx(other[split], abs=1e-4), (scope, split)
+
+
+@pytest.mark.slow
+def test_the_record_with_batch_statistics_is_that_of_one_network(small_overrides, tmp_path):
+    overrides = [*small_overrides, "block=full", "freeze.norm=train", "data.test_per_class=9"]
+    done = train(tmp_path / "two", *DDP, *overrides)
+    assert done.returncode == 0, done.stderr
+    (path,) = kept(tmp_path / "two").values()
+    record = read_record(path)
+    command = f"python train.py {' '.join(overrides)}"
+    record = replace(record, provenance={**record.provenance, "command": command})
+    export(record, tmp_path / "out", format="delta")
+    found = evaluate(tmp_path / "out")
+    assert found.same_images
+    assert found.metrics == pytest.approx(record.metrics.test, abs=1e-4)
 
 
 @pytest.mark.slow

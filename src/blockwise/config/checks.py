@@ -277,6 +277,8 @@ def _splits(key: str, value: Any) -> None:
         raise InputError(f"{key}={value} must name the splits: {{train: ..., val: ..., test: ...}}, or be null")
     for split, name in value.items():
         _text(f"{key}.{split}", name)
+        if same := [other for other, its in value.items() if other != split and its == name]:
+            raise InputError(f"{key}.{split} and {key}.{same[0]} are the same split, {name}: choose another one")
 
 
 def _expression(key: str, value: Any) -> None:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from blockwise.backbone.load import ImageSpec
 from blockwise.data.augment import LIGHT, Augmentation, Element, expand
 from blockwise.data.batches import Draw, OrderedBatches, ShuffledBatches, balancing_weights
-from blockwise.data.folds import assign_folds
+from blockwise.data.folds import assign_folds, check_apart
 from blockwise.data.mixing import draw_mix, mix_batch
 from blockwise.data.pixels import Decoded, Pixels
 from blockwise.data.pixels.cache import PixelCache
@@ -101,6 +101,8 @@ class BlockwiseDataModule(ResumableDataModule):
             self.splits = replace(self.splits, train=both, val=both)
             seed_of_split = getattr(source, "seed", seed)
             self._fold_of = assign_folds(both, self.splits.classes, folds, seed_of_split, groups)
+            if groups is not None:
+                check_apart(both, self.splits.test, groups)
         self.images = images
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -264,6 +266,11 @@ class BlockwiseDataModule(ResumableDataModule):
     def mixed(self) -> bool:
         """Whether training images are mixed, so that their labels are probabilities."""
         return self.mixup > 0 or self.cutmix > 0
+
+    @property
+    def crops_nothing(self) -> bool:
+        """Whether training images are cropped at random, but are no larger than the crop."""
+        return "crop" in self.augment and self.images.resized == self.images.size
 
     def class_counts(self) -> list[int]:
         """Return the number of readable training images of each class."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
 
-from blockwise.data.samples import Sample, by_label, shuffled
+from blockwise.data.samples import Sample, by_label, group_of, shuffled
 from blockwise.errors import InputError
 
 
@@ -38,6 +37,20 @@ def assign_folds(
     return np.array([fold_of[sample.name] for sample in samples], np.int64)
 
 
+def check_apart(trained: Sequence[Sample], tested: Sequence[Sample], groups: str) -> None:
+    """Check that no group both trains and tests.
+
+    Raises:
+        InputError: One does.
+    """
+    known = {group_of(sample.name, groups) for sample in trained}
+    if both := [sample.name for sample in tested if group_of(sample.name, groups) in known]:
+        raise InputError(
+            f"data.groups={groups}: {len(both)} test images are of groups that train as well, such as {both[0]}: "
+            "this data set needs another split"
+        )
+
+
 def _by_class(samples: Sequence[Sample], classes: Sequence[str], folds: int, seed: int) -> dict[str, int]:
     """Deal the shuffled samples of one class after another, so that all folds have the same size."""
     fold_of: dict[str, int] = {}
@@ -58,7 +71,7 @@ def _by_group(samples: Sequence[Sample], folds: int, seed: int, groups: str) -> 
     """Put the groups, largest first, where the classes of the folds then differ least."""
     members: dict[str, list[Sample]] = {}
     for sample in sorted(samples, key=lambda sample: sample.name):
-        members.setdefault(_group(sample.name, groups), []).append(sample)
+        members.setdefault(group_of(sample.name, groups), []).append(sample)
     if len(members) < folds:
         raise InputError(f"data.folds={folds} is too many: data.groups={groups} finds {len(members)} groups")
     order = np.random.default_rng(seed).permutation(len(members))
@@ -72,10 +85,3 @@ def _by_group(samples: Sequence[Sample], folds: int, seed: int, groups: str) -> 
         counts[fold] += added
         fold_of.update((sample.name, fold) for sample in own)
     return fold_of
-
-
-def _group(name: str, groups: str) -> str:
-    match = re.search(groups, name)
-    if match is None:
-        raise InputError(f"data.groups={groups} does not fit the image {name}")
-    return "\0".join(match.groups()) if match.groups() else match[0]

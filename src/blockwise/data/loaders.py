@@ -129,7 +129,11 @@ class FirstBatchCheck(L.Callback):
 
 
 class SeededEpochs(L.Callback):
-    """Seeds PyTorch's generator before each epoch, so that the order of the images depends on seed and epoch."""
+    """Seeds PyTorch's generator before each epoch and after each batch.
+
+    So order and random transforms of images depend on the seed, the epoch and the batch alone, not on what the cells
+    have drawn for dropout.
+    """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -140,6 +144,10 @@ class SeededEpochs(L.Callback):
         if trainer.current_epoch == 0 or getattr(trainer.fit_loop, "is_resuming", False):
             # Lightning has begun the batches of a fit's first epoch before this hook; those of others it has not
             iter(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Seed the generator, from which the next batch is drawn."""
+        torch.default_generator.manual_seed(derive_seed(self.seed, trainer.current_epoch, batch_idx + 1))
 
 
 def check_data(data: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -50,13 +51,23 @@ class Sample:
 
 @dataclass(frozen=True)
 class Splits:
-    """The classes and samples of a data set; `val` is for selection, `test` for reported results."""
+    """The classes and samples of a data set; `val` is for selection, `test` for reported results.
+
+    Attributes:
+        classes: Class names.
+        train: Samples to train.
+        val: Samples to select by.
+        test: Samples to report.
+        fingerprint: Hash of names, labels and content of all samples.
+        listed: Whether a list says which samples are in which split, so that it could change without the samples.
+    """
 
     classes: tuple[str, ...]
     train: tuple[Sample, ...]
     val: tuple[Sample, ...]
     test: tuple[Sample, ...]
     fingerprint: str
+    listed: bool = False
 
     def with_names(self, classes: str | Path | Sequence[str] | None) -> Splits:
         """Return the same splits with class names from a file or a list, see `read_class_names`; None keeps the names.
@@ -133,6 +144,7 @@ def split_by_seed(
     val_per_class: int | None,
     test_per_class: int | None,
     seed: int,
+    groups: str | None = None,
 ) -> Splits:
     """Split the samples of each class at random; the result depends only on their names and the seed.
 
@@ -143,14 +155,18 @@ def split_by_seed(
         val_per_class: Number of these that are held out for validation; None holds out a quarter.
         test_per_class: Maximum number of test images per class; None uses all remaining images.
         seed: Seed of the split.
+        groups: A regular expression: images in whose names its parentheses match the same text do not both train and
+            test. Those of a group that would are left out of the test.
 
     Raises:
-        InputError: A class has too few images.
+        InputError: A class has too few images, or none is left to test.
     """
     parts: tuple[list[Sample], list[Sample], list[Sample]] = ([], [], [])
     members_of = by_label(samples)
+    place = {} if groups is None else _shuffled_groups(samples, seed, groups)
     for label, name in enumerate(classes):
         own = shuffled(members_of.get(label, []), seed)
+        own = own if groups is None else sorted(own, key=lambda sample: place[group_of(sample.name, groups)])
         if len(own) < FEWEST:
             raise InputError(
                 f"class {name!r} has {len(own)} image(s): it needs at least {FEWEST}, to train, to validate and to test"
@@ -167,10 +183,43 @@ def split_by_seed(
                 f"data.train_per_class={train} leaves no test images: class {name!r} has {len(own)} images, "
                 f"so choose at most {len(own) - 1}"
             )
-        rest = own[train:] if test_per_class is None else own[train : train + test_per_class]
-        for part, members in zip(parts, (own[: train - val], own[train - val : train], rest), strict=True):
+        for part, members in zip(parts, (own[: train - val], own[train - val : train], own[train:]), strict=True):
             part.extend(members)
-    return Splits(tuple(classes), tuple(parts[0]), tuple(parts[1]), tuple(parts[2]), fingerprint(samples))
+    test = parts[2] if groups is None else _apart(parts[2], parts[0] + parts[1], classes, groups)
+    tested = tuple(s for own in by_label(test).values() for s in own[:test_per_class])
+    return Splits(tuple(classes), tuple(parts[0]), tuple(parts[1]), tested, fingerprint(samples))
+
+
+def group_of(name: str, groups: str) -> str:
+    """Return the group of the sample with a name: what the parentheses of an expression match, or all that it matches.
+
+    Raises:
+        InputError: The expression does not fit the name.
+    """
+    match = re.search(groups, name)
+    if match is None:
+        raise InputError(f"data.groups={groups} does not fit the image {name}")
+    return "\0".join(match.groups()) if match.groups() else match[0]
+
+
+def _shuffled_groups(samples: Sequence[Sample], seed: int, groups: str) -> dict[str, int]:
+    """Return the place of each group in a random order."""
+    found = sorted({group_of(sample.name, groups) for sample in samples})
+    order = np.random.default_rng(seed).permutation(len(found))
+    return {found[index]: place for place, index in enumerate(order)}
+
+
+def _apart(test: Sequence[Sample], trained: Sequence[Sample], classes: Sequence[str], groups: str) -> list[Sample]:
+    """Return the test samples of groups that do not train."""
+    known = {group_of(sample.name, groups) for sample in trained}
+    left = [sample for sample in test if group_of(sample.name, groups) not in known]
+    labels = {sample.label for sample in left}
+    if missing := [name for label, name in enumerate(classes) if label not in labels]:
+        raise InputError(
+            f"data.groups={groups} leaves no images of class {missing[0]!r} to test: all of its groups train as well, "
+            "so choose smaller groups, or fewer images with data.train_per_class"
+        )
+    return left
 
 
 def split_as_given(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torchvision.transforms.v2.functional import center_crop
 
 from blockwise.backbone.makers.base import ImageSpec
 from blockwise.data.datamodule import normalise
@@ -51,6 +52,5 @@ def read_samples(
 ) -> tuple[Tensor, dict[int, str]]:
     """Return the same for samples of a data set."""
     pixels, broken = decode_all(samples, spec.resized, spec.interpolation, report)
-    first = (pixels.shape[-1] - spec.size) // 2
-    centre = pixels[..., first : first + spec.size, first : first + spec.size]
-    return normalise(torch.from_numpy(centre), spec), broken
+    centre = center_crop(torch.from_numpy(pixels), [spec.size, spec.size])
+    return normalise(centre, spec), broken

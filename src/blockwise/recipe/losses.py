@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from blockwise.errors import InputError, first_line, is_number
 
 BALANCED = "balanced"
+UNKNOWN_COUNTS = "loss.class_weights=balanced needs to know the training images: give one weight per class"
 Weights = Sequence[float] | str | None
 
 
@@ -103,6 +104,16 @@ def with_class_counts(loss: Own, counts: Sequence[int]) -> Own:
     return loss
 
 
+def check_not_balanced(loss: object) -> None:
+    """Check that a loss needs no numbers of training images.
+
+    Raises:
+        InputError: It has `balanced` class weights.
+    """
+    if isinstance(loss, (CrossEntropy, Focal)) and loss.class_weights == BALANCED:
+        raise InputError(UNKNOWN_COUNTS)
+
+
 def check_loss(loss: object, classes: int, *, mixed: bool = False) -> None:
     """Check a loss on two images.
 
@@ -129,7 +140,7 @@ def _tensor(weights: Weights, like: Tensor) -> Tensor | None:
     if weights is None:
         return None
     if isinstance(weights, str):
-        raise InputError("loss.class_weights=balanced needs to know the training images: give one weight per class")
+        raise InputError(UNKNOWN_COUNTS)
     return torch.tensor([float(w) for w in weights], device=like.device)
 
 

@@ -57,6 +57,12 @@ class StudyData:
                 f"{self.folds} folds of {train + val:,} images: {train:,} to train and {val:,} to validate are joined",
                 highlight=False,
             )
+        if isinstance(self.module, BlockwiseDataModule) and self.module.crops_nothing:
+            console.print(
+                "data.augment=crop crops nothing: at this size, the network takes the whole image (data.crop_pct=0.875 "
+                "leaves room)",
+                highlight=False,
+            )
         if turned := self.module.turned if isinstance(self.module, BlockwiseDataModule) else 0:
             counted = "1 image is" if turned == 1 else f"{turned:,} images are"
             console.print(f"{counted} turned upright, as the EXIF orientation says", highlight=False)
@@ -79,6 +85,11 @@ class StudyData:
     def mixed(self) -> bool:
         """Whether training batches mix images, so that their labels are probabilities."""
         return bool(getattr(self.module, "mixed", False))
+
+    @property
+    def knows_labels(self) -> bool:
+        """Whether the labels of all training images are known before training."""
+        return isinstance(self.module, BlockwiseDataModule)
 
     def class_counts(self) -> list[int] | None:
         """Return the number of training images of each class, after `prepare`; None if it is unknown."""

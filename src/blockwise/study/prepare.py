@@ -38,6 +38,7 @@ from blockwise.study.data import StudyData, module_classes
 from blockwise.study.settings import DATA, NEWER_DATA
 from blockwise.study.worker import known_unreachable, report_unreachable
 from blockwise.tracking.callback import OpenLog
+from blockwise.training.distributed import count_processes, is_distributed
 from blockwise.training.scopes import parse_scopes
 
 # loggers that need an extra of this package
@@ -110,6 +111,11 @@ def make_data(cfg: DictConfig, images: ImageSpec) -> StudyData:
     source = instantiate("data.source", settings["source"])
     if isinstance(source, L.LightningDataModule):
         check_data(source)
+        if is_distributed() or count_processes(cfg.trainer.devices) > 1:
+            raise InputError(
+                "trainer=ddp shares batches of images that blockwise reads itself, not those of a LightningDataModule: "
+                "train on one device"
+            )
         if settings.get("folds") is not None:
             raise InputError(
                 "data.folds divides images that blockwise reads itself: not those of a LightningDataModule"

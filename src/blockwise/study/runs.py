@@ -146,9 +146,11 @@ class CellRuns:
         """Return the records of this sweep under a policy; None if there are none."""
         records = find_records(self.store.sweep_folder(self.settings))
         seed = self.settings["seed"]
-        recorded = sweeps(record for record in records if all_seeds or record.seed == seed)
+        wanted = [record for record in records if all_seeds or record.seed == seed]
         key = sweep_hash({**self.settings, **self._policy_settings(policy)})
-        return next((sweep for sweep in recorded if sweep.key == key), None)
+        # beside the sweep of another policy, `head` alone is no sweep
+        static = sweeps(record for record in wanted if record.policy == STATIC) if policy == STATIC else []
+        return next((sweep for sweep in [*sweeps(wanted), *static] if sweep.key == key), None)
 
     def train_cells(self, cells: list[Cell], *, retrain: bool) -> dict[str, Record]:
         """Train the cells without a record, and return the records of all, by the cells' names."""
@@ -242,8 +244,6 @@ class CellRuns:
                 checkpoints.drop(*self._recorded_keys())
                 if self.loggers:
                     recorded = {policy: self.sweep(policy) for policy in self._policies()}
-                    # `head` is static, but in the sweeps of all policies
-                    recorded[STATIC] = recorded[STATIC] or next(filter(None, recorded.values()), None)
                     tracking.finish(module, records, recorded)
 
     def loss(self) -> Loss:
@@ -272,7 +272,8 @@ class CellRuns:
             recipe=recipe,
             head=self.backbone.head,
             seed=self.settings["seed"],
-            keep_bytes=self.keep_bytes,
+            # batches of a data module of your own may differ from epoch to epoch, also those that validate
+            keep_bytes=self.keep_bytes if self.data.ours else 0,
             positions=(lambda _epoch: None) if noise else self.data.train_positions,
             folds=self.data.folds,
             search=self.search,

@@ -26,7 +26,7 @@ from blockwise.errors import InputError, TooFewBlocksError
 from blockwise.policies import STATIC, Phase, Policy, check_policy, head_epochs, phases
 from blockwise.ranking import FIRST_LOSS
 from blockwise.recipe.build import make_recipe
-from blockwise.recipe.losses import check_loss, with_class_counts
+from blockwise.recipe.losses import check_loss, check_not_balanced, with_class_counts
 from blockwise.results.record import Record
 from blockwise.results.store import ResultStore, settings_hash
 from blockwise.search import stops_cells
@@ -78,9 +78,12 @@ class Study(CellRuns):
                 check_policy(name, policy, scope.blocks or tuple(range(scope.top or 0)), epochs)
                 self._tell_what_stays(scope, name, policy, epochs)
         classes = len(self.data.classes)
+        if not self.data.knows_labels:
+            check_not_balanced(self.recipe.loss)
         check_loss(with_class_counts(self.recipe.loss, [1] * classes), classes, mixed=self.data.mixed)
         if self.recipe.scheduler is not None:
-            self.recipe.scheduler.check(self.optimizer, self.rates, epochs, self.data.batches()["train"])
+            rates = [*self.rates, *map(self._lowest, self.rates)]
+            self.recipe.scheduler.check(self.optimizer, rates, epochs, self.data.batches()["train"])
         if self.staged.whole and stops_cells(self.search):
             name = (describe_search(self.search) or {})["name"]
             raise InputError(
@@ -102,6 +105,12 @@ class Study(CellRuns):
                     f"block={scope.name} needs {scope.top} single blocks to choose from, but this sweep has "
                     f"{len(single)}: train more single blocks first, or in the same run: 'block=[all,{scope.name}]'"
                 )
+
+    def _lowest(self, rate: float) -> float:
+        """Return the rate of the block that is farthest from the head in a scope of several blocks."""
+        heights = [len(self.staged.partition) - min(scope.blocks) for scope in self.scopes if len(scope.blocks) > 1]
+        base = rate if self.recipe.block_lr is None else self.recipe.block_lr
+        return base * (self.recipe.layer_decay or 1.0) ** max(heights, default=0)
 
     def _blocks(self) -> int:
         return sum(scope.name.isdigit() for scope in self.scopes)

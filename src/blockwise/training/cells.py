@@ -201,6 +201,12 @@ class CellNetwork(nn.Module):
             state.update({k: v for k, v in module.state_dict().items() if k in parameters or k.startswith(layers)})
         return state
 
+    def statistics(self) -> list[Tensor]:
+        """Return the running statistics that training changes."""
+        state = self.trained_state().items()
+        own = [(name, tensor) for name, tensor in state if self._norm == "train" or name.startswith("head.")]
+        return [tensor for name, tensor in own if name.endswith(("running_mean", "running_var"))]
+
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
         """Restore what `trained_state` returned."""
         current = self.trained_state()

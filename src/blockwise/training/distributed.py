@@ -98,15 +98,18 @@ def broadcast(value: T) -> T:
 def batch_fraction(images: int, device: torch.device, least: int = 1) -> float | None:
     """Return the fraction of a batch that this process has, given its number of images.
 
+    A process with fewer than `least` leaves them out.
+
     Returns:
-        None if all processes together have fewer than `least`.
+        None if no process has images.
     """
+    images = images if images >= least else 0
     total = images
     if is_distributed():
         summed = torch.tensor(images, device=device)
         distributed.all_reduce(summed)
         total = int(summed)
-    return images / total if total >= least else None
+    return images / total if total else None
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
@@ -122,6 +125,18 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     distributed.all_reduce(flat)
     for gradient, summed in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(summed.view(gradient.shape))
+
+
+def average(tensors: Iterable[Tensor]) -> None:
+    """Replace tensors by their means over all processes, in place, with one all-reduce."""
+    tensors = list(tensors)
+    if not is_distributed() or not tensors:
+        return
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    distributed.all_reduce(flat)
+    flat /= distributed.get_world_size()
+    for tensor, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(mean.view(tensor.shape))
 
 
 def gather(values: Tensor) -> Tensor:

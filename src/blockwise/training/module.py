@@ -28,7 +28,7 @@ from blockwise.results.record import Metrics
 from blockwise.search import Exhaustive, Search, stops_cells
 from blockwise.training.candidates import stop_cells
 from blockwise.training.cells import Cell, CellNetwork, Progress
-from blockwise.training.distributed import batch_fraction, is_distributed, rank
+from blockwise.training.distributed import average, batch_fraction, is_distributed, rank
 from blockwise.training.outputs import Clock, EpochOutputs
 from blockwise.training.step.activation_cache import ActivationCache
 from blockwise.training.step.cell import CellStep
@@ -108,6 +108,8 @@ class BlockwiseModule(L.LightningModule):
         of_folds = [nn.ModuleList(make(cell.scope) for _ in range(folds or 0)) for cell in cells]
         self.of_folds: Sequence[Sequence[CellNetwork]] = nn.ModuleList(of_folds)  # type: ignore[assignment]
         self._per_image: Collection[str] = ()
+        # norms that use batch statistics need two images, which a fold may not have left of a small last batch
+        self._least = 2 if norm == "train" or (networks and networks[0].statistics()) else 1
         self.progress = [Progress() for _ in cells]
         self.clock = Clock()
         self._make_optimizer = optimizer
@@ -211,15 +213,15 @@ class BlockwiseModule(L.LightningModule):
         if self.current_epoch != self._epoch:  # not in a hook: Lightning calls none if training resumes within an epoch
             self._begin(self.current_epoch)
         images, labels, *folds = batch
+        if is_distributed() and len(labels) < self._least:  # this process's part of a small last batch
+            images, labels, folds = images[:0], labels[:0], [fold[:0] for fold in folds]
         self._outputs["train"].add_labels(labels if labels.ndim == 1 else labels.argmax(1))
         # each cell draws the same random numbers whether it trains alone or beside others
         seed = derive_seed(self._seed, self.current_epoch, batch_idx, rank())
         of_folds = self._parts(images, *folds, held_out=False)
-        # norms that use batch statistics need two images, which a fold may not have left of a small last batch
-        least = 2 if self.recipe.norm == "train" else 1
         fractions = [
             batch_fraction(len(labels), labels.device),
-            *(batch_fraction(len(part.rows), labels.device, least) for part in of_folds),
+            *(batch_fraction(len(part.rows), labels.device, self._least) for part in of_folds),
         ]
         parts = [None, *of_folds]
         works: dict[Key, Training | Idle] = {}
@@ -319,6 +321,10 @@ class BlockwiseModule(L.LightningModule):
 
     def _charge(self, key: Key, seconds: float) -> None:
         self.progress[key[0]].seconds += seconds
+
+    def on_validation_epoch_start(self) -> None:
+        """Average the running statistics of norms over processes, each of which has seen its part of the batches."""
+        average(tensor for index in self._active() for own in self._of_cell(index) for tensor in own.statistics())
 
     def on_validation_epoch_end(self) -> None:
         """Compute the metrics of every active cell, update its best epoch, apply early stopping and the search."""

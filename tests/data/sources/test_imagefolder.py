@@ -80,6 +80,13 @@ def test_folders_that_do_not_fit_together(tmp_path, roots, message):
         ImageFolder([tmp_path / root for root in roots]).splits()
 
 
+def test_two_folders_of_one_split_are_refused(tmp_path):
+    for split in ("train", "val", "Validation", "test"):
+        fill(tmp_path / "a" / split, {"cat": 3, "dog": 3})
+    with pytest.raises(InputError, match="Validation and .*val are both the val split: remove one of them"):
+        ImageFolder(tmp_path / "a").splits()
+
+
 def test_names_of_classes_change_nothing_else(tmp_path):
     fill(tmp_path / "images", {"n01": 5, "n02": 5})
     (tmp_path / "names.txt").write_text("tench\nshark\n")

@@ -5,6 +5,7 @@ from PIL import Image
 
 from blockwise.data.sources.table import CsvTable
 from blockwise.errors import InputError
+from blockwise.study.study import Study
 
 PLAIN, SPLIT = "path,label", "path,label,split"
 MISSING = (30, 40, 50, 60)
@@ -60,6 +61,24 @@ def test_the_split_of_the_table_is_used(folder, words):
     splits = CsvTable(write(folder, given(words=words), SPLIT)).splits()
     assert counts(splits) == [12, 4, 8]
     assert [sample.name for sample in splits.val] == [f"images/{i}.png" for i in range(12, 16)]
+    assert splits.listed
+
+
+def test_the_split_of_the_table_is_part_of_the_settings(folder, small):
+    def settings(lines, header=SPLIT, *overrides):
+        file = write(folder, lines, header)
+        cfg = small("data=csv", f"data.file={file}", "data.batch_size=4", "data.train_per_class=null", *overrides)
+        return Study.from_config(cfg).settings["data"]
+
+    moved = [*given()[1:], given()[0].replace("train", "test")]
+    found = [settings(given()), settings(moved), settings(rows(), PLAIN)]
+    assert found[0]["fingerprint"] == found[1]["fingerprint"]
+    assert found[0]["splits"] != found[1]["splits"]
+    assert "splits" not in found[2]
+    # a seed of the source alone is in no other setting
+    other = settings(rows(), PLAIN, "data.source.seed=5")
+    assert other["fingerprint"] == found[2]["fingerprint"]
+    assert "splits" in other
 
 
 def test_validation_images_are_held_out_by_seed(folder):

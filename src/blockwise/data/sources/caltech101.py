@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from blockwise.data.samples import Source, Splits, samples_in, split_by_seed
 from blockwise.data.sources.whole import check_whole, mark_whole
@@ -33,7 +34,7 @@ class Caltech101(Source):
         download: bool = True,
     ) -> None:
         self.folder = Path(root).expanduser() / "caltech101" / "101_ObjectCategories"
-        self.sizes = {
+        self.sizes: dict[str, Any] = {
             "train_per_class": train_per_class,
             "val_per_class": val_per_class,
             "test_per_class": test_per_class,

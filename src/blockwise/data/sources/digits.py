@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from blockwise.data.samples import Sample, Source, Splits, split_by_seed
@@ -21,7 +23,7 @@ class Digits(Source):
         test_per_class: int | None = 80,
         seed: int = 0,
     ) -> None:
-        self.sizes = {
+        self.sizes: dict[str, Any] = {
             "train_per_class": train_per_class,
             "val_per_class": val_per_class,
             "test_per_class": test_per_class,

@@ -68,7 +68,7 @@ class HuggingFace(Source):
         self.revision = revision
         self.given = splits
         self.columns = (image_column, label_column)
-        self.sizes = {
+        self.sizes: dict[str, Any] = {
             "train_per_class": train_per_class,
             "val_per_class": val_per_class,
             "test_per_class": test_per_class,
@@ -145,7 +145,10 @@ class HuggingFace(Source):
         elif len(loaded) == 1:
             parts = {"train": next(iter(loaded.values()))}
         else:
-            parts = {SPLIT_WORDS[own.lower()]: part for own, part in loaded.items() if own.lower() in SPLIT_WORDS}
+            known = {own: SPLIT_WORDS[own.lower()] for own in loaded if own.lower() in SPLIT_WORDS}
+            parts = {split: loaded[own] for own, split in known.items()}
+            if len(parts) < len(known):
+                raise InputError(f"data.path={self.path} has {', '.join(known)}: choose those to use with data.splits")
         if "train" not in parts or (len(parts) > 1 and "test" not in parts):
             raise InputError(
                 f"data.path={self.path} has the splits {', '.join(loaded)}: choose those to train and to test, such as "

@@ -28,6 +28,8 @@ class ImageFolder(Source):
         test_per_class: Maximum number of test images per class; None uses all.
         seed: Seed of the split.
         classes: File with the names of the classes, see `read_class_names`; None takes the names of the folders.
+        groups: Images in whose names the parentheses of this expression match the same text do not both train and
+            test, if they are split by seed.
         name: Name of the data set in records.
         url: Archive to download and unpack as `root` if it is missing.
         checksum: Hash of the archive, such as `sha256:...`; None checks nothing.
@@ -44,6 +46,7 @@ class ImageFolder(Source):
         test_per_class: int | None = None,
         seed: int = 0,
         classes: str | Path | None = None,
+        groups: str | None = None,
         name: str = "imagefolder",
         url: str | None = None,
         checksum: str | None = None,
@@ -58,6 +61,7 @@ class ImageFolder(Source):
         }
         self.seed = seed
         self.classes = classes
+        self.groups = groups
         self.name = name
         self.url = url
         self.checksum = checksum
@@ -84,7 +88,7 @@ class ImageFolder(Source):
             splits = split_as_given(parts, classes, **self.sizes, seed=self.seed)
         else:
             samples, classes = self._samples(self.roots)
-            splits = split_by_seed(samples, classes, **self.sizes, seed=self.seed)
+            splits = split_by_seed(samples, classes, **self.sizes, seed=self.seed, groups=self.groups)
         return splits.with_names(self.classes)
 
     def _given(self, layouts: Sequence[dict[str, Path]]) -> tuple[dict[str, list[Sample]], list[str]]:
@@ -129,8 +133,13 @@ def _check_overlap(roots: Sequence[Path]) -> None:
 
 def _split_folders(root: Path) -> dict[str, Path]:
     """Return the folder of each split, matched case-insensitively; empty if `root` contains class folders."""
-    entries = {entry.name.lower(): entry for entry in root.iterdir() if entry.is_dir()}
-    folders = {s: entries[name] for s, names in SPLIT_NAMES.items() for name in names if name in entries}
+    folders: dict[str, Path] = {}
+    for split, words in SPLIT_NAMES.items():
+        own = sorted(entry for entry in root.iterdir() if entry.is_dir() and entry.name.lower() in words)
+        if len(own) > 1:
+            raise InputError(f"{own[0]} and {own[1]} are both the {split} split: remove one of them")
+        if own:
+            folders[split] = own[0]
     if folders and not {"train", "test"} <= set(folders):
         present, missing = ", ".join(folders), " and ".join(sorted({"train", "test"} - set(folders)))
         raise InputError(f"data.root={root} has {present} but no {missing}: it must contain {LAYOUT}")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from blockwise.data.samples import SPLIT_WORDS, Sample, Source, Splits, split_as_given, split_by_seed
@@ -47,6 +48,8 @@ class CsvTable(Source):
         test_per_class: Maximum number of test images per class; None uses all.
         seed: Seed of the split.
         classes: File with the names of the classes, see `read_class_names`; None takes the labels.
+        groups: Images in whose names the parentheses of this expression match the same text do not both train and
+            test, if they are split by seed.
         name: Name of the data set in records.
     """
 
@@ -63,6 +66,7 @@ class CsvTable(Source):
         test_per_class: int | None = None,
         seed: int = 0,
         classes: str | Path | None = None,
+        groups: str | None = None,
         name: str = "csv",
     ) -> None:
         self.file = Path(file).expanduser()
@@ -76,6 +80,7 @@ class CsvTable(Source):
         }
         self.seed = seed
         self.classes = classes
+        self.groups = groups
         self.name = name
 
     def splits(self) -> Splits:
@@ -91,9 +96,9 @@ class CsvTable(Source):
         samples = [Sample(_name(row.path), labels[row.label], self.images / row.path) for row in rows]
         if any(row.split for row in rows):
             parts = self._parts(rows, samples, classes)
-            splits = split_as_given(parts, classes, **self.sizes, seed=self.seed)
+            splits = replace(split_as_given(parts, classes, **self.sizes, seed=self.seed), listed=True)
         else:
-            splits = split_by_seed(samples, classes, **self.sizes, seed=self.seed)
+            splits = split_by_seed(samples, classes, **self.sizes, seed=self.seed, groups=self.groups)
         return splits.with_names(self.classes)
 
     def _rows(self) -> list[Row]:
@@ -151,7 +156,7 @@ class CsvTable(Source):
         )
         named: dict[str, Row] = {}
         for row in rows:
-            if (first := named.setdefault(_name(row.path), row)) is not row:
+            if (first := named.setdefault(os.path.normpath(row.path), row)) is not row:
                 labels = f", as {first.label!r} and {row.label!r}" if first.label != row.label else ""
                 raise InputError(
                     f"data.file={self.file} lists {printable(row.path)} in lines {first.line} and {row.line}{labels}: "

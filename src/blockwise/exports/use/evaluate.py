@@ -19,6 +19,7 @@ from blockwise.io.names import some
 from blockwise.recipe.metrics import compute_metrics
 from blockwise.results.record import Metrics, Record
 from blockwise.study.prepare import make_data
+from blockwise.study.settings import describe_splits
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ def _same_split(record: Record, cfg: Any, module: BlockwiseDataModule, tested: i
     trained = (len(splits.train), len(splits.train if module.folds else splits.val))
     return (
         splits.fingerprint == of_cell.get("fingerprint")
+        and of_cell.get("splits") in (None, describe_splits(splits))
         and seed == of_cell.get("split_seed", record.seed)
         and tested == record.data.test
         and (bool(record.data.skipped) or trained == (record.data.train, record.data.val))

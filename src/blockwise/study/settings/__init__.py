@@ -7,6 +7,7 @@ from blockwise.study.settings.shared import (
     config_settings,
     describe_data,
     describe_policy,
+    describe_splits,
     partition_settings,
     python_settings,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "describe_data",
     "describe_policy",
     "describe_rule",
+    "describe_splits",
     "partition_settings",
     "python_settings",
 ]

@@ -22,6 +22,7 @@ from blockwise.backbone.partition import Partition
 from blockwise.data import BlockwiseDataModule
 from blockwise.data.loaders import LoaderDataModule
 from blockwise.data.resumable import SPLITS
+from blockwise.data.samples import Splits
 from blockwise.policies import POLICY_NAMES, Policy
 from blockwise.recipe.parameter_groups import OptimizerFactory
 from blockwise.recipe.recipe import Loss, Recipe
@@ -61,7 +62,7 @@ def config_settings(cfg: dict[str, Any], backbone: Backbone, data: StudyData, pa
             "weights": backbone.weights,
             **backbone.settings,
         },
-        "data": _data_settings(cfg["data"], data),
+        "data": _data_settings(cfg["data"], data, cfg["seed"]),
         "partition": {
             **partition_settings(partition),
             **(partition.options or _without(cfg["partition"], {"_target_"})),
@@ -83,7 +84,7 @@ def partition_settings(partition: Partition) -> dict[str, Any]:
     return {"name": partition.name, **({} if partition.rules == 1 else {"rules": partition.rules})}
 
 
-def _data_settings(settings: Mapping[str, Any], data: StudyData) -> dict[str, Any]:
+def _data_settings(settings: Mapping[str, Any], data: StudyData, seed: int) -> dict[str, Any]:
     module = data.module
     if not isinstance(module, BlockwiseDataModule):
         version = settings.get("version")
@@ -97,12 +98,30 @@ def _data_settings(settings: Mapping[str, Any], data: StudyData) -> dict[str, An
         **({} if settings.get("split_seed") is None else {"split_seed": settings["split_seed"]}),
         **_training_batches(module),
         "fingerprint": module.splits.fingerprint,
+        **({} if _is_told(settings, module, seed) else {"splits": describe_splits(module.splits)}),
         "image_size": images.size,
         "mean": list(images.mean),
         "std": list(images.std),
         "interpolation": images.interpolation,
         "crop_pct": images.crop_pct,
     }
+
+
+def _is_told(settings: Mapping[str, Any], module: BlockwiseDataModule, seed: int) -> bool:
+    """Return whether the samples and the other settings say which samples are in which split."""
+    source = settings["source"]
+    sizes = ("train_per_class", "val_per_class", "test_per_class")
+    return (
+        not module.splits.listed
+        and source["_target_"].startswith("blockwise.")
+        and all(source.get(size) == settings[size] for size in sizes)
+        and (settings.get("split_seed") is not None or source.get("seed") == seed)
+    )
+
+
+def describe_splits(splits: Splits) -> str:
+    """Return a hash of the names of the samples in each split."""
+    return hash_of([[sample.name for sample in getattr(splits, split)] for split in SPLITS])
 
 
 def _given_data(
@@ -264,11 +283,10 @@ def describe_data(data: L.LightningDataModule) -> dict[str, Any]:
     sampler holds. For other data modules they include the class name and the hyperparameters.
     """
     if isinstance(data, BlockwiseDataModule):
-        names = [[sample.name for sample in getattr(data.splits, split)] for split in SPLITS]
         images = data.images
         return {
             "fingerprint": data.splits.fingerprint,
-            "splits": hash_of(names),
+            "splits": describe_splits(data.splits),
             "batch_size": data.batch_size,
             **_training_batches(data),
             "skip_broken": data.skip_broken,
