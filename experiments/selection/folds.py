@@ -57,6 +57,8 @@ def main() -> None:
         ways[f"{name}-{number}"][way_of(cells)][cells.model, cells.seed] = cells
     for name, found in ways.items():
         for way in sorted(found.keys() - {ONE_SPLIT}):
+            if not found[ONE_SPLIT].keys() & found[way].keys():  # one split has not been trained yet
+                continue
             show(f"{name}, {way}", {ONE_SPLIT: found[ONE_SPLIT], way: found[way]})
 
 
