@@ -106,6 +106,7 @@ def test_sweeps_that_are_compared_have_the_same_number_of_epochs():
             epochs = {arrays[key].shape[1] for key in arrays if key.endswith("/history")}
         data, images, *_ = path.stem.split("-")
         found.setdefault((data, images), set()).update(epochs)
+    assert ("digits", "40") in found
     assert all(len(epochs) == 1 for epochs in found.values()), found
 
 

@@ -117,6 +117,14 @@ def test_after_a_search_each_seed_counts_at_the_rate_that_trained_to_its_end():
     assert sorted(record.lr for record in sweep.best.records) == [1e-3, 1e-2, 1e-2]
 
 
+def test_a_cell_that_was_stopped_at_another_rate_changes_no_choice():
+    scores = {("1", 1e-3, 0): 0.8, ("1", 1e-3, 1): 0.6, ("1", 1e-2, 0): 0.6, ("1", 1e-2, 1): 0.8}
+    scores |= {("2", rate, seed): 0.75 for rate in (1e-3, 1e-2) for seed in (0, 1)}
+    records = [grids.record(scope, score, seed=seed, lr=rate) for (scope, rate, seed), score in scores.items()]
+    (sweep,) = sweeps([*records, grids.record("1", 0.0, lr=0.1, status="pruned")])
+    assert (sweep.best.scope, sweep.row("1").mean("val")) == ("2", 0.7)
+
+
 def test_head_alone_under_static_is_no_sweep_beside_that_of_a_policy():
     lp_ft = {"name": "lp_ft", "options": {"head_epochs": 1}}
     records = [grids.record(scope, 0.8) for scope in ("head", "1")]

@@ -192,8 +192,9 @@ def _arrangements(runs: Sequence[Run]) -> float:
 
 
 def _has_seeds(runs: Sequence[Run]) -> bool:
-    """Return whether a backbone has several runs on a data set."""
-    return len({(run.backbone, run.data) for run in runs}) < len(runs)
+    """Return whether on every data set, a backbone has several runs."""
+    counts = Counter((run.data, run.backbone) for run in runs)
+    return {data for (data, _), times in counts.items() if times > 1} == {run.data for run in runs}
 
 
 def _permuted(runs: Sequence[Run]) -> float:

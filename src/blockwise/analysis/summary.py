@@ -165,7 +165,9 @@ class Sweep:
 
     @property
     def unfinished(self) -> set[str]:
-        """The single blocks that have not trained, or that a search stopped with some seed: they might be good."""
+        """The single blocks that a search left out, or stopped with some seed: they might be good."""
+        if not any("search" in record.provenance for record in self.records):
+            return set()
         ended = {row.scope for row in self.rows if row.scope.isdigit() and not row.pruned}
         return set(map(str, range(self.num_blocks))) - ended
 
@@ -253,19 +255,19 @@ def _best_rate(scope: str, records: Sequence[Record]) -> Row:
     if not sound:
         longest = max(pruned or records, key=lambda record: (record.epochs, -record.lr))
         return Row(scope, blocks, (), longest.lr, tuple(pruned))
-    if pruned:
-        # which rate trained to its end may differ from seed to seed
-        best_of: dict[int, Record] = {}
-        for record in sorted(chain(*sound.values()), key=lambda record: record.selection_score):
-            best_of[record.seed] = record
-        left = tuple(record for record in pruned if record.seed not in best_of)
+    best_of: dict[int, Record] = {}
+    for record in sorted(chain(*sound.values()), key=lambda record: record.selection_score):
+        best_of[record.seed] = record
+    left = tuple(record for record in pruned if record.seed not in best_of)
+    most = max(len(group) for group in sound.values())
+    if pruned and most < len(best_of):
+        # which rate trained to its end differs from seed to seed
         found = tuple(best_of[seed] for seed in sorted(best_of))
         return Row(scope, blocks, found, max(found, key=lambda record: record.selection_score).lr, left)
     # compare only rates with the same, highest number of seeds
-    most = max(len(group) for group in sound.values())
     sound = {rate: group for rate, group in sound.items() if len(group) == most}
     best = max(sound, key=lambda rate: mean_score(record.selection_score for record in sound[rate]))
-    return Row(scope, blocks, tuple(sound[best]), best)
+    return Row(scope, blocks, tuple(sound[best]), best, left)
 
 
 def _order(scope: str, blocks: Sequence[int]) -> tuple[int, tuple[int, ...], str]:

@@ -126,6 +126,8 @@ def check_words(command: str, overrides: Sequence[str], groups: Sequence[str], a
 def check_base(backbone: Backbone, record: Record) -> None:
     """Check that a backbone has the weights that a cell started from, and the same options, such as an activation.
 
+    Options of dropout do not count: they change no prediction.
+
     Raises:
         InputError: It has others.
     """
@@ -145,4 +147,4 @@ def check_base(backbone: Backbone, record: Record) -> None:
 
 
 def _as_text(options: Any) -> str:
-    return json.dumps(options or {}, sort_keys=True, default=str)
+    return json.dumps({k: v for k, v in (options or {}).items() if "drop" not in k}, sort_keys=True, default=str)

@@ -122,14 +122,16 @@ def _config(record: Record, overrides: Sequence[str], backbone: Backbone | None)
     Raises:
         InputError: It cannot be composed, and the network is not given.
     """
+    if record.backbone.weights == "own":
+        if backbone is None:
+            raise InputError(f"{record.backbone.name} is a network of your own: export it with backbone=")
+        return None
     try:
         return config_of(record, overrides)
-    except InputError as error:
-        if backbone is not None and not overrides:
-            return None
-        if record.backbone.weights == "own":
-            raise InputError(f"{record.backbone.name} is a network of your own: export it with backbone=") from error
-        raise
+    except InputError:
+        if backbone is None or overrides:
+            raise
+        return None
 
 
 def _noise(spec: ImageSpec) -> Tensor:

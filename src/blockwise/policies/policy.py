@@ -42,9 +42,9 @@ def phases(policy: Policy, blocks: tuple[int, ...], max_epochs: int) -> list[Pha
     return [policy(blocks, epoch, max_epochs) for epoch in range(max_epochs)]
 
 
-def head_epochs(policy: Policy, max_epochs: int) -> int:
-    """Return the number of epochs in which a policy trains nothing but the head of a single block's cell, at first."""
-    return len(list(takewhile(lambda phase: not phase.blocks, phases(policy, (0,), max_epochs))))
+def head_epochs(policy: Policy, blocks: tuple[int, ...], max_epochs: int) -> int:
+    """Return the number of epochs in which a policy trains nothing but the head, at first."""
+    return len(list(takewhile(lambda phase: not phase.blocks, phases(policy, blocks, max_epochs))))
 
 
 def check_policy(name: str, policy: Policy, blocks: tuple[int, ...], max_epochs: int) -> None:

@@ -23,8 +23,9 @@ from blockwise.results.record import Record
 from blockwise.results.store import read_record
 
 FOLDER = ".finished"
-# increase it when the same settings lead to other cells, as when partitions began to follow the flow of data
-RULES = 2
+# increase it when the same settings lead to other cells, as when partitions began to follow the flow of data, or splits
+# the groups
+RULES = 3
 # settings that change neither a record nor which records there are
 NO_EFFECT = ("plan", "checkpoint", "cache", "logger", "sweeper")
 # data sets whose images are in places that a config does not name

@@ -9,6 +9,7 @@ from blockwise.config.compose import plain
 from blockwise.errors import TooFewBlocksError
 from blockwise.results.finished import mark_finished, run_key
 from blockwise.results.record import Record
+from blockwise.search import stops_cells
 from blockwise.study.study import Study
 from blockwise.training.distributed import rank
 
@@ -36,8 +37,9 @@ def run(cfg: DictConfig, console: Console | None = None) -> list[Record]:
         raise
     if rank() == 0:
         cells = study.cells()
-        # which blocks are in `top3` depends on the records of the sweep, those of other runs included
-        if key is not None and len(records) == len(cells) and all(cell.scope.top is None for cell in cells):
+        # which blocks are in `top3`, and which cells a search has stopped, depends on records of other runs as well
+        alone = all(cell.scope.top is None for cell in cells) and not stops_cells(study.search)
+        if key is not None and len(records) == len(cells) and alone:
             mark_finished(settings, key, study.headline(len(records), len(records)), records)
         study.report()
     return records

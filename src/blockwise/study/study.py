@@ -90,8 +90,10 @@ class Study(CellRuns):
                 f"search={name} compares cells that train side by side, but those of {self.backbone.name} train one "
                 "after another: choose search=exhaustive, topdown, ranked or greedy"
             )
-        policies = self.recipe.policies if self._blocks() else {}
-        check_epochs(self.search, epochs, {name: head_epochs(own, epochs) for name, own in policies.items()})
+        block = next((scope.blocks for scope in self.scopes if scope.name.isdigit()), None)
+        policies = self.recipe.policies if block is not None and stops_cells(self.search) else {}
+        alone = {name: head_epochs(own, block or (), epochs) for name, own in policies.items()}
+        check_epochs(self.search, epochs, alone)
         self._tell_what_is_kept()
         top_scopes = [scope for scope in self.scopes if scope.top is not None]
         if not top_scopes:
@@ -108,8 +110,13 @@ class Study(CellRuns):
 
     def _lowest(self, rate: float) -> float:
         """Return the rate of the block that is farthest from the head in a scope of several blocks."""
-        heights = [len(self.staged.partition) - min(scope.blocks) for scope in self.scopes if len(scope.blocks) > 1]
-        base = rate if self.recipe.block_lr is None else self.recipe.block_lr
+        if self.recipe.block_lr is None or not any(scope.blocks or scope.top for scope in self.scopes):
+            base = rate
+        else:
+            base = self.recipe.block_lr
+        # the blocks of a `top` scope may be anywhere
+        joint = [scope.blocks or (0,) for scope in self.scopes if len(scope.blocks) > 1 or (scope.top or 0) > 1]
+        heights = [len(self.staged.partition) - min(blocks) for blocks in joint]
         return base * (self.recipe.layer_decay or 1.0) ** max(heights, default=0)
 
     def _blocks(self) -> int:

@@ -202,10 +202,10 @@ class CellNetwork(nn.Module):
         return state
 
     def statistics(self) -> list[Tensor]:
-        """Return the running statistics that training changes."""
+        """Return the running statistics that training changes in this epoch."""
+        layers = ("head.", *(f"{name}." for name in self._layers if self._norm == "train"))
         state = self.trained_state().items()
-        own = [(name, tensor) for name, tensor in state if self._norm == "train" or name.startswith("head.")]
-        return [tensor for name, tensor in own if name.endswith(("running_mean", "running_var"))]
+        return [t for name, t in state if name.startswith(layers) and name.endswith(("running_mean", "running_var"))]
 
     def load_trained_state(self, state: dict[str, Tensor]) -> None:
         """Restore what `trained_state` returned."""

@@ -7,6 +7,7 @@ from PIL import Image
 
 from blockwise.data.sources.imagefolder import ImageFolder
 from blockwise.errors import InputError
+from blockwise.study.study import Study
 
 
 def fill(folder, counts):
@@ -78,6 +79,22 @@ def test_folders_that_do_not_fit_together(tmp_path, roots, message):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=message):
         ImageFolder([tmp_path / root for root in roots]).splits()
+
+
+def test_groups_are_part_of_what_tells_splits_apart(tmp_path, small):
+    fill(tmp_path / "a", {"cat": 12, "dog": 12})
+    own = [
+        "data=imagefolder",
+        f"data.root={tmp_path / 'a'}",
+        "data.batch_size=4",
+        "data.folds=2",
+        "data.train_per_class=6",
+    ]
+    plain, grouped = (
+        Study.from_config(small(*own, *more)).settings["data"] for more in ([], ["data.groups='(\\w+)\\.'"])
+    )
+    assert "splits" not in plain
+    assert "splits" in grouped
 
 
 def test_two_folders_of_one_split_are_refused(tmp_path):

@@ -113,6 +113,7 @@ def _is_told(settings: Mapping[str, Any], module: BlockwiseDataModule, seed: int
     sizes = ("train_per_class", "val_per_class", "test_per_class")
     return (
         not module.splits.listed
+        and source.get("groups") is None  # first versions did not split by them
         and source["_target_"].startswith("blockwise.")
         and all(source.get(size) == settings[size] for size in sizes)
         and (settings.get("split_seed") is not None or source.get("seed") == seed)
