@@ -214,6 +214,14 @@ def test_the_same_command_again_shows_the_same_tables(small, console, capsys, mo
     assert first.endswith("\n".join(again) + "\n")
 
 
+def test_head_alone_beside_the_sweep_of_a_policy_has_a_table(small, console, capsys):
+    run(small("block=[head,0]", "policy=lp_ft", "trainer.max_epochs=4"), console)
+    cfg = small("block=head", "trainer.max_epochs=4")
+    run(cfg, console)
+    _show(recall_finished(plain(cfg)))
+    assert " head " in capsys.readouterr().out
+
+
 def test_tables_do_not_wait_for_torch():
     modules = "sys, blockwise.cli, blockwise.analysis.sweep_table, blockwise.analysis.report, blockwise.results"
     code = f"import {modules}; print(any(name in sys.modules for name in ('torch', 'wandb')))"

@@ -220,22 +220,19 @@ def _check(overrides: Sequence[str], cfg: DictConfig) -> None:
 
 def _show(finished: Finished) -> None:
     """Print what a run without anything left to train prints."""
-    from blockwise.analysis.summary import sweeps
+    from blockwise.analysis.summary import sweep_with
     from blockwise.analysis.sweep_table import print_table, sweep_table
-    from blockwise.results.record import STATIC
     from blockwise.results.store import find_records, sweep_hash
 
     console = Console(markup=False)
     console.print(finished.headline, highlight=False)
     folder = Path(finished.records[0].folder or "").parents[1]
     records = find_records(folder)
-    # beside the sweep of another policy, `head` alone is no sweep
-    static = sweeps(record for record in records if record.policy == STATIC)
-    recorded = {sweep.key: sweep for sweep in [*static, *sweeps(records)]}
     # a table per policy, as after training; the record of `head` has none, and belongs to the sweeps of all
     own = [record for record in finished.records if record.cell.scope != "head"] or finished.records
     for key in dict.fromkeys(sweep_hash(record.settings) for record in own):
-        print_table(console, sweep_table(recorded[key]))
+        if (sweep := sweep_with(records, key)) is not None:
+            print_table(console, sweep_table(sweep))
         picture = folder / f"accuracy-by-block-{key}.png"
         if picture.is_file():
             console.print(f"Accuracy by block: {picture}", soft_wrap=True, highlight=False)

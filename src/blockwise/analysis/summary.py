@@ -227,6 +227,12 @@ def sweeps(records: Iterable[Record]) -> list[Sweep]:
     return [Sweep(key[-1], group[0]["settings"], tuple(group), _rows(group)) for key, group in sorted(groups.items())]
 
 
+def sweep_with(records: Sequence[Record], key: str) -> Sweep | None:
+    """Return the sweep with a key, also that of `head` alone beside the sweep of a policy; None if there is none."""
+    static = sweeps(record for record in records if record.policy == STATIC)
+    return next((sweep for sweep in [*sweeps(records), *static] if sweep.key == key), None)
+
+
 def _place(record: Record, settings: Settings) -> tuple[str, ...]:
     return record.data.name, record.backbone.name, record.partition.name, sweep_hash(settings)
 

@@ -14,7 +14,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
-from blockwise.analysis.summary import Sweep, sweeps
+from blockwise.analysis.summary import Sweep, sweep_with
 from blockwise.backbone.load import Backbone
 from blockwise.backbone.stages import StagedBackbone
 from blockwise.errors import InputError
@@ -147,10 +147,7 @@ class CellRuns:
         records = find_records(self.store.sweep_folder(self.settings))
         seed = self.settings["seed"]
         wanted = [record for record in records if all_seeds or record.seed == seed]
-        key = sweep_hash({**self.settings, **self._policy_settings(policy)})
-        # beside the sweep of another policy, `head` alone is no sweep
-        static = sweeps(record for record in wanted if record.policy == STATIC) if policy == STATIC else []
-        return next((sweep for sweep in [*sweeps(wanted), *static] if sweep.key == key), None)
+        return sweep_with(wanted, sweep_hash({**self.settings, **self._policy_settings(policy)}))
 
     def train_cells(self, cells: list[Cell], *, retrain: bool) -> dict[str, Record]:
         """Train the cells without a record, and return the records of all, by the cells' names."""

@@ -119,11 +119,9 @@ class Study(CellRuns):
         heights = [len(self.staged.partition) - min(blocks) for blocks in joint]
         return base * (self.recipe.layer_decay or 1.0) ** max(heights, default=0)
 
-    def _blocks(self) -> int:
-        return sum(scope.name.isdigit() for scope in self.scopes)
-
     def _tell_what_is_kept(self) -> None:
-        blocks, keep = self._blocks(), getattr(self.search, "keep", None)
+        blocks = sum(scope.name.isdigit() for scope in self.scopes)
+        keep = getattr(self.search, "keep", None)
         if isinstance(keep, int) and keep >= blocks > 0:
             self.console.print(f"search.keep={keep} leaves out none of the {blocks} blocks", highlight=False)
 

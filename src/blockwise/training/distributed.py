@@ -129,8 +129,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 def average(tensors: Iterable[Tensor]) -> None:
     """Replace tensors by their means over all processes, in place, with one all-reduce."""
-    tensors = list(tensors)
-    if not is_distributed() or not tensors:
+    if not is_distributed() or not (tensors := list(tensors)):
         return
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
     distributed.all_reduce(flat)
